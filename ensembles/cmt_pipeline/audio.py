@@ -1,0 +1,106 @@
+"""Audio bytes -> `input_values`, `num_samples`.
+
+16 kHz mono, normalised to zero mean and unit variance over the sound samples alone, as Hugging Face's
+Wav2Vec2FeatureExtractor does; then padded with zeros up to a bucket.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmt_pipeline.buckets import AUDIO_SAMPLES, SAMPLE_RATE_HZ, bucket_for
+from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from cmt_pipeline.tensors import Array
+
+if TYPE_CHECKING:
+    import soundfile
+
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
+VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
+
+
+class AudioPreprocessor:
+    """bytes -> {`input_values`: [samples] float32, `num_samples`: [1] int64}. Raises InvalidInput."""
+
+    def __init__(self, normalize: bool = True, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._normalize = normalize
+        self._limits = limits
+
+    def __call__(self, data: bytes) -> dict[str, Array]:
+        sound = decode_audio(data, self._limits)
+        if self._normalize:
+            # float64: the square of a legal float32 sample can overflow float32
+            wide = sound.astype(np.float64)
+            sound = ((wide - wide.mean()) / np.sqrt(wide.var() + VARIANCE_FLOOR)).astype(np.float32)
+        padded = np.zeros(bucket_for(len(sound), AUDIO_SAMPLES), np.float32)
+        padded[: len(sound)] = sound
+        return {"input_values": padded, "num_samples": np.array([len(sound)], np.int64)}
+
+
+def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """16 kHz mono samples [samples] float32; channels are averaged. Raises InvalidInput."""
+    import soundfile
+    import soxr
+
+    if not data:
+        raise InvalidInput("audio", "empty", f"0 bytes came; expected {ACCEPTED}")
+    if len(data) > limits.max_audio_bytes:
+        raise InvalidInput(
+            "audio", "too_large", f"{len(data)} bytes came; at most {limits.max_audio_bytes} are accepted: cut it"
+        )
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = _check_header(file, limits)
+            # One frame more than allowed shows a file that is longer than its header says.
+            sound = file.read(int(limits.max_audio_s * rate) + 1, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InvalidInput(
+            "audio", "not_decodable", f"{len(data)} bytes that don't decode came ({error}); expected {ACCEPTED}"
+        ) from None
+    _check_duration(len(sound) / rate, limits)
+    if not np.isfinite(sound).all():
+        raise InvalidInput("audio", "not_finite", "NaN or infinite samples came; expected finite ones")
+    mono = sound.mean(axis=1, dtype=np.float32)
+    if rate != SAMPLE_RATE_HZ:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE_HZ)
+    # Resampling rounds the length up; the largest bucket is exact.
+    return np.ascontiguousarray(mono[: AUDIO_SAMPLES[-1]], np.float32)
+
+
+def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
+    """The sample rate in Hz, once what the file declares of itself is acceptable."""
+    if file.format not in FORMATS:
+        raise InvalidInput("audio", "wrong_format", f"a {file.format} file came; expected {ACCEPTED}")
+    rate = int(file.samplerate)
+    if not limits.min_sample_rate_hz <= rate <= limits.max_sample_rate_hz:
+        raise InvalidInput(
+            "audio",
+            "sample_rate",
+            f"a sample rate of {rate} Hz came; "
+            f"expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
+        )
+    if file.channels > limits.max_audio_channels:
+        raise InvalidInput(
+            "audio", "channels", f"{file.channels} channels came; at most {limits.max_audio_channels} are accepted"
+        )
+    if file.frames > limits.max_audio_s * rate:
+        _check_duration(file.frames / rate, limits)
+    return rate
+
+
+def _check_duration(seconds: float, limits: Limits) -> None:
+    if seconds > limits.max_audio_s:
+        raise InvalidInput(
+            "audio",
+            "too_long",
+            f"{seconds:.2f} s came; at most {limits.max_audio_s:g} s are accepted: cut it into utterances",
+        )
+    if seconds < limits.min_audio_s:
+        raise InvalidInput(
+            "audio", "too_short", f"{seconds:.3f} s came; at least {limits.min_audio_s:g} s are needed"
+        )

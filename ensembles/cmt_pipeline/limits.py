@@ -1,0 +1,37 @@
+"""What the service accepts, in one place. Every limit has its default here and can be set when serving."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from cmt_pipeline.buckets import AUDIO_SECONDS, TEXT_TOKENS
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on one item of each modality."""
+
+    max_image_bytes: int = 16 * MIB
+    min_image_side_px: int = 16
+    max_image_pixels: int = 50_000_000  # of the declared size, before any decoding
+    max_audio_bytes: int = 16 * MIB
+    min_audio_s: float = 0.1
+    max_audio_s: float = AUDIO_SECONDS[-1]
+    min_sample_rate_hz: int = 4_000
+    max_sample_rate_hz: int = 384_000
+    max_audio_channels: int = 16
+    max_text_bytes: int = 8_192
+    max_text_tokens: int = TEXT_TOKENS[-1]
+
+    def to_json(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+DEFAULT_LIMITS = Limits()
+
+#: Items in one request. An ensemble's may not exceed that of any of its stages.
+MAX_BATCH_SIZE = 8
+#: Items that a GPU engine takes at once; Triton's dynamic batcher fills it from several requests.
+MAX_GPU_BATCH_SIZE = 32

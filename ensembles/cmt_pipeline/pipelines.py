@@ -1,0 +1,96 @@
+"""The pipelines: one ensemble for each subset of modalities and each entrance.
+
+`emotion` takes all three, a subset is named for what it takes (`emotion_image_text`). The raw entrance takes files as
+bytes; the `_tensors` entrance takes what `preprocess_*` makes of them, for clients that preprocess themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
+from cmt_pipeline.stages import ABSENT_FEATURES, ABSENT_MASK, FUSE, RAW, READY, STAGES, Stage
+from cmt_pipeline.tensors import TensorSpec
+
+Entrance = Literal["raw", "tensors"]
+ENTRANCES: tuple[Entrance, ...] = ("raw", "tensors")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage within a pipeline: stage tensor name -> pipeline tensor name, for inputs and outputs."""
+
+    stage: Stage
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One Triton ensemble."""
+
+    modalities: tuple[Modality, ...]
+    entrance: Entrance
+
+    @property
+    def name(self) -> str:
+        return pipeline_name(self.modalities, self.entrance)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        if self.entrance == "raw":
+            return tuple(RAW[m] for m in self.modalities)
+        return tuple(spec for m in self.modalities for spec in READY[m])
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return FUSE.outputs
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        steps = []
+        if self.entrance == "raw":
+            steps += [_same_names(STAGES[f"preprocess_{m}"]) for m in self.modalities]
+        steps += [self._encode_step(m) for m in self.modalities]
+        return (*steps, self._fuse_step())
+
+    def _encode_step(self, modality: Modality) -> Step:
+        stage = STAGES[f"encode_{modality}"]
+        wanted = {f"{modality}_features", f"{modality}_mask"}
+        if modality == self.modalities[0] and len(self.modalities) < len(MODALITIES):
+            wanted |= {ABSENT_FEATURES.name, ABSENT_MASK.name}
+        return Step(stage, _identity(stage.inputs), _identity(s for s in stage.outputs if s.name in wanted))
+
+    def _fuse_step(self) -> Step:
+        inputs = {}
+        for m in MODALITIES:
+            present = m in self.modalities
+            inputs[f"{m}_features"] = f"{m}_features" if present else ABSENT_FEATURES.name
+            inputs[f"{m}_mask"] = f"{m}_mask" if present else ABSENT_MASK.name
+        return Step(FUSE, inputs, _identity(FUSE.outputs))
+
+
+def pipeline_name(modalities: Iterable[str], entrance: Entrance = "raw") -> str:
+    """`emotion`, `emotion_image_text`, `emotion_audio_tensors`, … ValueError for no or unknown modalities."""
+    subset = ordered(modalities)
+    parts = ["emotion"]
+    if subset != MODALITIES:
+        parts += subset
+    if entrance == "tensors":
+        parts.append("tensors")
+    return "_".join(parts)
+
+
+def _identity(specs: Iterable[TensorSpec]) -> dict[str, str]:
+    return {spec.name: spec.name for spec in specs}
+
+
+def _same_names(stage: Stage) -> Step:
+    return Step(stage, _identity(stage.inputs), _identity(stage.outputs))
+
+
+PIPELINES: dict[str, Pipeline] = {
+    pipeline.name: pipeline for pipeline in (Pipeline(s, e) for e in ENTRANCES for s in SUBSETS)
+}

@@ -1,0 +1,73 @@
+"""Preprocessing of every modality, as a `preprocess_*` stage or a client that preprocesses itself runs it.
+
+A `preprocess_*` stage version holds `preprocess.json` (a PreprocessConfig) and, for text, `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmt_pipeline.audio import AudioPreprocessor
+from cmt_pipeline.image import ImagePreprocessor
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from cmt_pipeline.modality import Modality
+from cmt_pipeline.stages import READY
+from cmt_pipeline.tensors import Array
+from cmt_pipeline.text import TextPreprocessor
+
+#: bytes of one item -> its ready tensors, without batch axis.
+Preprocessor = Callable[[bytes], dict[str, Array]]
+
+CONFIG_FILE = "preprocess.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """What a checkpoint's encoders were trained to see."""
+
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    normalize_audio: bool = True
+    pad_token: str = "[PAD]"  # noqa: S105
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PreprocessConfig:
+        values = json.loads(text)
+        values["image_mean"] = tuple(values["image_mean"])
+        values["image_std"] = tuple(values["image_std"])
+        return cls(**values)
+
+
+def open_preprocessor(modality: Modality, folder: Path, limits: Limits = DEFAULT_LIMITS) -> Preprocessor:
+    """The preprocessor of a modality from the folder of its stage version."""
+    config = PreprocessConfig.from_json((folder / CONFIG_FILE).read_text())
+    if modality == "image":
+        return ImagePreprocessor(config.image_mean, config.image_std, limits)
+    if modality == "audio":
+        return AudioPreprocessor(config.normalize_audio, limits)
+    return TextPreprocessor(folder / TOKENIZER_FILE, config.pad_token, limits)
+
+
+def collate(modality: Modality, items: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Items as one batch: each tensor [batch, ...], zero-padded to the longest item's bucket.
+
+    Zero is padding for every ready tensor: silence beyond `num_samples`, ids masked out by `attention_mask`.
+    """
+    batch = {}
+    for spec in READY[modality]:
+        arrays = [item[spec.name] for item in items]
+        shape = np.max([array.shape for array in arrays], axis=0)
+        stacked = np.zeros((len(arrays), *shape), spec.numpy_dtype)
+        for row, array in zip(stacked, arrays, strict=True):
+            row[tuple(slice(size) for size in array.shape)] = array
+        batch[spec.name] = stacked
+    return batch

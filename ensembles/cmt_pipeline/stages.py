@@ -1,0 +1,109 @@
+"""The seven stages: one Triton model each.
+
+`preprocess_*` turns bytes into tensors, `encode_*` turns tensors into features of MODEL_WIDTH, `fuse` turns the
+features of all modalities into the answer.
+
+A Triton ensemble can't skip a step's input, and a TensorRT plan has no optional ones. So every encoder also offers a
+stand-in (`absent_features`, `absent_mask`: one token, masked out) that its pipeline passes to `fuse` for each
+modality the pipeline doesn't take. The mask says absent; the values are never read as data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.tensors import (
+    ABSENT,
+    CHANNELS,
+    FRAMES,
+    HEIGHT,
+    ITEM,
+    LABELS,
+    MODEL,
+    PATCHES,
+    SAMPLES,
+    TOKENS,
+    WIDTH,
+    Axis,
+    TensorSpec,
+    or_absent,
+)
+
+StageKind = Literal["preprocess", "encode", "fuse"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One Triton model of the graph. `modality` is None for `fuse`."""
+
+    name: str
+    kind: StageKind
+    modality: Modality | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether an engine runs it (the others run Python)."""
+        return self.kind != "preprocess"
+
+
+RAW: dict[Modality, TensorSpec] = {m: TensorSpec(m, "BYTES", (ITEM,)) for m in MODALITIES}
+
+READY: dict[Modality, tuple[TensorSpec, ...]] = {
+    "image": (TensorSpec("pixel_values", "FP32", (CHANNELS, HEIGHT, WIDTH)),),
+    # num_samples: how many of the samples are sound; the rest is padding.
+    "audio": (TensorSpec("input_values", "FP32", (SAMPLES,)), TensorSpec("num_samples", "INT64", (ITEM,))),
+    "text": (TensorSpec("input_ids", "INT64", (TOKENS,)), TensorSpec("attention_mask", "INT64", (TOKENS,))),
+}
+
+FEATURE_AXIS: dict[Modality, Axis] = {"image": PATCHES, "audio": FRAMES, "text": TOKENS}
+
+ABSENT_FEATURES = TensorSpec("absent_features", "FP32", (ABSENT, MODEL))
+ABSENT_MASK = TensorSpec("absent_mask", "INT64", (ABSENT,))
+
+
+def features(modality: Modality, axis: Axis) -> tuple[TensorSpec, TensorSpec]:
+    """`{modality}_features` [batch, axis, MODEL_WIDTH] and `{modality}_mask` [batch, axis] (1 = real, 0 = padding)."""
+    return (
+        TensorSpec(f"{modality}_features", "FP32", (axis, MODEL)),
+        TensorSpec(f"{modality}_mask", "INT64", (axis,)),
+    )
+
+
+ANSWER: tuple[TensorSpec, ...] = (
+    TensorSpec("logits", "FP32", (LABELS,)),
+    TensorSpec("probabilities", "FP32", (LABELS,)),
+    TensorSpec("valence_arousal", "FP32", (Axis("valence_arousal", (2,)),)),
+    TensorSpec("attention", "FP32", (Axis("modalities", (3,)),)),
+)
+
+FUSE = Stage(
+    name="fuse",
+    kind="fuse",
+    modality=None,
+    inputs=tuple(spec for m in MODALITIES for spec in features(m, or_absent(FEATURE_AXIS[m]))),
+    outputs=ANSWER,
+)
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        *(Stage(f"preprocess_{m}", "preprocess", m, (RAW[m],), READY[m]) for m in MODALITIES),
+        *(
+            Stage(
+                f"encode_{m}",
+                "encode",
+                m,
+                READY[m],
+                (*features(m, FEATURE_AXIS[m]), ABSENT_FEATURES, ABSENT_MASK),
+            )
+            for m in MODALITIES
+        ),
+        FUSE,
+    )
+}
+
+COMPILED_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES.values() if stage.compiled)

@@ -1,0 +1,189 @@
+"""config.pbtxt of every stage and pipeline, generated from the contract.
+
+Built as Triton's own ModelConfig message (model_config.proto), so that a field that Triton doesn't know can't be
+written. Each stage has a CPU configuration (python backend) and a TensorRT one (`configs/tensorrt.pbtxt`, chosen with
+`--model-config-name tensorrt`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+
+from cmt_pipeline.limits import MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE
+from cmt_pipeline.modality import MODALITIES, SUBSETS
+from cmt_pipeline.pipelines import Pipeline
+from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.stages import FEATURE_AXIS, FUSE, Stage
+from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
+
+LABELS_FILE = "labels.txt"
+TENSORRT_CONFIG = "configs/tensorrt.pbtxt"
+WARMUP_FOLDER = "warmup"
+LINE_WIDTH = 110
+
+DATA_TYPES = {"BYTES": DataType.TYPE_STRING, "FP32": DataType.TYPE_FP32, "INT64": DataType.TYPE_INT64}
+
+
+@dataclass(frozen=True)
+class StageTuning:
+    """How a stage runs on this machine.
+
+    threads: of its engine, 0 for one per core; queue_delay_us: how long the dynamic batcher waits for company.
+    """
+
+    instances: int = 1
+    threads: int = 0
+    queue_delay_us: int = 0
+
+
+DEFAULT_TUNING: Mapping[str, StageTuning] = {
+    "encode_image": StageTuning(queue_delay_us=200),
+    "encode_audio": StageTuning(queue_delay_us=200),
+    "encode_text": StageTuning(queue_delay_us=200),
+    "fuse": StageTuning(threads=1, queue_delay_us=100),
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a release decides in the configurations. The defaults give the reference repository in git."""
+
+    versions: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of each stage, as its version policy lists
+    pins: Mapping[str, int] = field(default_factory=dict)  # stage -> version that the pipelines use; 1 if not named
+    labels: int = -1
+    releases: tuple[ReleaseInfo, ...] = ()
+    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # stage -> its own
+    tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
+
+
+REFERENCE = Served()
+
+
+def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
+    """The CPU configuration: python backend, whose adapter runs the compiled engine."""
+    tuning = served.tuning.get(stage.name, StageTuning())
+    config = _stage_base(stage, served, MAX_BATCH_SIZE, tuning)
+    config.backend = "python"
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=tuning.instances)
+    for key, value in served.parameters.get(stage.name, {}).items():
+        config.parameters[key].string_value = value
+    if stage.compiled:
+        config.parameters["threads"].string_value = str(tuning.threads)
+    return config
+
+
+def tensorrt_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
+    """The GPU configuration of a compiled stage: a TensorRT plan with CUDA graphs for the buckets."""
+    tuning = served.tuning.get(stage.name, StageTuning())
+    config = _stage_base(stage, served, MAX_GPU_BATCH_SIZE, tuning)
+    config.platform = "tensorrt_plan"
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=1)
+    config.optimization.cuda.graphs = True
+    for shapes in bucket_shapes(stage):
+        spec = config.optimization.cuda.graph_spec.add(batch_size=1)
+        for name, dims in shapes.items():
+            spec.input[name].dim.extend(dims)
+    return config
+
+
+def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE) -> ModelConfig:
+    """The ensemble of a pipeline. Its steps pin stage versions, so that no answer mixes two releases."""
+    config = ModelConfig(name=pipeline.name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
+    _add_tensors(config.input, pipeline.inputs, served.labels)
+    _add_tensors(config.output, pipeline.outputs, served.labels)
+    for step in pipeline.steps:
+        message = config.ensemble_scheduling.step.add(
+            model_name=step.stage.name, model_version=served.pins.get(step.stage.name, 1)
+        )
+        message.input_map.update(step.inputs)
+        message.output_map.update(step.outputs)
+    for info in served.releases:
+        key, value = info.to_parameter()
+        config.parameters[key].string_value = value
+    return config
+
+
+def bucket_shapes(stage: Stage) -> list[dict[str, tuple[int, ...]]]:
+    """One set of input shapes (without batch) for each bucket of a stage.
+
+    `fuse` has an axis for each modality: its sets walk along the buckets of all three together and then take each
+    smaller subset once, so that every bucket and every absence occurs, rather than in all 59 combinations.
+    """
+    sizes = {axis.name: axis.sizes for spec in stage.inputs for axis in spec.axes}
+    absences: list[set[str]] = [set()]
+    if stage is FUSE:
+        sizes |= {axis.name: axis.sizes for axis in FEATURE_AXIS.values()}
+        absences += [{FEATURE_AXIS[m].name for m in MODALITIES if m not in subset} for subset in SUBSETS[1:]]
+    longest = max(map(len, sizes.values()))
+    picks = [{name: of[min(index, len(of) - 1)] for name, of in sizes.items()} for index in range(longest)]
+    picks += [picks[-1] | dict.fromkeys(absent, ABSENT_TOKENS) for absent in absences[1:]]
+    return [{spec.name: tuple(pick[axis.name] for axis in spec.axes) for spec in stage.inputs} for pick in picks]
+
+
+def to_pbtxt(config: ModelConfig) -> str:
+    """The configuration as text, one tensor, step or sample a line where it fits."""
+    note = "# Generated from the tensor contract in ensembles/ (`make model-repository`); edit the contract instead.\n"
+    unindented = "\n".join(line.strip() for line in text_format.MessageToString(config).splitlines())
+    return note + _compact(unindented)
+
+
+def from_pbtxt(text: str) -> ModelConfig:
+    """Parsed with Triton's own message. google.protobuf.text_format.ParseError when it isn't one."""
+    return text_format.Parse(text, ModelConfig())
+
+
+def _stage_base(stage: Stage, served: Served, max_batch_size: int, tuning: StageTuning) -> ModelConfig:
+    config = ModelConfig(name=stage.name, max_batch_size=max_batch_size)
+    config.version_policy.specific.versions.extend(served.versions.get(stage.name, (1,)))
+    _add_tensors(config.input, stage.inputs, served.labels)
+    _add_tensors(config.output, stage.outputs, served.labels)
+    for output in config.output:
+        if output.name in ("logits", "probabilities"):
+            output.label_filename = LABELS_FILE
+    config.dynamic_batching.max_queue_delay_microseconds = tuning.queue_delay_us
+    _add_warmup(config, stage)
+    return config
+
+
+def _add_tensors(target: Any, specs: Iterable[TensorSpec], labels: int) -> None:
+    for spec in specs:
+        dims = [labels if axis == LABELS else axis.dim for axis in spec.axes]
+        target.add(name=spec.name, data_type=DATA_TYPES[spec.dtype], dims=dims)
+
+
+def _add_warmup(config: ModelConfig, stage: Stage) -> None:
+    """Zeros at every bucket for an engine; a real file for preprocessing."""
+    for index, shapes in enumerate(bucket_shapes(stage)):
+        sample = config.model_warmup.add(name=f"bucket_{index}", batch_size=1)
+        for spec in stage.inputs:
+            tensor = sample.inputs[spec.name]
+            tensor.data_type = DATA_TYPES[spec.dtype]
+            tensor.dims.extend(shapes[spec.name])
+            if stage.compiled:
+                tensor.zero_data = True
+            else:
+                tensor.input_data_file = spec.name
+
+
+def _compact(expanded: str) -> str:
+    """Text format with every block that fits on one line; protobuf's printer offers all or nothing."""
+    open_blocks: list[list[str]] = [[]]
+    for line in expanded.splitlines():
+        if line != "}" and not line.endswith("{"):
+            open_blocks[-1].append(line)
+        elif line.endswith("{"):
+            open_blocks.append([line])
+        else:
+            head, *body = open_blocks.pop()
+            joined = f"{head} {' '.join(body)} }}"
+            if len(joined) + 2 * len(open_blocks) <= LINE_WIDTH and "\n" not in joined:
+                open_blocks[-1].append(joined)
+            else:
+                inner = "\n".join(body).replace("\n", "\n  ")
+                open_blocks[-1].append(f"{head}\n  {inner}\n}}")
+    return "\n".join(open_blocks[0]) + "\n"
