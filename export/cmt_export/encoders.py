@@ -1,0 +1,134 @@
+"""The three encoders, each ending in a projection to the fusion's width.
+
+Image: Vision Transformer (Dosovitskiy et al. 2021). Audio: Wav2Vec2 (Baevski et al. 2020). Text: BERT (Devlin et al.
+2019). All from Hugging Face transformers; every encoder returns features [batch, tokens, MODEL_WIDTH] float32 and a
+mask [batch, tokens] int64, 1 = real.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel, ViTModel, Wav2Vec2Model
+
+from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
+from cmt_pipeline.tensors import MODEL_WIDTH
+
+Features = tuple[Tensor, Tensor]
+
+#: Samples of which the feature encoder makes its first frame.
+RECEPTIVE_FIELD = 400
+
+
+class ImageEncoder(nn.Module):
+    """`pixel_values` [batch, 3, 224, 224] -> features of 196 patches and the class token."""
+
+    def __init__(self, backbone: ViTModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
+
+    def forward(self, pixel_values: Tensor) -> Features:
+        hidden = self.backbone(pixel_values).last_hidden_state  # [batch, 197, hidden]
+        return self.projection(hidden), hidden.new_ones(hidden.shape[:2], dtype=torch.int64)
+
+
+class TextEncoder(nn.Module):
+    """`input_ids`, `attention_mask` [batch, tokens] -> features of the tokens."""
+
+    def __init__(self, backbone: BertModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        hidden = self.backbone(input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.projection(hidden), attention_mask
+
+
+class AudioEncoder(nn.Module):
+    """`input_values` [batch, samples], `num_samples` [batch, 1] -> features of 20 ms frames.
+
+    Padding changes nothing. Transformers' own forward normalises each channel of the first convolution over *all* of
+    time, padding included, so that a clip's features would depend on the bucket it was padded to; here that GroupNorm
+    takes its statistics over the clip's own frames. Later convolutions are unpadded: a real frame never reaches into
+    padding.
+    """
+
+    def __init__(self, backbone: Wav2Vec2Model) -> None:
+        super().__init__()
+        config = backbone.config
+        if (tuple(config.conv_kernel), tuple(config.conv_stride)) != (CONV_KERNELS, CONV_STRIDES):
+            raise ValueError(
+                f"convolutions with kernels {config.conv_kernel} and strides {config.conv_stride} came; the contract's "
+                f"frame counts are those of {CONV_KERNELS} and {CONV_STRIDES}"
+            )
+        self.backbone = backbone
+        self.projection = nn.Linear(config.hidden_size, MODEL_WIDTH)
+
+    def forward(self, input_values: Tensor, num_samples: Tensor) -> Features:
+        frames = self._convolve(input_values, num_samples)  # [batch, frames, conv_dim]
+        mask = positions_below(frames.shape[1], frame_count(num_samples))
+        hidden, _ = self.backbone.feature_projection(frames)
+        hidden = self.backbone.encoder(hidden, attention_mask=mask).last_hidden_state
+        return self.projection(hidden), mask.to(torch.int64)
+
+    def _convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
+        hidden = input_values[:, None]  # [batch, channels, time]
+        for layer in self.backbone.feature_extractor.conv_layers:
+            hidden = layer.conv(hidden)
+            norm = getattr(layer, "layer_norm", None)
+            if isinstance(norm, nn.GroupNorm):  # "group" flavour: after the first convolution alone
+                first = _windows(num_samples, CONV_KERNELS[0], CONV_STRIDES[0])
+                hidden = masked_group_norm(hidden, norm, first)
+            elif norm is not None:  # "layer" flavour: over channels, frame by frame
+                hidden = norm(hidden.transpose(1, 2)).transpose(1, 2)
+            hidden = layer.activation(hidden)
+        return hidden.transpose(1, 2)
+
+
+def frame_count(num_samples: Tensor) -> Tensor:
+    """Frames of so many samples, at least 1; any shape, int64. The tensor twin of `buckets.frames_of`."""
+    return _windows(num_samples, RECEPTIVE_FIELD, math.prod(CONV_STRIDES))
+
+
+def _windows(num_samples: Tensor, size: int, hop: int) -> Tensor:
+    """How many windows of `size` samples, `hop` apart, lie within so many samples (and at least one frame's)."""
+    return torch.div(num_samples.clamp(min=RECEPTIVE_FIELD) - size, hop, rounding_mode="trunc") + 1
+
+
+def positions_below(size: int, lengths: Tensor) -> Tensor:
+    """Mask [batch, size] bool: position < length, of lengths [batch, 1]."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths
+
+
+def masked_group_norm(hidden: Tensor, norm: nn.GroupNorm, lengths: Tensor) -> Tensor:
+    """GroupNorm over the first `lengths` [batch, 1] positions of hidden [batch, channels, time], one channel a group.
+
+    Frames beyond are scaled alike; nothing reads them.
+    """
+    if norm.num_groups != norm.num_channels:
+        raise ValueError(f"{norm.num_groups} groups of {norm.num_channels} channels came; Wav2Vec2 has a group a channel")
+    mask = positions_below(hidden.shape[2], lengths)[:, None, :].to(hidden.dtype)  # [batch, 1, time]
+    count = lengths[:, :, None].to(hidden.dtype)  # [batch, 1, 1]
+    mean = (hidden * mask).sum(dim=2, keepdim=True) / count
+    centred = hidden - mean
+    variance = (centred * centred * mask).sum(dim=2, keepdim=True) / count
+    scale = norm.weight[None, :, None] * torch.rsqrt(variance + norm.eps)
+    return centred * scale + norm.bias[None, :, None]
+
+
+ENCODERS: dict[str, tuple[type[nn.Module], Any]] = {
+    "image": (ImageEncoder, ViTModel),
+    "audio": (AudioEncoder, Wav2Vec2Model),
+    "text": (TextEncoder, BertModel),
+}
+
+
+def wrap(modality: str, backbone: nn.Module) -> nn.Module:
+    """The encoder of a modality around its Hugging Face backbone."""
+    encoder, _ = ENCODERS[modality]
+    return cast("type[Any]", encoder)(backbone)  # type: ignore[no-any-return]

@@ -1,0 +1,155 @@
+"""Parity: how far an engine is from PyTorch fp32, stage by stage and through whole pipelines.
+
+A stage is fed what PyTorch gives it and compared where its mask says 1 (what padding holds concerns nobody). A
+pipeline chains the engines' own outputs, so that it shows how errors add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmt_export.engine import Engine, Precision
+from cmt_export.model import CrossModalTransformer, run_model, run_stage
+from cmt_export.samples import Batch
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
+from cmt_pipeline.pipelines import PIPELINES, pipeline_name
+from cmt_pipeline.stages import FEATURE_AXIS, READY, STAGES, Stage
+from cmt_pipeline.tensors import Array, Arrays
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """relative: RMS of the difference over RMS of the reference, of a stage; probability: largest absolute
+    difference of any probability, of a pipeline."""
+
+    relative: float
+    probability: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(relative=1e-4, probability=1e-4),
+    "fp16": Tolerance(relative=1e-2, probability=5e-3),
+    "bf16": Tolerance(relative=5e-2, probability=2e-2),
+    "int8": Tolerance(relative=2.5e-1, probability=6e-2),
+}
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One line of the parity table. error is relative for a stage and absolute for a pipeline's probabilities."""
+
+    what: str
+    precision: Precision
+    cases: int
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(np.isfinite(self.error)) and self.error <= self.tolerance
+
+
+class ParityError(RuntimeError):
+    """An export missed its tolerance."""
+
+    def __init__(self, rows: Sequence[ParityRow]) -> None:
+        missed = "; ".join(f"{r.what} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed)
+        super().__init__(
+            f"the export differs from PyTorch fp32 by more than its tolerance ({missed}). "
+            "Choose a higher --precision, or calibrate int8 with data of your own (--calibration)."
+        )
+        self.rows = tuple(rows)
+
+
+def stage_parity(
+    engine: Engine, model: CrossModalTransformer, stage: Stage, precision: Precision, batches: Sequence[Batch]
+) -> ParityRow:
+    """The stage's largest relative error over all batches; each batch also in items of one, unpadded lengths apart."""
+    errors = []
+    for inputs in stage_inputs(model, stage, batches):
+        expected = run_stage(model, stage, inputs)
+        errors.append(_stage_error(stage, expected, engine.run(inputs)))
+    return ParityRow(stage.name, precision, len(errors), max(errors), TOLERANCES[precision].relative)
+
+
+def pipeline_parity(
+    engines: Mapping[str, Engine], model: CrossModalTransformer, precision: Precision, batches: Sequence[Batch]
+) -> list[ParityRow]:
+    """One row for each subset of modalities: the largest difference of a probability."""
+    rows = []
+    for subset in SUBSETS:
+        worst = 0.0
+        for batch in batches:
+            inputs = ready_inputs(batch.tensors, subset)
+            expected = run_model(model, inputs)["probabilities"]
+            came = run_engines(engines, inputs)["probabilities"]
+            worst = max(worst, float(np.abs(came - expected).max()))
+        rows.append(
+            ParityRow(pipeline_name(subset), precision, len(batches), worst, TOLERANCES[precision].probability)
+        )
+    return rows
+
+
+def run_engines(engines: Mapping[str, Engine], inputs: Arrays) -> dict[str, Array]:
+    """Ready tensors of some modalities through `encode_*` and `fuse`, wired as their pipeline is."""
+    encoded = {
+        m: engines[f"encode_{m}"].run({spec.name: inputs[spec.name] for spec in READY[m]})
+        for m in MODALITIES
+        if READY[m][0].name in inputs
+    }
+    return engines["fuse"].run(_wire(encoded))
+
+
+def stage_inputs(
+    model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]
+) -> Iterable[dict[str, Array]]:
+    """What the stage is fed when PyTorch runs the stages before it; `fuse` meets absent modalities too."""
+    for index, batch in enumerate(batches):
+        if stage.modality is not None:
+            yield {spec.name: batch.tensors[spec.name] for spec in stage.inputs}
+        else:
+            yield _fuse_inputs(model, batch.tensors, SUBSETS[index % len(SUBSETS)])
+
+
+def ready_inputs(tensors: Arrays, subset: Iterable[Modality]) -> dict[str, Array]:
+    """The ready tensors of some modalities."""
+    return {spec.name: tensors[spec.name] for m in subset for spec in READY[m]}
+
+
+def _fuse_inputs(model: CrossModalTransformer, tensors: Arrays, subset: Sequence[Modality]) -> dict[str, Array]:
+    return _wire({m: run_stage(model, STAGES[f"encode_{m}"], tensors) for m in subset})
+
+
+def _wire(encoded: Mapping[Modality, Arrays]) -> dict[str, Array]:
+    """Outputs of the encoders that ran -> inputs of `fuse`, as the pipeline of these modalities joins them."""
+    pipeline = PIPELINES[pipeline_name(encoded)]
+    available = {name: array for outputs in encoded.values() for name, array in outputs.items()}
+    return {name: available[source] for name, source in pipeline.steps[-1].inputs.items()}
+
+
+def _stage_error(stage: Stage, expected: Arrays, came: Arrays) -> float:
+    """Largest relative error over the stage's floating outputs; infinite when a mask differs."""
+    worst = 0.0
+    for spec in stage.outputs:
+        wanted, got = expected[spec.name], came[spec.name]
+        if spec.dtype == "INT64":
+            if not np.array_equal(wanted, got):
+                return float("inf")
+        elif spec.name != "absent_features":
+            if spec.axes[0] in FEATURE_AXIS.values():
+                real = expected[f"{stage.modality}_mask"].astype(bool)
+                wanted, got = wanted[real], got[real]
+            worst = max(worst, _relative(wanted, got))
+        elif np.any(got):
+            return float("inf")
+    return worst
+
+
+def _relative(expected: Array, came: Array) -> float:
+    wanted = expected.astype(np.float64)
+    return float(np.sqrt(np.mean((came - wanted) ** 2) / np.mean(wanted**2)))
+
+
