@@ -1,7 +1,7 @@
 """The pipelines: one ensemble for each subset of modalities and each entrance.
 
 `emotion` takes all three, a subset is named for what it takes (`emotion_image_text`). The raw entrance takes files as
-bytes; the `_tensors` entrance takes what `preprocess_*` makes of them, for clients that preprocess themselves.
+bytes; the `_tensors` entrance takes what `preprocess` makes of them, for clients that preprocess themselves.
 """
 
 from __future__ import annotations
@@ -50,18 +50,24 @@ class Pipeline:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        steps = []
+        return (self._first_step(), *(self._encode_step(m) for m in self.modalities), self._fuse_step())
+
+    def _first_step(self) -> Step:
+        """The stage that may refuse; it runs alone, before the encoders start."""
+        ready = [spec for m in self.modalities for spec in READY[m]]
         if self.entrance == "raw":
-            steps += [_same_names(STAGES[f"preprocess_{m}"]) for m in self.modalities]
-        steps += [self._encode_step(m) for m in self.modalities]
-        return (*steps, self._fuse_step())
+            return Step(STAGES["preprocess"], _identity(self.inputs), _identity(ready))
+        return Step(STAGES["check"], _identity(self.inputs), {spec.name: _checked(spec.name) for spec in ready})
 
     def _encode_step(self, modality: Modality) -> Step:
         stage = STAGES[f"encode_{modality}"]
         wanted = {f"{modality}_features", f"{modality}_mask"}
         if modality == self.modalities[0] and len(self.modalities) < len(MODALITIES):
             wanted |= {ABSENT_FEATURES.name, ABSENT_MASK.name}
-        return Step(stage, _identity(stage.inputs), _identity(s for s in stage.outputs if s.name in wanted))
+        inputs = _identity(stage.inputs)
+        if self.entrance == "tensors":
+            inputs = {name: _checked(name) for name in inputs}
+        return Step(stage, inputs, _identity(spec for spec in stage.outputs if spec.name in wanted))
 
     def _fuse_step(self) -> Step:
         inputs = {}
@@ -87,8 +93,9 @@ def _identity(specs: Iterable[TensorSpec]) -> dict[str, str]:
     return {spec.name: spec.name for spec in specs}
 
 
-def _same_names(stage: Stage) -> Step:
-    return Step(stage, _identity(stage.inputs), _identity(stage.outputs))
+def _checked(name: str) -> str:
+    """Within an ensemble every tensor has a name of its own."""
+    return f"checked_{name}"
 
 
 PIPELINES: dict[str, Pipeline] = {

@@ -1,6 +1,6 @@
-"""Preprocessing of every modality, as a `preprocess_*` stage or a client that preprocesses itself runs it.
+"""Preprocessing of every modality, as the `preprocess` stage or a client that preprocesses itself runs it.
 
-A `preprocess_*` stage version holds `preprocess.json` (a PreprocessConfig) and, for text, `tokenizer.json`.
+A version of the `preprocess` stage holds `preprocess.json` (a PreprocessConfig) and `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -42,19 +42,24 @@ class PreprocessConfig:
     @classmethod
     def from_json(cls, text: str) -> PreprocessConfig:
         values = json.loads(text)
-        values["image_mean"] = tuple(values["image_mean"])
-        values["image_std"] = tuple(values["image_std"])
-        return cls(**values)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def open_preprocessor(modality: Modality, folder: Path, limits: Limits = DEFAULT_LIMITS) -> Preprocessor:
-    """The preprocessor of a modality from the folder of its stage version."""
+def make_preprocessors(
+    config: PreprocessConfig, tokenizer: Path, limits: Limits = DEFAULT_LIMITS
+) -> dict[Modality, Preprocessor]:
+    """The preprocessors of all modalities. tokenizer: a tokenizer.json."""
+    return {
+        "image": ImagePreprocessor(config.image_mean, config.image_std, limits),
+        "audio": AudioPreprocessor(config.normalize_audio, limits),
+        "text": TextPreprocessor(tokenizer, config.pad_token, limits),
+    }
+
+
+def open_preprocessors(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[Modality, Preprocessor]:
+    """The preprocessors out of the folder of a version of the `preprocess` stage."""
     config = PreprocessConfig.from_json((folder / CONFIG_FILE).read_text())
-    if modality == "image":
-        return ImagePreprocessor(config.image_mean, config.image_std, limits)
-    if modality == "audio":
-        return AudioPreprocessor(config.normalize_audio, limits)
-    return TextPreprocessor(folder / TOKENIZER_FILE, config.pad_token, limits)
+    return make_preprocessors(config, folder / TOKENIZER_FILE, limits)
 
 
 def collate(modality: Modality, items: Sequence[dict[str, Array]]) -> dict[str, Array]:

@@ -1,7 +1,11 @@
-"""The seven stages: one Triton model each.
+"""The stages: one Triton model each.
 
-`preprocess_*` turns bytes into tensors, `encode_*` turns tensors into features of MODEL_WIDTH, `fuse` turns the
-features of all modalities into the answer.
+`preprocess` turns bytes into tensors, `check` lets sound tensors of a client pass, `encode_*` turn tensors into
+features of MODEL_WIDTH, `fuse` turns the features of all modalities into the answer.
+
+Whatever can refuse a request stands before the fan-out to the encoders, in one stage for all modalities. Seen on
+Triton 2.51: when a step fails while a parallel one is in flight, the ensemble never lets go of the request, so that
+each bad file would leak its memory and its pipeline could neither be unloaded nor drained. (Fixed upstream in 2.66.)
 
 A Triton ensemble can't skip a step's input, and a TensorRT plan has no optional ones. So every encoder also offers a
 stand-in (`absent_features`, `absent_mask`: one token, masked out) that its pipeline passes to `fuse` for each
@@ -31,12 +35,12 @@ from cmt_pipeline.tensors import (
     or_absent,
 )
 
-StageKind = Literal["preprocess", "encode", "fuse"]
+StageKind = Literal["preprocess", "check", "encode", "fuse"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One Triton model of the graph. `modality` is None for `fuse`."""
+    """One Triton model of the graph. `modality` is that of an `encode_*` stage."""
 
     name: str
     kind: StageKind
@@ -46,8 +50,8 @@ class Stage:
 
     @property
     def compiled(self) -> bool:
-        """Whether an engine runs it (the others run Python)."""
-        return self.kind != "preprocess"
+        """Whether an engine runs it; the others are Python, and take any subset of their inputs."""
+        return self.kind in ("encode", "fuse")
 
 
 RAW: dict[Modality, TensorSpec] = {m: TensorSpec(m, "BYTES", (ITEM,)) for m in MODALITIES}
@@ -58,6 +62,8 @@ READY: dict[Modality, tuple[TensorSpec, ...]] = {
     "audio": (TensorSpec("input_values", "FP32", (SAMPLES,)), TensorSpec("num_samples", "INT64", (ITEM,))),
     "text": (TensorSpec("input_ids", "INT64", (TOKENS,)), TensorSpec("attention_mask", "INT64", (TOKENS,))),
 }
+
+ALL_READY: tuple[TensorSpec, ...] = tuple(spec for m in MODALITIES for spec in READY[m])
 
 FEATURE_AXIS: dict[Modality, Axis] = {"image": PATCHES, "audio": FRAMES, "text": TOKENS}
 
@@ -91,7 +97,8 @@ FUSE = Stage(
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        *(Stage(f"preprocess_{m}", "preprocess", m, (RAW[m],), READY[m]) for m in MODALITIES),
+        Stage("preprocess", "preprocess", None, tuple(RAW.values()), ALL_READY),
+        Stage("check", "check", None, ALL_READY, ALL_READY),
         *(
             Stage(
                 f"encode_{m}",

@@ -111,8 +111,8 @@ def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE) -> ModelConf
 def bucket_shapes(stage: Stage) -> list[dict[str, tuple[int, ...]]]:
     """One set of input shapes (without batch) for each bucket of a stage.
 
-    `fuse` has an axis for each modality: its sets walk along the buckets of all three together and then take each
-    smaller subset once, so that every bucket and every absence occurs, rather than in all 59 combinations.
+    A stage of several modalities walks along the buckets of all of them together; `fuse` then takes each smaller
+    subset once, so that every bucket and every absence occurs, rather than in all 59 combinations.
     """
     sizes = {axis.name: axis.sizes for spec in stage.inputs for axis in spec.axes}
     absences: list[set[str]] = [set()]
@@ -142,6 +142,8 @@ def _stage_base(stage: Stage, served: Served, max_batch_size: int, tuning: Stage
     config.version_policy.specific.versions.extend(served.versions.get(stage.name, (1,)))
     _add_tensors(config.input, stage.inputs, served.labels)
     _add_tensors(config.output, stage.outputs, served.labels)
+    for tensor in config.input:
+        tensor.optional = not stage.compiled
     for output in config.output:
         if output.name in ("logits", "probabilities"):
             output.label_filename = LABELS_FILE
@@ -157,17 +159,31 @@ def _add_tensors(target: Any, specs: Iterable[TensorSpec], labels: int) -> None:
 
 
 def _add_warmup(config: ModelConfig, stage: Stage) -> None:
-    """Zeros at every bucket for an engine; a real file for preprocessing."""
+    """One sample for each bucket: zeros for an engine, where they are sound input, else a file of the warmup folder."""
     for index, shapes in enumerate(bucket_shapes(stage)):
         sample = config.model_warmup.add(name=f"bucket_{index}", batch_size=1)
         for spec in stage.inputs:
             tensor = sample.inputs[spec.name]
             tensor.data_type = DATA_TYPES[spec.dtype]
             tensor.dims.extend(shapes[spec.name])
-            if stage.compiled:
+            file = warmup_file(stage, spec, shapes)
+            if file is None:
                 tensor.zero_data = True
             else:
-                tensor.input_data_file = spec.name
+                tensor.input_data_file = file
+
+
+def warmup_file(stage: Stage, spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Name of the file that warms an input up, or None where zeros do.
+
+    Zeros won't do for bytes, nor for a length or mask that a request must not leave empty.
+    """
+    if spec.dtype == "BYTES":
+        return spec.name
+    if stage.kind == "fuse" or spec.dtype == "FP32" or spec.name == "input_ids":
+        return None
+    length = "input_values" if spec.name == "num_samples" else spec.name
+    return f"{spec.name}_{shapes[length][0]}"
 
 
 def _compact(expanded: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import BertModel, ViTModel, Wav2Vec2Model
 
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
@@ -66,6 +67,8 @@ class AudioEncoder(nn.Module):
                 f"convolutions with kernels {config.conv_kernel} and strides {config.conv_stride} came; the contract's "
                 f"frame counts are those of {CONV_KERNELS} and {CONV_STRIDES}"
             )
+        # Weight normalisation of the positional convolution is a way to train, not a part of the function: folded in.
+        parametrize.remove_parametrizations(backbone.encoder.pos_conv_embed.conv, "weight")
         self.backbone = backbone
         self.projection = nn.Linear(config.hidden_size, MODEL_WIDTH)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from cmt_export.model import CrossModalTransformer
@@ -84,7 +83,7 @@ def _dynamic_shapes(stage: Stage, batch: torch.export.Dim) -> tuple[object, ...]
 
 
 def _for_export(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, weight normalisation folded into the weights, attention written out.
+    """A copy in evaluation mode with its attention written out.
 
     Written out, attention is MatMul, Add, Softmax, MatMul, which every engine fuses; PyTorch's fused one is exported
     with a guard against rows without any key, which don't occur here.
@@ -93,9 +92,6 @@ def _for_export(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation("eager")
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name)
     return module
 
 

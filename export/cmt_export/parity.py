@@ -42,6 +42,7 @@ class ParityRow:
     """One line of the parity table. error is relative for a stage and absolute for a pipeline's probabilities."""
 
     what: str
+    engine: str
     precision: Precision
     cases: int
     error: float
@@ -56,7 +57,7 @@ class ParityError(RuntimeError):
     """An export missed its tolerance."""
 
     def __init__(self, rows: Sequence[ParityRow]) -> None:
-        missed = "; ".join(f"{r.what} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed)
+        missed = "; ".join(f"{r.what} {r.engine} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed)
         super().__init__(
             f"the export differs from PyTorch fp32 by more than its tolerance ({missed}). "
             "Choose a higher --precision, or calibrate int8 with data of your own (--calibration)."
@@ -65,18 +66,27 @@ class ParityError(RuntimeError):
 
 
 def stage_parity(
-    engine: Engine, model: CrossModalTransformer, stage: Stage, precision: Precision, batches: Sequence[Batch]
+    engine: Engine,
+    name: str,
+    model: CrossModalTransformer,
+    stage: Stage,
+    precision: Precision,
+    batches: Sequence[Batch],
 ) -> ParityRow:
-    """The stage's largest relative error over all batches; each batch also in items of one, unpadded lengths apart."""
+    """The stage's largest relative error over all batches. name: the engine's, for the table."""
     errors = []
     for inputs in stage_inputs(model, stage, batches):
         expected = run_stage(model, stage, inputs)
         errors.append(_stage_error(stage, expected, engine.run(inputs)))
-    return ParityRow(stage.name, precision, len(errors), max(errors), TOLERANCES[precision].relative)
+    return ParityRow(stage.name, name, precision, len(errors), max(errors), TOLERANCES[precision].relative)
 
 
 def pipeline_parity(
-    engines: Mapping[str, Engine], model: CrossModalTransformer, precision: Precision, batches: Sequence[Batch]
+    engines: Mapping[str, Engine],
+    name: str,
+    model: CrossModalTransformer,
+    precision: Precision,
+    batches: Sequence[Batch],
 ) -> list[ParityRow]:
     """One row for each subset of modalities: the largest difference of a probability."""
     rows = []
@@ -87,9 +97,8 @@ def pipeline_parity(
             expected = run_model(model, inputs)["probabilities"]
             came = run_engines(engines, inputs)["probabilities"]
             worst = max(worst, float(np.abs(came - expected).max()))
-        rows.append(
-            ParityRow(pipeline_name(subset), precision, len(batches), worst, TOLERANCES[precision].probability)
-        )
+        tolerance = TOLERANCES[precision].probability
+        rows.append(ParityRow(pipeline_name(subset), name, precision, len(batches), worst, tolerance))
     return rows
 
 

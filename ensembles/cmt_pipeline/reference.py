@@ -1,0 +1,108 @@
+"""The reference model repository: what lies in git under model_repository/.
+
+A reader sees real Triton configurations there, and a plain tritonserver can load it once artefacts lie in it: sizes
+that a release decides are -1, pipelines pin version 1. What is served is a copy that a release is installed into.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+from cmt_pipeline.buckets import SAMPLE_RATE_HZ
+from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.stages import FUSE, STAGES, Stage
+from cmt_pipeline.tensors import ITEM
+from cmt_pipeline.triton_config import (
+    LABELS_FILE,
+    REFERENCE,
+    TENSORRT_CONFIG,
+    WARMUP_FOLDER,
+    Served,
+    bucket_shapes,
+    pipeline_config,
+    stage_config,
+    tensorrt_config,
+    to_pbtxt,
+    warmup_file,
+)
+
+CONFIG_FILE = "config.pbtxt"
+ADAPTER_FILE = "model.py"
+
+
+def adapter(stage: Stage) -> str:
+    """model.py of a stage version: what Triton's python backend loads."""
+    kind = {"preprocess": "PreprocessModel", "check": "CheckModel"}.get(stage.kind, "EngineModel")
+    return (
+        f'"""Triton\'s python backend loads this; the work is in cmt_server.adapters."""\n\n'
+        f"from cmt_server.adapters import {kind} as TritonPythonModel\n\n"
+        '__all__ = ["TritonPythonModel"]\n'
+    )
+
+
+def configuration_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Every file of a model repository that isn't an artefact: path -> content."""
+    files: dict[str, bytes] = {}
+    for stage in STAGES.values():
+        files[f"{stage.name}/{CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
+        if stage.compiled:
+            files[f"{stage.name}/{TENSORRT_CONFIG}"] = to_pbtxt(tensorrt_config(stage, served)).encode()
+        files |= {f"{stage.name}/{WARMUP_FOLDER}/{name}": data for name, data in _warmup_files(stage).items()}
+    files[f"{FUSE.name}/{LABELS_FILE}"] = ("\n".join(labels) + "\n").encode()
+    for pipeline in PIPELINES.values():
+        files[f"{pipeline.name}/{CONFIG_FILE}"] = to_pbtxt(pipeline_config(pipeline, served)).encode()
+    return files
+
+
+def reference_files() -> dict[str, bytes]:
+    """The files of model_repository/ in git: path -> content."""
+    files = configuration_files(labels=labels_of(DEFAULT_LABEL_SET))
+    for stage in STAGES.values():
+        files[f"{stage.name}/1/{ADAPTER_FILE}"] = adapter(stage).encode()
+    for pipeline in PIPELINES.values():
+        files[f"{pipeline.name}/1/.gitkeep"] = b""  # Triton wants a version folder, git wants a file in it
+    return files
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _warmup_files(stage: Stage) -> dict[str, bytes]:
+    """The files that the stage's warmup samples name, as Triton's `input_data_file` wants them."""
+    files = {}
+    for shapes in bucket_shapes(stage):
+        for spec in stage.inputs:
+            name = warmup_file(stage, spec, shapes)
+            if name is None:
+                continue
+            if spec.dtype == "BYTES":
+                item = _warmup_item(spec.name)
+                files[name] = struct.pack("<I", len(item)) + item  # BYTES: length, then content
+            elif spec.axes[0] == ITEM:  # a length: that of the bucket
+                files[name] = struct.pack("<q", shapes["input_values"][0])
+            else:  # a mask: nothing is padding
+                files[name] = struct.pack("<q", 1) * shapes[spec.name][0]
+    return files
+
+
+def _warmup_item(modality: str) -> bytes:
+    """A small, sound file of a modality, made without a library."""
+    if modality == "image":
+        return b"P6\n32 32\n255\n" + bytes(range(256)) * 12
+    if modality == "audio":
+        samples = SAMPLE_RATE_HZ // 5  # 0.2 s of silence, 16-bit PCM
+        header = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + 2 * samples, b"WAVEfmt ", 16, 1, 1,
+                             SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16, b"data", 2 * samples)  # fmt: skip
+        return header + bytes(2 * samples)
+    return b"Warming up."
+
+
+if __name__ == "__main__":
+    write_files(Path(sys.argv[1]), reference_files())

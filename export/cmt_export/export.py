@@ -1,0 +1,243 @@
+"""Export: checkpoint -> ONNX -> engines -> release, with the parity of every step."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cmt_export
+import cmt_pipeline
+from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, Precision, open_engine
+from cmt_export.release import STAGES_FOLDER, GoldenAnswer, Release, draft_folder, find_release, release_from_engines
+from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
+from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, make_preprocessors
+from cmt_pipeline.reference import ADAPTER_FILE, adapter
+from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES, Stage
+from cmt_pipeline.tensors import Array, Arrays
+from cmt_pipeline.triton_config import LABELS_FILE
+
+if TYPE_CHECKING:  # torch must not load with this module
+    from cmt_export.checkpoint import Checkpoint
+    from cmt_export.parity import ParityRow
+    from cmt_export.samples import Batch
+
+#: Called with what is being done, and how far along it is from 0 to 1.
+Progress = Callable[[str, float], None]
+
+PARITY_BATCHES = (1, 2, 3, 1, 2)  # one for each audio bucket
+CALIBRATION_ITEMS = 32
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how. checkpoint: a folder; without one the preset's own, untrained, weights are made."""
+
+    preset: str = "mini"
+    checkpoint: Path | None = None
+    checkpoint_sha256: str | None = None
+    random_weights: bool = False
+    label_set: str = DEFAULT_LABEL_SET
+    engine: EngineName = "openvino"
+    precision: Precision = "fp32"
+    calibration: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        labels_of(self.label_set)
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine came as {self.engine!r}; expected one of {', '.join(ENGINES)}")
+        if self.precision not in PRECISIONS[self.engine]:
+            raise ValueError(
+                f"precision came as {self.precision!r}; {self.engine} takes {', '.join(PRECISIONS[self.engine])}"
+            )
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """The files that golden answers are made for: bytes by modality."""
+
+    files: Mapping[Modality, bytes] = field(default_factory=dict)
+
+
+def export(options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> tuple[Release, bool]:
+    """The release of these options, and whether it had to be built. Raises ParityError, EngineError, CheckpointError."""
+    recipe = recipe_of(options, golden)
+    progress("looking for a release of the same recipe", 0.0)
+    known = find_release(store, recipe)
+    if known is not None:
+        return known, False
+    return _Build(options, store, golden, progress).run(recipe), True
+
+
+def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
+    """SHA-256 over options, checkpoint and calibration files, our own source and the versions it runs with."""
+    digest = hashlib.sha256(_onnx_key(options).encode())
+    digest.update(json.dumps(asdict(options), default=str, sort_keys=True).encode())
+    digest.update(json.dumps(_versions(options.engine), sort_keys=True).encode())
+    for modality in MODALITIES:
+        digest.update(golden.files.get(modality, b""))
+    for path in sorted(options.calibration.rglob("*")) if options.calibration else ():
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _onnx_key(options: ExportOptions) -> str:
+    """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
+    model = (options.preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
+    digest = hashlib.sha256(repr((model, sorted(_versions("onnxruntime").items()))).encode())
+    folders = [Path(str(package.__file__)).parent for package in (cmt_export, cmt_pipeline)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    if options.checkpoint is not None:
+        files += sorted(path for path in options.checkpoint.rglob("*") if path.is_file())
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Build:
+    """One export; its methods are the steps in order."""
+
+    def __init__(self, options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> None:
+        from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+
+        self.options, self.store, self.golden, self.progress = options, store, golden, progress
+        self.steps = 2 + 2 * len(COMPILED_STAGES)
+        self.done = 0
+        self.onnx_cache = _fresh_cache(store / ".onnx", _onnx_key(options))
+        self._step("loading the checkpoint")
+        if options.checkpoint is not None:
+            self.checkpoint: Checkpoint = load_checkpoint(options.checkpoint, options.checkpoint_sha256)
+        else:
+            self.checkpoint = checkpoint_from_preset(
+                options.preset, options.label_set, random_weights=options.random_weights, seed=options.seed
+            )
+        self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
+
+    def run(self, recipe: str) -> Release:
+        from cmt_export.parity import ParityError, ParityRow, pipeline_parity, stage_parity
+        from cmt_export.samples import batches
+
+        compared = batches(self.preprocessors, PARITY_BATCHES)
+        name, precision = self.options.engine, self.options.precision
+        rows: list[ParityRow] = []
+        engines: dict[str, Engine] = {}
+        with draft_folder(self.store) as draft:
+            for stage in STAGES.values():
+                folder = draft / STAGES_FOLDER / stage.name
+                folder.mkdir(parents=True)
+                (folder / ADAPTER_FILE).write_text(adapter(stage))
+                if stage.compiled:
+                    onnx = self._onnx(stage, compared, rows)
+                    self._compile(stage, onnx, folder)
+                    if name != "tensorrt":  # which only a GPU runs
+                        engine = engines[stage.name] = open_engine(folder)
+                        rows.append(stage_parity(engine, name, self.checkpoint.model, stage, precision, compared))
+                elif stage.kind == "preprocess":
+                    (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
+                    (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
+            self._step("comparing whole pipelines with PyTorch")
+            if engines:
+                rows += pipeline_parity(engines, name, self.checkpoint.model, precision, compared)
+            config = self.checkpoint.config
+            labels = labels_of(config.label_set)
+            (draft / STAGES_FOLDER / "fuse" / LABELS_FILE).write_text("\n".join(labels) + "\n")
+            if not all(row.passed for row in rows):
+                raise ParityError(rows)
+            return release_from_engines(
+                self.store,
+                draft,
+                ReleaseInfo(0, config.label_set, labels, config.preset, self.options.engine, precision, config.trained),
+                parity=[asdict(row) for row in rows],
+                golden=self._golden_answers(labels),
+                versions=_versions(self.options.engine),
+                recipe=recipe,
+            )
+
+    def _onnx(self, stage: Stage, compared: Sequence[Batch], rows: list[ParityRow]) -> Path:
+        """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
+        from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
+        from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
+        from cmt_export.parity import stage_parity
+
+        self._step(f"{stage.name}: PyTorch to ONNX")
+        folder = self.onnx_cache / stage.name
+        path = folder / MODEL_FILE
+        if not path.is_file():
+            draft = folder.with_name(f".{stage.name}-{os.getpid()}")
+            onnx_from_checkpoint(self.checkpoint.model, stage, draft)
+            draft.rename(folder)
+        rows.append(stage_parity(OnnxRuntimeEngine(path), "onnx", self.checkpoint.model, stage, "fp32", compared))
+        return path
+
+    def _compile(self, stage: Stage, onnx: Path, folder: Path) -> None:
+        self._step(f"{stage.name}: ONNX to {self.options.engine} {self.options.precision}")
+        if self.options.engine == "openvino":
+            from cmt_export import openvino_engine
+
+            calibration = self._calibration(stage) if self.options.precision == "int8" else []
+            openvino_engine.engine_from_onnx(onnx, stage, folder, self.options.precision, calibration)
+        elif self.options.engine == "onnxruntime":
+            from cmt_export import onnxruntime_engine
+
+            onnxruntime_engine.engine_from_onnx(onnx, stage, folder)
+        else:
+            from cmt_export import tensorrt_engine
+
+            tensorrt_engine.compile_stage(onnx, stage, folder, self.options.precision)
+
+    def _calibration(self, stage: Stage) -> list[Arrays]:
+        from cmt_export.parity import stage_inputs
+        from cmt_export.samples import batches, batches_from_folder
+
+        if self.options.calibration is not None:
+            made = batches_from_folder(self.preprocessors, self.options.calibration, 8 * CALIBRATION_ITEMS)
+        else:
+            made = batches(self.preprocessors, (1,) * CALIBRATION_ITEMS, seed=self.options.seed + 1)
+        return list(stage_inputs(self.checkpoint.model, stage, made))
+
+    def _golden_answers(self, labels: tuple[str, ...]) -> list[GoldenAnswer]:
+        from cmt_export.model import run_model
+        from cmt_pipeline.preprocess import collate
+
+        if set(self.golden.files) != set(MODALITIES):
+            return []
+        ready: dict[Modality, dict[str, Array]] = {
+            m: collate(m, [self.preprocessors[m](self.golden.files[m])]) for m in MODALITIES
+        }
+        answers = []
+        for subset in SUBSETS:
+            came = run_model(self.checkpoint.model, {k: v for m in subset for k, v in ready[m].items()})
+            named = dict(zip(labels, came["probabilities"][0].tolist(), strict=True))
+            valence, arousal = came["valence_arousal"][0].tolist()
+            answers.append(GoldenAnswer(subset, named, valence, arousal))
+        return answers
+
+    def _step(self, what: str) -> None:
+        self.progress(what, self.done / self.steps)
+        self.done += 1
+
+
+def _fresh_cache(root: Path, key: str) -> Path:
+    """The cache folder of a key; those of other keys are removed."""
+    for stale in root.glob("*"):
+        if stale.name != key:
+            shutil.rmtree(stale, ignore_errors=True)
+    (root / key).mkdir(parents=True, exist_ok=True)
+    return root / key
+
+
+def _versions(engine: EngineName) -> dict[str, str]:
+    names = ["torch", "transformers", "onnx", "onnxscript", "numpy"]
+    names += {"openvino": ["openvino", "nncf"], "onnxruntime": ["onnxruntime"], "tensorrt": []}[engine]
+    return {name: importlib.metadata.version(name) for name in names}
+

@@ -1,0 +1,5 @@
+"""Triton's python backend loads this; the work is in cmt_server.adapters."""
+
+from cmt_server.adapters import PreprocessModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

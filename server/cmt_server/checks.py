@@ -1,0 +1,48 @@
+"""Checks of ready tensors that a client made itself; what `preprocess` made needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.stages import ALL_READY
+from cmt_pipeline.tensors import Array
+
+
+def check_ready_tensors(inputs: Mapping[str, Array]) -> None:
+    """InvalidInput unless the tensors have contract shapes and sound values."""
+    for spec in ALL_READY:
+        if spec.name not in inputs:
+            continue
+        array = inputs[spec.name]
+        problem = spec.mismatch(array)
+        if problem:
+            raise InvalidInput(spec.name, "wrong_shape", problem)
+        if spec.dtype == "FP32" and not np.isfinite(array).all():
+            raise InvalidInput(spec.name, "not_finite", "NaN or infinite values came; expected finite ones")
+    if "input_values" in inputs:
+        _check_range("num_samples", inputs["num_samples"], 1, inputs["input_values"].shape[1])
+    if "input_ids" in inputs:
+        _check_text(inputs["input_ids"], inputs["attention_mask"])
+
+
+def _check_text(input_ids: Array, attention_mask: Array) -> None:
+    if input_ids.shape != attention_mask.shape:
+        raise InvalidInput(
+            "attention_mask",
+            "wrong_shape",
+            f"shape {list(attention_mask.shape)} came; expected that of input_ids, {list(input_ids.shape)}",
+        )
+    _check_range("attention_mask", attention_mask, 0, 1)
+    if not attention_mask.any(axis=1).all():
+        raise InvalidInput("attention_mask", "empty", "a mask without any 1 came; expected one word or more")
+    if (input_ids < 0).any():
+        raise InvalidInput("input_ids", "out_of_range", "negative token ids came; expected ids of the tokenizer")
+
+
+def _check_range(name: str, array: Array, low: int, high: int) -> None:
+    came_low, came_high = int(array.min()), int(array.max())
+    if came_low < low or came_high > high:
+        raise InvalidInput(name, "out_of_range", f"values {came_low} to {came_high} came; expected {low} to {high}")

@@ -1,0 +1,67 @@
+"""Triton's HTTP control calls that running a server needs, over the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from cmt_server.errors import ServerError
+
+#: Header that carries the token of the restricted APIs.
+CONTROL_HEADER = "cmt-control"
+TIMEOUT_S = 10.0
+POLL_S = 0.02
+
+
+class ControlApi:
+    """Readiness, index and unloading of one server."""
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        self._host, self._port, self._token = host, port, token
+
+    def model_ready(self, name: str) -> bool:
+        try:
+            status, _ = self._call("GET", f"/v2/models/{name}/ready")
+        except OSError:
+            return False
+        return status == http.client.OK
+
+    def index(self) -> list[dict[str, Any]]:
+        """One entry a model version: name, version, state, reason."""
+        status, body = self._call("POST", "/v2/repository/index")
+        if status != http.client.OK:
+            raise ServerError(f"the repository index came with status {status}: {body[:200]!r}")
+        entries: list[dict[str, Any]] = json.loads(body)
+        return entries
+
+    def drain(self, pipelines: Iterable[str], timeout_s: float) -> None:
+        """Unloads the pipelines, so that new requests are refused, and waits for those in flight.
+
+        Stages stay loaded meanwhile: a request in flight finishes on the versions that it began with.
+        """
+        names = set(pipelines)
+        try:
+            for name in names:
+                self._call("POST", f"/v2/repository/models/{name}/unload", b"{}")
+            deadline = time.monotonic() + timeout_s
+            while time.monotonic() < deadline:
+                if not any(e["name"] in names and e.get("state") in ("READY", "UNLOADING") for e in self.index()):
+                    return
+                time.sleep(POLL_S)
+        except OSError as error:
+            raise ServerError(f"the server went away while it drained: {error}") from error
+        raise ServerError(f"requests were still in flight after {timeout_s:g} s of draining")
+
+    def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+        try:
+            connection.request(method, path, body, {CONTROL_HEADER: self._token})
+            response = connection.getresponse()
+            return response.status, response.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            connection.close()

@@ -1,0 +1,198 @@
+"""Runs a tritonserver as a child: starts it, waits until every pipeline answers, drains it and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_server.binary import find_tritonserver
+from cmt_server.control import CONTROL_HEADER, ControlApi
+from cmt_server.errors import ServerError
+
+#: Model control loads code, and a registered memory region can be read back: both want the token.
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+POLL_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+#: Called with the number of pipelines that answer and of all there are.
+ReadyProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends."""
+
+    repository: Path
+    work: Path
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    pipelines: tuple[str, ...] = tuple(PIPELINES)
+    model_config_name: str | None = None
+    ready_timeout_s: float = 600.0
+    drain_timeout_s: float = 30.0
+    control_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+
+class TritonServer:
+    """A tritonserver of our own; a context manager that starts and stops it."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.http_port, self.grpc_port, self.metrics_port = _ports(
+            options.host, (options.http_port, options.grpc_port, options.metrics_port)
+        )
+        self.log = options.work / "tritonserver.log"
+        self.control = ControlApi(options.host, self.http_port, options.control_token)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._regions = f"cmt-{os.getpid()}-{self.http_port}-"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.options.host}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self.options.host}:{self.grpc_port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, progress: ReadyProgress = lambda ready, total: None) -> None:
+        """Returns once every pipeline answers. Raises ServerError, with the cause from the log, if one can't."""
+        self.options.work.mkdir(parents=True, exist_ok=True)
+        binary = find_tritonserver(self.options.work)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(binary.path), *self._arguments(), *binary.arguments],
+                env={**os.environ, **binary.environment, "PYTHONDONTWRITEBYTECODE": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is ours to handle: drain first
+                preexec_fn=_die_with_parent,
+            )
+        try:
+            self._wait_ready(progress)
+        except BaseException:
+            self.stop(drain=False)
+            raise
+
+    def stop(self, drain: bool = True) -> None:
+        """Refuses new requests, lets those in flight finish, ends the server and its stubs, removes its memory regions.
+
+        Bounded: after drain_timeout_s what is still in flight is given up.
+        """
+        process = self._process
+        if process is None:
+            return
+        if drain and process.poll() is None:
+            with contextlib.suppress(ServerError):
+                self.control.drain(self.options.pipelines, self.options.drain_timeout_s)
+        process.terminate()
+        try:
+            process.wait(self.options.drain_timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _end_group(process.pid)
+        for region in SHARED_MEMORY.glob(f"{self._regions}*"):
+            region.unlink(missing_ok=True)
+        self._process = None
+
+    def check(self) -> None:
+        """ServerError if the server has died."""
+        process = self._process
+        if process is None:
+            raise ServerError("the server isn't running")
+        if process.poll() is not None:
+            raise ServerError(f"tritonserver ended with {process.returncode}; {self._cause()}")
+
+    def _arguments(self) -> list[str]:
+        options = self.options
+        arguments = {
+            "model-repository": options.repository,
+            "model-control-mode": "explicit",
+            "strict-readiness": "false",
+            "http-address": options.host,
+            "http-port": self.http_port,
+            "grpc-address": options.host,
+            "grpc-port": self.grpc_port,
+            "metrics-address": options.host,
+            "metrics-port": self.metrics_port,
+            "exit-timeout-secs": int(options.drain_timeout_s),
+            "http-restricted-api": f"{RESTRICTED}:{CONTROL_HEADER}={options.control_token}",
+            "grpc-restricted-protocol": f"{RESTRICTED}:{CONTROL_HEADER}={options.control_token}",
+            "disable-auto-complete-config": None,
+        }
+        if options.model_config_name:
+            arguments["model-config-name"] = options.model_config_name
+        flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in arguments.items()]
+        flags += [f"--backend-config=python,shm-region-prefix-name={self._regions}"]
+        flags += ["--backend-config=python,stub-timeout-seconds=300"]
+        return flags + [f"--load-model={name}" for name in options.pipelines]
+
+    def _wait_ready(self, progress: ReadyProgress) -> None:
+        deadline = time.monotonic() + self.options.ready_timeout_s
+        waiting = list(self.options.pipelines)
+        while waiting:
+            self.check()
+            waiting = [name for name in waiting if not self.control.model_ready(name)]
+            progress(len(self.options.pipelines) - len(waiting), len(self.options.pipelines))
+            if waiting and time.monotonic() > deadline:
+                raise ServerError(
+                    f"{', '.join(waiting)} not ready after {self.options.ready_timeout_s:g} s; {self._cause()}"
+                )
+            time.sleep(POLL_S if waiting else 0)
+
+    def _cause(self) -> str:
+        """The errors of the log, or its end when it holds none."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line.split("] ", 1)[-1].strip() for line in lines if re.match(r"E\d{4} ", line)]
+        said = list(dict.fromkeys(errors))[:5] or lines[-5:]
+        return f"its log {self.log} says: " + " | ".join(said)
+
+
+def _ports(host: str, wanted: tuple[int, ...]) -> list[int]:
+    """The ports wanted, with a free one for each 0; found together, so that none is given twice."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in wanted:
+            if port == 0:
+                listener = stack.enter_context(socket.socket())
+                listener.bind((host, 0))
+                port = listener.getsockname()[1]
+            ports.append(port)
+    return ports
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when the process that started it dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_group(group: int) -> None:
+    """Ends what the server left of its process group: stubs whose server was killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
