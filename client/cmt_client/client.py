@@ -1,0 +1,279 @@
+"""EmotionClient and AsyncEmotionClient: a face, a voice and a sentence in, an Emotion out.
+
+Both share all that doesn't wait: requests, answers and the retry plan. They differ in how they wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar, overload
+
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from cmt_pipeline.tensors import Array
+
+from cmt_client.encode import AudioInput, ImageInput, TextInput
+from cmt_client.errors import EmotionError, ServerUnavailable
+from cmt_client.operations import GetModelConfig, Infer, Operation
+from cmt_client.requests import Item, from_item, from_tensors
+from cmt_client.result import Emotion, Releases, emotions_from
+from cmt_client.retry import Budget
+from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_RETRIES = 2
+DEFAULT_CONCURRENCY = 8
+
+
+class _Client:
+    """What both clients know."""
+
+    def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._limits = limits
+        self._releases = Releases()
+
+    def _budget(self, timeout_s: float | None) -> Budget:
+        return Budget(self._timeout_s if timeout_s is None else timeout_s, self._retries)
+
+
+class EmotionClient(_Client):
+    """A blocking client; any number of threads may share one.
+
+    url: `grpc://host:port`, `http://host:port`, `grpcs://…`, `https://…`, or `host:port` for gRPC. timeout_s:
+    for a whole answer, retries included; retries: further tries when the server is unavailable (nothing else
+    is repeated); limits: those that the server was started with; transport: instead of `url`'s own, for
+    tests; root_certificates: PEM file of the authorities to trust under TLS.
+
+    Raises ValueError for a URL that isn't one. Nothing is sent before the first question. Close it, or use
+    `with`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        limits: Limits = DEFAULT_LIMITS,
+        transport: Transport | None = None,
+        root_certificates: Path | None = None,
+    ) -> None:
+        self._transport = transport or connect(url, limits, root_certificates)
+        super().__init__(timeout_s, retries, limits)
+
+    def predict(
+        self,
+        *,
+        image: ImageInput | None = None,
+        audio: AudioInput | None = None,
+        text: TextInput | None = None,
+        timeout_s: float | None = None,
+    ) -> Emotion:
+        """The emotion of one item, from one or more modalities.
+
+        image: a file's bytes, its path, uint8 [height, width] or [height, width, 3], or a Pillow image.
+        audio: a file's bytes, its path, `Sound(samples, sample_rate_hz)` or that pair as a tuple; samples are
+        float or int16, [samples] or [samples, channels]. text: one utterance. timeout_s: instead of the
+        client's.
+
+        Raises InvalidInput for what isn't accepted, and the ServiceErrors of `cmt_client.errors`.
+        """
+        return self._predict({"image": image, "audio": audio, "text": text}, timeout_s)
+
+    @overload
+    def predict_many(
+        self, items: Iterable[Item], *, concurrency: int = ..., timeout_s: float | None = ...
+    ) -> list[Emotion | EmotionError]: ...
+
+    @overload
+    def predict_many(
+        self,
+        items: Iterable[Item],
+        *,
+        concurrency: int = ...,
+        timeout_s: float | None = ...,
+        errors: Literal["raise"],
+    ) -> list[Emotion]: ...
+
+    def predict_many(
+        self,
+        items: Iterable[Item],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+        errors: Literal["return", "raise"] = "return",
+    ) -> Sequence[Emotion | EmotionError]:
+        """The emotions of many items, in their order; an item is a dict of `predict`'s modalities.
+
+        Each item is its own request, `concurrency` of them at a time: the server batches them, and a bad one
+        harms no other. Its error stands in its place, or the first one is raised at the end with
+        `errors="raise"`. timeout_s counts for each item by itself.
+        """
+
+        def one(item: Item) -> Emotion | EmotionError:
+            try:
+                return self._predict(item, timeout_s)
+            except EmotionError as error:
+                return error
+
+        with ThreadPoolExecutor(_at_least_one(concurrency), thread_name_prefix="cmt-predict") as pool:
+            return _settled(list(pool.map(one, items)), errors)
+
+    def predict_tensors(self, *, timeout_s: float | None = None, **tensors: Array) -> list[Emotion]:
+        """The emotions of a batch that you preprocessed yourself (`cmt_pipeline.preprocess`), as one request.
+
+        tensors: those of one or more modalities, [batch, …] as `cmt_pipeline.stages.READY` describes them:
+        pixel_values; input_values and num_samples; input_ids and attention_mask. Raises as `predict` does.
+        """
+        return self._ask(from_tensors(tensors), self._budget(timeout_s))
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._transport.close()
+
+    def __enter__(self) -> EmotionClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(self, item: Item, timeout_s: float | None) -> Emotion:
+        budget = self._budget(timeout_s)
+        return self._ask(from_item(item, self._limits), budget)[0]
+
+    def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
+        answer = self._call(request, budget)
+        info = self._releases.of(answer)
+        if info is None:
+            info = self._releases.learn(answer, self._call(GetModelConfig(answer.model), budget))
+        return emotions_from(answer, info)
+
+    def _call(self, operation: Operation[T], budget: Budget) -> T:
+        while True:
+            try:
+                return self._transport.call(operation, budget.remaining_s())
+            except ServerUnavailable as error:
+                time.sleep(budget.pause_s(error))
+
+
+class AsyncEmotionClient(_Client):
+    """The same for asyncio, within one event loop. Parameters as EmotionClient's. Close it, or use `with`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        limits: Limits = DEFAULT_LIMITS,
+        transport: AsyncTransport | None = None,
+        root_certificates: Path | None = None,
+    ) -> None:
+        self._transport = transport or connect_async(url, limits, root_certificates)
+        super().__init__(timeout_s, retries, limits)
+
+    async def predict(
+        self,
+        *,
+        image: ImageInput | None = None,
+        audio: AudioInput | None = None,
+        text: TextInput | None = None,
+        timeout_s: float | None = None,
+    ) -> Emotion:
+        """As EmotionClient.predict."""
+        return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s)
+
+    @overload
+    async def predict_many(
+        self, items: Iterable[Item], *, concurrency: int = ..., timeout_s: float | None = ...
+    ) -> list[Emotion | EmotionError]: ...
+
+    @overload
+    async def predict_many(
+        self,
+        items: Iterable[Item],
+        *,
+        concurrency: int = ...,
+        timeout_s: float | None = ...,
+        errors: Literal["raise"],
+    ) -> list[Emotion]: ...
+
+    async def predict_many(
+        self,
+        items: Iterable[Item],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+        errors: Literal["return", "raise"] = "return",
+    ) -> Sequence[Emotion | EmotionError]:
+        """As EmotionClient.predict_many."""
+        turns = asyncio.Semaphore(_at_least_one(concurrency))
+
+        async def one(item: Item) -> Emotion | EmotionError:
+            async with turns:
+                try:
+                    return await self._predict(item, timeout_s)
+                except EmotionError as error:
+                    return error
+
+        return _settled(await asyncio.gather(*map(one, items)), errors)
+
+    async def predict_tensors(self, *, timeout_s: float | None = None, **tensors: Array) -> list[Emotion]:
+        """As EmotionClient.predict_tensors."""
+        return await self._ask(from_tensors(tensors), self._budget(timeout_s))
+
+    async def close(self) -> None:
+        """Lets go of the connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncEmotionClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _predict(self, item: Item, timeout_s: float | None) -> Emotion:
+        budget = self._budget(timeout_s)
+        # Reading a file or converting an image would hold up the loop.
+        request = await asyncio.to_thread(from_item, item, self._limits)
+        return (await self._ask(request, budget))[0]
+
+    async def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
+        answer = await self._call(request, budget)
+        info = self._releases.of(answer)
+        if info is None:
+            info = self._releases.learn(answer, await self._call(GetModelConfig(answer.model), budget))
+        return emotions_from(answer, info)
+
+    async def _call(self, operation: Operation[T], budget: Budget) -> T:
+        while True:
+            try:
+                return await self._transport.call(operation, budget.remaining_s())
+            except ServerUnavailable as error:
+                await asyncio.sleep(budget.pause_s(error))
+
+
+def _at_least_one(concurrency: int) -> int:
+    if concurrency < 1:
+        raise ValueError(f"concurrency came as {concurrency}; expected 1 or more")
+    return concurrency
+
+
+def _settled(results: list[Any], errors: Literal["return", "raise"]) -> list[Any]:
+    if errors == "raise":
+        for result in results:
+            if isinstance(result, EmotionError):
+                raise result
+    return results

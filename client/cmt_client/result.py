@@ -1,0 +1,127 @@
+"""Emotion: the typed answer, and how it is read from output tensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseInfo
+from numpy.typing import NDArray
+
+from cmt_client.errors import InferenceFailed
+from cmt_client.operations import InferAnswer, ModelDescription
+
+
+@dataclass(frozen=True)
+class Emotion:
+    """What one item expresses.
+
+    label: the likeliest, with its probability; probabilities and logits: by label, in the order of the label
+    set; valence, arousal: in [-1, 1]; modalities: what the answer was made from; attention: how much each of
+    them weighed, together 1; release: its number, and label_set, preset, engine and precision are that
+    release's; trained: False when its weights are random, so that the answer means nothing.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    valence: float
+    arousal: float
+    modalities: tuple[Modality, ...]
+    attention: dict[str, float]
+    logits: dict[str, float]
+    label_set: str
+    release: int
+    preset: str
+    engine: str
+    precision: str
+    trained: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, of types that `json.dumps` takes."""
+        return {**asdict(self), "modalities": list(self.modalities)}
+
+
+class Releases:
+    """What the pipelines of a server say of their releases; asked again when an unknown number turns up."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], ReleaseInfo] = {}
+
+    def of(self, answer: InferAnswer) -> ReleaseInfo | None:
+        return self._known.get((answer.model, answer.version))
+
+    def learn(self, answer: InferAnswer, description: ModelDescription) -> ReleaseInfo:
+        """The release of `answer`, after asking. Raises InferenceFailed if the server doesn't describe it."""
+        infos = releases_of(description)
+        self._known.update({(answer.model, release): info for release, info in infos.items()})
+        info = self.of(answer)
+        if info is None:
+            raise InferenceFailed(
+                f"{answer.model} answered from release {answer.version}, but its configuration describes "
+                f"{sorted(infos) or 'none'}; is it a repository of this project?"
+            )
+        return info
+
+
+def releases_of(description: ModelDescription) -> dict[int, ReleaseInfo]:
+    """The releases that a pipeline's configuration names. Raises InferenceFailed if they can't be read."""
+    try:
+        return ReleaseInfo.from_parameters(description.parameters)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InferenceFailed(
+            f"{description.name} describes its releases in an unknown way ({error})"
+        ) from error
+
+
+def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
+    """One Emotion for each item of the batch. Raises InferenceFailed if the tensors aren't an answer's."""
+    spec_names = [spec.name for spec in PIPELINES[answer.model].outputs]
+    missing = [name for name in spec_names if name not in answer.outputs]
+    if missing:
+        raise InferenceFailed(f"{answer.model} answered without {', '.join(missing)}")
+    logits, probabilities, valence_arousal, attention = (
+        np.asarray(answer.outputs[name], np.float64) for name in spec_names
+    )
+    shapes = [array.shape for array in (logits, probabilities, valence_arousal, attention)]
+    batch = shapes[0][:1]
+    if shapes != [(*batch, width) for width in (len(info.labels), len(info.labels), 2, len(MODALITIES))]:
+        raise InferenceFailed(
+            f"{answer.model} answered with shapes {shapes}; expected {len(info.labels)} labels"
+        )
+    if not all(np.isfinite(array).all() for array in (logits, probabilities, valence_arousal, attention)):
+        raise InferenceFailed(
+            f"{answer.model} answered with NaN or infinity (release {info.release}, {info.precision})"
+        )
+    rows = zip(logits, probabilities, valence_arousal, attention, strict=True)
+    return [_emotion(PIPELINES[answer.model].modalities, info, *row) for row in rows]
+
+
+def _emotion(
+    modalities: tuple[Modality, ...],
+    info: ReleaseInfo,
+    logits: NDArray[np.float64],  # [labels]
+    probabilities: NDArray[np.float64],  # [labels]
+    valence_arousal: NDArray[np.float64],  # [2]
+    attention: NDArray[np.float64],  # [3], in the order of MODALITIES
+) -> Emotion:
+    best = int(probabilities.argmax())
+    return Emotion(
+        label=info.labels[best],
+        probability=float(probabilities[best]),
+        probabilities=dict(zip(info.labels, probabilities.tolist(), strict=True)),
+        valence=float(valence_arousal[0]),
+        arousal=float(valence_arousal[1]),
+        modalities=modalities,
+        attention={m: float(attention[MODALITIES.index(m)]) for m in modalities},
+        logits=dict(zip(info.labels, logits.tolist(), strict=True)),
+        label_set=info.label_set,
+        release=info.release,
+        preset=info.preset,
+        engine=info.engine,
+        precision=info.precision,
+        trained=info.trained,
+    )

@@ -1,0 +1,69 @@
+"""What a server serves right now, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.stages import STAGES
+
+from cmt_client.operations import GetModelConfig, GetStatistics, ModelReady, ModelStatistics
+from cmt_client.result import releases_of
+from cmt_client.transport import Transport
+
+DEFAULT_STATUS_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class PipelineStatus:
+    """One pipeline. release: that of its newest loaded version; None if none is loaded or described."""
+
+    name: str
+    ready: bool
+    release: ReleaseInfo | None
+    statistics: tuple[ModelStatistics, ...]
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """Every pipeline in contract order, and each loaded version of every stage."""
+
+    pipelines: tuple[PipelineStatus, ...]
+    stages: tuple[ModelStatistics, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether any pipeline answers."""
+        return any(pipeline.ready for pipeline in self.pipelines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, of types that `json.dumps` takes."""
+        return {**asdict(self), "ready": self.ready}
+
+
+def server_status(transport: Transport, timeout_s: float = DEFAULT_STATUS_TIMEOUT_S) -> ServerStatus:
+    """Asks a server about every pipeline of this project. timeout_s: for each of the few calls.
+
+    Raises ServerUnavailable when nobody answers, and the other ServiceErrors.
+    """
+    loaded = transport.call(GetStatistics(), timeout_s)
+    return ServerStatus(
+        pipelines=tuple(
+            _pipeline_status(name, tuple(s for s in loaded if s.name == name), transport, timeout_s)
+            for name in PIPELINES
+        ),
+        stages=tuple(s for s in loaded if s.name in STAGES),
+    )
+
+
+def _pipeline_status(
+    name: str, statistics: tuple[ModelStatistics, ...], transport: Transport, timeout_s: float
+) -> PipelineStatus:
+    ready = transport.call(ModelReady(name), timeout_s)
+    release = None
+    if ready and statistics:
+        infos = releases_of(transport.call(GetModelConfig(name), timeout_s))
+        release = infos.get(max(s.version for s in statistics))
+    return PipelineStatus(name, ready, release, statistics)

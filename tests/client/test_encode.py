@@ -1,0 +1,203 @@
+"""What the client wraps, the preprocessing stages unwrap to the very same pixels and samples."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from cmt_client import InvalidInput, Sound
+from cmt_client.encode import audio_bytes, image_bytes, text_bytes
+from cmt_pipeline.audio import decode_audio
+from cmt_pipeline.image import ImagePreprocessor, decode_image
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+RANDOM = np.random.default_rng(7)
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(16, 40), st.integers(16, 40), st.just(3))))
+@settings(deadline=None, max_examples=25)
+def test_a_colour_array_arrives_unchanged(pixels: np.ndarray[Any, Any]) -> None:
+    assert np.array_equal(np.asarray(decode_image(image_bytes(pixels, DEFAULT_LIMITS))), pixels)
+
+
+def test_a_grey_or_strided_array_arrives_unchanged() -> None:
+    grey = RANDOM.integers(0, 256, (20, 30), np.uint8)
+    arrived = np.asarray(decode_image(image_bytes(grey, DEFAULT_LIMITS)))
+    assert np.array_equal(arrived, np.stack([grey] * 3, axis=2))
+    flipped = RANDOM.integers(0, 256, (20, 40, 3), np.uint8)[::-1, ::2, ::-1]
+    assert np.array_equal(np.asarray(decode_image(image_bytes(flipped, DEFAULT_LIMITS))), flipped)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((20, 20, 3), np.float32),
+        np.zeros((20, 20, 4), np.uint8),
+        np.zeros((1, 20, 20, 3), np.uint8),
+        np.zeros((0, 20, 3), np.uint8),
+        np.zeros(20, np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_other_arrays_are_no_images(array: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"came; expected uint8 \[height, width\]") as raised:
+        image_bytes(array, DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("image", "wrong_array")
+
+
+def sample_image(mode: str) -> Image.Image:
+    image = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3), np.uint8))
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(RANDOM.integers(0, 256, (40, 60), np.uint8)))
+        return image
+    return image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "I;16", "1"])
+def test_a_pillow_image_arrives_as_its_file_would(mode: str) -> None:
+    image = sample_image(mode)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    arrived = decode_image(image_bytes(image, DEFAULT_LIMITS))
+    assert np.array_equal(np.asarray(arrived), np.asarray(decode_image(file.getvalue())))
+
+
+def test_a_pillow_image_is_turned_upright() -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    sample_image("RGB").save(file, "PNG", exif=exif)
+    arrived = decode_image(image_bytes(Image.open(io.BytesIO(file.getvalue())), DEFAULT_LIMITS))
+    assert arrived.size == (40, 60)
+    assert np.array_equal(np.asarray(arrived), np.asarray(decode_image(file.getvalue())))
+
+
+def test_a_pillow_image_too_big_to_travel_gives_the_same_pixel_values() -> None:
+    image = sample_image("RGB").resize((900, 700))
+    preprocess = ImagePreprocessor((0.5,) * 3, (0.5,) * 3)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    shrunk = image_bytes(image, Limits(max_image_bytes=200_000))
+    assert len(shrunk) < 200_000
+    assert np.array_equal(preprocess(shrunk)["pixel_values"], preprocess(file.getvalue())["pixel_values"])
+
+
+def test_shrinking_hides_no_limit() -> None:
+    limits = Limits(max_image_bytes=10_000, max_image_pixels=5_000)
+    with pytest.raises(InvalidInput, match="pixels came"):
+        image_bytes(Image.new("RGB", (100, 100)), limits)
+    with pytest.raises(InvalidInput, match="bytes"):
+        image_bytes(Image.new("RGB", (10, 2_000)), Limits(max_image_bytes=10_000))
+
+
+def test_a_damaged_pillow_image_is_invalid() -> None:
+    file = io.BytesIO()
+    sample_image("RGB").save(file, "PNG")
+    opened = Image.open(io.BytesIO(file.getvalue()[:1000]))
+    with pytest.raises(InvalidInput) as raised:
+        image_bytes(opened, DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("image", "not_decodable")
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2])
+@pytest.mark.parametrize("dtype", ["int16", "float32", "float64", ">i2"])
+def test_samples_arrive_unchanged(dtype: str, channels: int | None) -> None:
+    shape = (3_201,) if channels is None else (3_201, channels)
+    samples = RANDOM.integers(-32768, 32768, shape).astype(np.int16)
+    given = samples.astype(dtype) if "i" in dtype else (samples / 32768).astype(dtype)
+    data = audio_bytes(Sound(given, 8_000), DEFAULT_LIMITS)
+    arrived, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert rate == 8_000
+    assert np.array_equal(arrived, (samples / 32768).astype(np.float32).reshape(arrived.shape))
+    assert audio_bytes((given, 8_000), DEFAULT_LIMITS) == data
+
+
+def test_a_sound_is_what_the_audio_stage_takes() -> None:
+    samples = RANDOM.uniform(-1, 1, 16_000).astype(np.float32)
+    arrived = decode_audio(audio_bytes(Sound(samples, 16_000), DEFAULT_LIMITS))
+    assert np.array_equal(arrived, samples)
+
+
+def test_loud_floats_are_not_clipped() -> None:
+    samples = np.full(4_000, 3.5, np.float32)
+    assert decode_audio(audio_bytes((samples, 16_000), DEFAULT_LIMITS)).max() == 3.5
+
+
+@pytest.mark.parametrize(
+    ("audio", "code"),
+    [
+        (np.zeros(16_000, np.float32), "no_rate"),
+        ((np.zeros(16_000, np.int32), 16_000), "wrong_array"),
+        ((np.zeros((2, 16_000), np.float32), 16_000), "wrong_array"),
+        ((np.zeros((10, 0), np.float32), 16_000), "wrong_array"),
+        ((np.zeros(16_000, np.float32), 0), "sample_rate"),
+        ((np.zeros(16_000, np.float32), 44.1), "sample_rate"),
+        ((np.zeros(16_000, np.float32), None), "sample_rate"),
+        (["samples"], "wrong_type"),
+    ],
+)
+def test_other_sounds_are_invalid(audio: Any, code: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        audio_bytes(audio, DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("audio", code)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_travel_as_they_are(kind: Any) -> None:
+    for encode in (image_bytes, audio_bytes):
+        assert encode(kind(b"any bytes"), DEFAULT_LIMITS) == b"any bytes"
+
+
+def test_files_travel_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"any bytes")
+    for encode in (image_bytes, audio_bytes):
+        assert encode(path, DEFAULT_LIMITS) == encode(str(path), DEFAULT_LIMITS) == b"any bytes"
+
+
+@pytest.mark.parametrize("name", ["missing", ".", "nul\0byte"])
+def test_a_path_that_cannot_be_read_is_invalid(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="can't be read") as raised:
+        image_bytes(str(tmp_path / name), DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("image", "unreadable")
+
+
+def test_sizes_are_checked_before_sending(tmp_path: Path) -> None:
+    limits = Limits(max_image_bytes=10, max_audio_bytes=10, max_text_bytes=10)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(11))
+    cases: list[tuple[Any, Any]] = [
+        (image_bytes, bytes(11)),
+        (audio_bytes, path),
+        (text_bytes, "1234567890é"),
+    ]
+    for encode, value in cases:
+        with pytest.raises(InvalidInput, match="at most 10 are accepted") as raised:
+            encode(value, limits)
+        assert raised.value.code == "too_large"
+    assert text_bytes("12345678é", limits) == "12345678é".encode()
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_text_arrives_unchanged(text: str) -> None:
+    assert text_bytes(text, DEFAULT_LIMITS).decode() == text
+
+
+def test_emoji_are_text_and_lone_surrogates_are_not() -> None:
+    assert text_bytes("👩‍👧", DEFAULT_LIMITS).decode() == "👩‍👧"
+    with pytest.raises(InvalidInput, match="character 2") as raised:
+        text_bytes("ab\ud83d", DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("text", "not_unicode")
+    with pytest.raises(InvalidInput) as raised:
+        text_bytes(7, DEFAULT_LIMITS)
+    assert (raised.value.field, raised.value.code) == ("text", "wrong_type")
