@@ -18,12 +18,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
-from cmt_pipeline.stages import STAGES, Stage
-from cmt_pipeline.tensors import MODEL_WIDTH, Array
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
+from cmt_pipeline.stages import STAGES, Stage
+from cmt_pipeline.tensors import MODEL_WIDTH, Array
 
 HIDDEN, HEADS, WORDS, LABELS = 32, 2, 100, 7
 

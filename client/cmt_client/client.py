@@ -13,9 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
-from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
-from cmt_pipeline.tensors import Array
-
 from cmt_client.encode import AudioInput, ImageInput, TextInput
 from cmt_client.errors import EmotionError, ServerUnavailable
 from cmt_client.operations import GetModelConfig, Infer, Operation
@@ -23,6 +20,8 @@ from cmt_client.requests import Item, from_item, from_tensors
 from cmt_client.result import Emotion, Releases, emotions_from
 from cmt_client.retry import Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from cmt_pipeline.tensors import Array
 
 T = TypeVar("T")
 
@@ -142,9 +141,7 @@ class EmotionClient(_Client):
     def __enter__(self) -> EmotionClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def _predict(self, item: Item, timeout_s: float | None) -> Emotion:

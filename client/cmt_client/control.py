@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cmt_pipeline.limits import DEFAULT_LIMITS
-
 from cmt_client.operations import (
     GetIndex,
     GetModelConfig,
@@ -26,6 +24,7 @@ from cmt_client.operations import (
     UnloadModel,
 )
 from cmt_client.transport import Transport, connect
+from cmt_pipeline.limits import DEFAULT_LIMITS
 
 DEFAULT_LOAD_TIMEOUT_S = 300.0  # a load compiles or warms up before it answers
 
@@ -87,7 +86,5 @@ class ModelControl:
     def __enter__(self) -> ModelControl:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from cmt_pipeline.limits import Limits
-from cmt_pipeline.tensors import IMAGE_SIDE, Array
 
 from cmt_client.errors import InvalidInput
+from cmt_pipeline.limits import Limits
+from cmt_pipeline.tensors import IMAGE_SIDE, Array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,9 +59,7 @@ def image_bytes(image: Any, limits: Limits) -> bytes:
 def audio_bytes(audio: Any, limits: Limits) -> bytes:
     """An AudioInput as a file's bytes. Raises InvalidInput("audio", …)."""
     if isinstance(audio, np.ndarray):
-        raise InvalidInput(
-            "audio", "no_rate", f"an array without a sample rate came; expected {ACCEPTED_SOUNDS}"
-        )
+        raise InvalidInput("audio", "no_rate", f"an array without a sample rate came; expected {ACCEPTED_SOUNDS}")
     if isinstance(audio, tuple) and len(audio) == 2:
         audio = Sound(np.asarray(audio[0]), audio[1])
     if isinstance(audio, Sound):
@@ -118,16 +116,13 @@ def wav_from_sound(sound: Sound) -> bytes:
         raise InvalidInput(
             "audio",
             "wrong_array",
-            f"{samples.dtype} {list(samples.shape)} came; "
-            "expected float or int16, [samples] or [samples, channels]",
+            f"{samples.dtype} {list(samples.shape)} came; expected float or int16, [samples] or [samples, channels]",
         )
     rate = _rate_hz(sound.sample_rate_hz)
     tag, dtype = (PCM, "<i2") if whole else (IEEE_FLOAT, "<f4")
     data = samples.astype(dtype).tobytes()
     width = np.dtype(dtype).itemsize
-    fmt = struct.pack(
-        "<HHIIHH", tag, channels, rate, rate * channels * width & 0xFFFFFFFF, channels * width, 8 * width
-    )
+    fmt = struct.pack("<HHIIHH", tag, channels, rate, rate * channels * width & 0xFFFFFFFF, channels * width, 8 * width)
     # Only float needs the fact chunk (samples in each channel); readers of PCM skip it.
     chunks = _chunk(b"fmt ", fmt) + _chunk(b"fact", struct.pack("<I", len(samples))) + _chunk(b"data", data)
     return _chunk(b"RIFF", b"WAVE" + chunks)
@@ -143,9 +138,7 @@ def _rate_hz(rate: Any) -> int:
     except TypeError:
         value = 0
     if not 0 < value < 2**31:
-        raise InvalidInput(
-            "audio", "sample_rate", f"a sample rate of {rate!r} came; expected a whole number of Hz"
-        )
+        raise InvalidInput("audio", "sample_rate", f"a sample rate of {rate!r} came; expected a whole number of Hz")
     return value
 
 
@@ -155,8 +148,9 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
     One that is too big to travel is shrunk just as the server's preprocessing does, which then finds nothing
     to do.
     """
-    from cmt_pipeline.image import to_rgb
     from PIL import Image, ImageOps
+
+    from cmt_pipeline.image import to_rgb
 
     if image.width * image.height > limits.max_image_pixels:
         raise InvalidInput(
@@ -167,9 +161,7 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
     try:
         rgb = to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's format plugins raise many kinds on a damaged file
-        raise InvalidInput(
-            "image", "not_decodable", f"a Pillow image that doesn't load came ({error})"
-        ) from error
+        raise InvalidInput("image", "not_decodable", f"a Pillow image that doesn't load came ({error})") from error
     too_big = 3 * rgb.width * rgb.height + PPM_HEADER_BYTES > limits.max_image_bytes
     if too_big and min(rgb.size) >= limits.min_image_side_px:
         rgb = rgb.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)

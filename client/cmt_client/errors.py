@@ -13,7 +13,6 @@
 The tree is httpx's habit: one base to catch everything, one branch for each thing that a caller does about
 it.
 """
-# ruff: noqa: N818  (named as one reads them in an `except`)
 
 from __future__ import annotations
 
@@ -23,8 +22,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cmt_pipeline import errors as pipeline_errors
 from tritonclient.utils import InferenceServerException
+
+from cmt_pipeline import errors as pipeline_errors
 
 
 class EmotionError(Exception):

@@ -15,11 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
-from cmt_pipeline.modality import MODALITIES
-from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
-from cmt_pipeline.stages import STAGES
 
 from cmt_client.errors import UnknownPipeline, translated
 from cmt_client.operations import (
@@ -39,6 +34,11 @@ from cmt_client.operations import (
     Timing,
     UnloadModel,
 )
+from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
+from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.stages import STAGES
 
 T = TypeVar("T")
 
@@ -127,10 +127,7 @@ class FakeTransport:
 
     def _describe(self, model: str) -> ModelDescription:
         inputs, outputs = (
-            tuple(
-                TensorInfo(spec.name, "STRING" if spec.dtype == "BYTES" else spec.dtype, spec.dims)
-                for spec in specs
-            )
+            tuple(TensorInfo(spec.name, "STRING" if spec.dtype == "BYTES" else spec.dtype, spec.dims) for spec in specs)
             for specs in ((PIPELINES | STAGES)[model].inputs, (PIPELINES | STAGES)[model].outputs)
         )
         return ModelDescription(model, 8, inputs, outputs, dict([self.release.to_parameter()]))

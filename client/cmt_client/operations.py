@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from cmt_pipeline.tensors import Array, Arrays
 from tritonclient.utils import np_to_triton_dtype
 
 from cmt_client.errors import ControlFailed, InferenceFailed, ServiceError
+from cmt_pipeline.tensors import Array, Arrays
 
 T = TypeVar("T")
 
@@ -86,9 +86,7 @@ class Infer(Operation[InferAnswer]):
         response = reply.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
         arrays = {name: reply.as_numpy(name) for name in self.outputs}
-        return InferAnswer(
-            self.model, int(version), {n: array for n, array in arrays.items() if array is not None}
-        )
+        return InferAnswer(self.model, int(version), {n: array for n, array in arrays.items() if array is not None})
 
 
 def _tensor(module: ModuleType, name: str, array: Array) -> Any:
@@ -226,9 +224,7 @@ def _statistics(entry: Any) -> ModelStatistics:
         version=int(entry["version"]),
         inference_count=int(entry.get("inference_count", 0)),
         execution_count=int(entry.get("execution_count", 0)),
-        batches={
-            int(b["batch_size"]): _timing(b["compute_infer"]).count for b in entry.get("batch_stats", ())
-        },
+        batches={int(b["batch_size"]): _timing(b["compute_infer"]).count for b in entry.get("batch_stats", ())},
         **{kind: _timing(times.get(kind, {})) for kind in kinds},
     )
 

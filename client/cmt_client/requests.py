@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
+
+from cmt_client.encode import ENCODERS, AudioInput, ImageInput, TextInput
+from cmt_client.errors import InvalidInput
+from cmt_client.operations import Infer
 from cmt_pipeline.limits import MAX_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import PIPELINES, Pipeline, pipeline_name
 from cmt_pipeline.stages import RAW, READY
 from cmt_pipeline.tensors import Array, TensorSpec
-
-from cmt_client.encode import ENCODERS, AudioInput, ImageInput, TextInput
-from cmt_client.errors import InvalidInput
-from cmt_client.operations import Infer
 
 READY_SPECS: dict[str, tuple[Modality, TensorSpec]] = {
     spec.name: (modality, spec) for modality, specs in READY.items() for spec in specs
@@ -42,9 +42,7 @@ def from_item(item: Item | Mapping[str, Any], limits: Limits) -> Infer:
             tensor[0, 0] = ENCODERS[modality](value, limits)
             inputs[RAW[modality].name] = tensor
     if not inputs:
-        raise InvalidInput(
-            "input", "missing", f"no modality came; expected one or more of {', '.join(MODALITIES)}"
-        )
+        raise InvalidInput("input", "missing", f"no modality came; expected one or more of {', '.join(MODALITIES)}")
     return _infer(PIPELINES[pipeline_name(inputs)], inputs)
 
 
@@ -77,9 +75,7 @@ def _check_batch(inputs: Mapping[str, Array]) -> None:
     first = next(iter(sizes.values()))
     for name, size in sizes.items():
         if size != first:
-            raise InvalidInput(
-                name, "batch", f"a batch of {size} came beside one of {first}; expected equal ones"
-            )
+            raise InvalidInput(name, "batch", f"a batch of {size} came beside one of {first}; expected equal ones")
     if first > MAX_BATCH_SIZE:
         raise InvalidInput(
             next(iter(sizes)),

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
 from numpy.typing import NDArray
 
 from cmt_client.errors import InferenceFailed
 from cmt_client.operations import InferAnswer, ModelDescription
+from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseInfo
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ def releases_of(description: ModelDescription) -> dict[int, ReleaseInfo]:
     try:
         return ReleaseInfo.from_parameters(description.parameters)
     except (ValueError, TypeError, KeyError) as error:
-        raise InferenceFailed(
-            f"{description.name} describes its releases in an unknown way ({error})"
-        ) from error
+        raise InferenceFailed(f"{description.name} describes its releases in an unknown way ({error})") from error
 
 
 def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
@@ -89,9 +87,7 @@ def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
     shapes = [array.shape for array in (logits, probabilities, valence_arousal, attention)]
     batch = shapes[0][:1]
     if shapes != [(*batch, width) for width in (len(info.labels), len(info.labels), 2, len(MODALITIES))]:
-        raise InferenceFailed(
-            f"{answer.model} answered with shapes {shapes}; expected {len(info.labels)} labels"
-        )
+        raise InferenceFailed(f"{answer.model} answered with shapes {shapes}; expected {len(info.labels)} labels")
     if not all(np.isfinite(array).all() for array in (logits, probabilities, valence_arousal, attention)):
         raise InferenceFailed(
             f"{answer.model} answered with NaN or infinity (release {info.release}, {info.precision})"

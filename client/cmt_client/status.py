@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
-from cmt_pipeline.stages import STAGES
-
 from cmt_client.operations import GetModelConfig, GetStatistics, ModelReady, ModelStatistics
 from cmt_client.result import releases_of
 from cmt_client.transport import Transport
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.stages import STAGES
 
 DEFAULT_STATUS_TIMEOUT_S = 10.0
 

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MIB, Limits
-from cmt_pipeline.stages import READY
-
 from cmt_client.errors import ServerUnavailable, translated
 from cmt_client.operations import CONTROL_KEY, Operation, Wire
+from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MIB, Limits
+from cmt_pipeline.stages import READY
 
 T = TypeVar("T")
 
@@ -99,9 +98,7 @@ def connect(url: str, limits: Limits = DEFAULT_LIMITS, root_certificates: Path |
     return BlockingTransport(AsyncHttpTransport(address, root_certificates))
 
 
-def connect_async(
-    url: str, limits: Limits = DEFAULT_LIMITS, root_certificates: Path | None = None
-) -> AsyncTransport:
+def connect_async(url: str, limits: Limits = DEFAULT_LIMITS, root_certificates: Path | None = None) -> AsyncTransport:
     """As `connect`, for asyncio callers."""
     address = Address.parse(url)
     if address.protocol == "grpc":

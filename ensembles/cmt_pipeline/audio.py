@@ -51,7 +51,9 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
         raise InvalidInput("audio", "empty", f"0 bytes came; expected {ACCEPTED}")
     if len(data) > limits.max_audio_bytes:
         raise InvalidInput(
-            "audio", "too_large", f"{len(data)} bytes came; at most {limits.max_audio_bytes} are accepted: cut it"
+            "audio",
+            "too_large",
+            f"{len(data)} bytes came; at most {limits.max_audio_bytes} are accepted: cut it",
         )
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -60,7 +62,9 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
             sound = file.read(int(limits.max_audio_s * rate) + 1, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise InvalidInput(
-            "audio", "not_decodable", f"{len(data)} bytes that don't decode came ({error}); expected {ACCEPTED}"
+            "audio",
+            "not_decodable",
+            f"{len(data)} bytes that don't decode came ({error}); expected {ACCEPTED}",
         ) from None
     _check_duration(len(sound) / rate, limits)
     if not np.isfinite(sound).all():
@@ -81,12 +85,13 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
         raise InvalidInput(
             "audio",
             "sample_rate",
-            f"a sample rate of {rate} Hz came; "
-            f"expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
+            f"a sample rate of {rate} Hz came; expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
         )
     if file.channels > limits.max_audio_channels:
         raise InvalidInput(
-            "audio", "channels", f"{file.channels} channels came; at most {limits.max_audio_channels} are accepted"
+            "audio",
+            "channels",
+            f"{file.channels} channels came; at most {limits.max_audio_channels} are accepted",
         )
     if file.frames > limits.max_audio_s * rate:
         _check_duration(file.frames / rate, limits)
@@ -101,6 +106,4 @@ def _check_duration(seconds: float, limits: Limits) -> None:
             f"{seconds:.2f} s came; at most {limits.max_audio_s:g} s are accepted: cut it into utterances",
         )
     if seconds < limits.min_audio_s:
-        raise InvalidInput(
-            "audio", "too_short", f"{seconds:.3f} s came; at least {limits.min_audio_s:g} s are needed"
-        )
+        raise InvalidInput("audio", "too_short", f"{seconds:.3f} s came; at least {limits.min_audio_s:g} s are needed")

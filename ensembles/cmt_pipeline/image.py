@@ -50,7 +50,9 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         raise InvalidInput("image", "empty", f"0 bytes came; expected {ACCEPTED}")
     if len(data) > limits.max_image_bytes:
         raise InvalidInput(
-            "image", "too_large", f"{len(data)} bytes came; at most {limits.max_image_bytes} are accepted: shrink it"
+            "image",
+            "too_large",
+            f"{len(data)} bytes came; at most {limits.max_image_bytes} are accepted: shrink it",
         )
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)

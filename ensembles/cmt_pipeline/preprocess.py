@@ -31,8 +31,8 @@ TOKENIZER_FILE = "tokenizer.json"
 class PreprocessConfig:
     """What a checkpoint's encoders were trained to see."""
 
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     normalize_audio: bool = True
     pad_token: str = "[PAD]"  # noqa: S105
 
@@ -41,7 +41,7 @@ class PreprocessConfig:
 
     @classmethod
     def from_json(cls, text: str) -> PreprocessConfig:
-        values = json.loads(text)
+        values: dict[str, Any] = json.loads(text)
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

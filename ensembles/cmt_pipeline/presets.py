@@ -55,7 +55,12 @@ PRESETS: dict[str, Preset] = {
         encoders={
             "image": EncoderPreset(
                 None,
-                {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
+                {
+                    "hidden_size": 128,
+                    "num_hidden_layers": 4,
+                    "num_attention_heads": 4,
+                    "intermediate_size": 512,
+                },
             ),
             "audio": EncoderPreset(
                 None,

@@ -15,7 +15,7 @@ from cmt_pipeline.tensors import Array
 class TextPreprocessor:
     """UTF-8 bytes -> {`input_ids`: [tokens] int64, `attention_mask`: [tokens] int64}. Raises InvalidInput."""
 
-    def __init__(self, tokenizer_json: Path, pad_token: str = "[PAD]", limits: Limits = DEFAULT_LIMITS) -> None:  # noqa: S107
+    def __init__(self, tokenizer_json: Path, pad_token: str, limits: Limits = DEFAULT_LIMITS) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
@@ -50,7 +50,9 @@ def decode_text(data: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
     """The text, checked for size, encoding and emptiness. Raises InvalidInput."""
     if len(data) > limits.max_text_bytes:
         raise InvalidInput(
-            "text", "too_large", f"{len(data)} bytes came; at most {limits.max_text_bytes} are accepted: cut it"
+            "text",
+            "too_large",
+            f"{len(data)} bytes came; at most {limits.max_text_bytes} are accepted: cut it",
         )
     try:
         text = data.decode("utf-8")

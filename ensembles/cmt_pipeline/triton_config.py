@@ -24,7 +24,7 @@ from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
 LABELS_FILE = "labels.txt"
 TENSORRT_CONFIG = "configs/tensorrt.pbtxt"
 WARMUP_FOLDER = "warmup"
-LINE_WIDTH = 110
+LINE_WIDTH = 110  # of a configuration's text
 
 DATA_TYPES = {"BYTES": DataType.TYPE_STRING, "FP32": DataType.TYPE_FP32, "INT64": DataType.TYPE_INT64}
 
@@ -45,7 +45,7 @@ DEFAULT_TUNING: Mapping[str, StageTuning] = {
     "encode_image": StageTuning(queue_delay_us=200),
     "encode_audio": StageTuning(queue_delay_us=200),
     "encode_text": StageTuning(queue_delay_us=200),
-    "fuse": StageTuning(threads=1, queue_delay_us=100),
+    "fuse": StageTuning(queue_delay_us=100),
 }
 
 

@@ -79,9 +79,7 @@ class Checkpoint:
     tokenizer: Path
 
 
-def checkpoint_from_preset(
-    name: str, label_set: str, *, random_weights: bool = False, seed: int = 0
-) -> Checkpoint:
+def checkpoint_from_preset(name: str, label_set: str, *, random_weights: bool = False, seed: int = 0) -> Checkpoint:
     """An untrained checkpoint: published encoder weights where the preset names them, the rest seeded random.
 
     random_weights: replaces published weights that would come from a hub by random ones (sizes, and so times, stay).
@@ -176,7 +174,7 @@ def _backbone(modality: Modality, preset: EncoderPreset, random_weights: bool) -
     )
 
 
-def _load_backbone(modality: Modality, encoder: EncoderConfig) -> nn.Module:
+def _load_backbone(modality: Modality, encoder: EncoderConfig) -> Any:
     if encoder.weights_from is None:
         return _from_config(modality, dict(encoder.config))
     folder = _resolve(encoder.weights_from)

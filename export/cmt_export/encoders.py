@@ -20,6 +20,9 @@ from cmt_pipeline.tensors import MODEL_WIDTH
 
 Features = tuple[Tensor, Tensor]
 
+#: Added to a masked attention score. Its exponential is 0 in fp32, and it is still a finite number in fp16.
+MASKED = -1e4
+
 #: Samples of which the feature encoder makes its first frame.
 RECEPTIVE_FIELD = 400
 
@@ -76,8 +79,25 @@ class AudioEncoder(nn.Module):
         frames = self._convolve(input_values, num_samples)  # [batch, frames, conv_dim]
         mask = positions_below(frames.shape[1], frame_count(num_samples))
         hidden, _ = self.backbone.feature_projection(frames)
-        hidden = self.backbone.encoder(hidden, attention_mask=mask).last_hidden_state
-        return self.projection(hidden), mask.to(torch.int64)
+        return self.projection(self._transform(hidden, mask)), mask.to(torch.int64)
+
+    def _transform(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Wav2Vec2's transformer with its masks as arithmetic.
+
+        Transformers writes zeros through a boolean index, which in ONNX becomes NonZero and shapes that depend on data.
+        """
+        real = mask.to(hidden.dtype)
+        hidden = hidden * real[..., None]
+        bias = ((1 - real) * MASKED)[:, None, None, :]
+        encoder = self.backbone.encoder
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        stable = self.backbone.config.do_stable_layer_norm  # then the norm comes last
+        hidden = hidden if stable else encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        for layer in encoder.layers:
+            hidden = layer(hidden, attention_mask=bias)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return encoder.layer_norm(hidden) if stable else hidden
 
     def _convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
         hidden = input_values[:, None]  # [batch, channels, time]
@@ -114,7 +134,9 @@ def masked_group_norm(hidden: Tensor, norm: nn.GroupNorm, lengths: Tensor) -> Te
     Frames beyond are scaled alike; nothing reads them.
     """
     if norm.num_groups != norm.num_channels:
-        raise ValueError(f"{norm.num_groups} groups of {norm.num_channels} channels came; Wav2Vec2 has a group a channel")
+        raise ValueError(
+            f"{norm.num_groups} groups of {norm.num_channels} channels came; Wav2Vec2 has a group a channel"
+        )
     mask = positions_below(hidden.shape[2], lengths)[:, None, :].to(hidden.dtype)  # [batch, 1, time]
     count = lengths[:, :, None].to(hidden.dtype)  # [batch, 1, 1]
     mean = (hidden * mask).sum(dim=2, keepdim=True) / count

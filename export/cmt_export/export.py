@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import cmt_export
 import cmt_pipeline
 from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, Precision, open_engine
-from cmt_export.release import STAGES_FOLDER, GoldenAnswer, Release, draft_folder, find_release, release_from_engines
+from cmt_export.release import (
+    STAGES_FOLDER,
+    GoldenAnswer,
+    Release,
+    draft_folder,
+    find_release,
+    release_from_engines,
+)
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, make_preprocessors
@@ -69,7 +76,7 @@ class GoldenSample:
 
 
 def export(options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> tuple[Release, bool]:
-    """The release of these options, and whether it had to be built. Raises ParityError, EngineError, CheckpointError."""
+    """The release of these options, and whether it was built. Raises ParityError, EngineError and CheckpointError."""
     recipe = recipe_of(options, golden)
     progress("looking for a release of the same recipe", 0.0)
     known = find_release(store, recipe)
@@ -124,7 +131,7 @@ class _Build:
         self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
 
     def run(self, recipe: str) -> Release:
-        from cmt_export.parity import ParityError, ParityRow, pipeline_parity, stage_parity
+        from cmt_export.parity import ParityError, pipeline_parity, stage_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
@@ -191,9 +198,10 @@ class _Build:
 
             onnxruntime_engine.engine_from_onnx(onnx, stage, folder)
         else:
-            from cmt_export import tensorrt_engine
+            from cmt_export.tensorrt_engine import TensorRtOptions, engine_from_onnx
 
-            tensorrt_engine.compile_stage(onnx, stage, folder, self.options.precision)
+            cache = self.store / ".tensorrt-timings"
+            engine_from_onnx(onnx, stage, folder, TensorRtOptions(precision=self.options.precision, timing_cache=cache))
 
     def _calibration(self, stage: Stage) -> list[Arrays]:
         from cmt_export.parity import stage_inputs
@@ -240,4 +248,3 @@ def _versions(engine: EngineName) -> dict[str, str]:
     names = ["torch", "transformers", "onnx", "onnxscript", "numpy"]
     names += {"openvino": ["openvino", "nncf"], "onnxruntime": ["onnxruntime"], "tensorrt": []}[engine]
     return {name: importlib.metadata.version(name) for name in names}
-

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmt_export.encoders import MASKED
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
-
-#: Added to a masked score. Its exponential is 0 in fp32, and it is still a finite number in fp16.
-MASKED = -1e4
 
 
 class CrossModalFusion(nn.Module):
@@ -56,12 +54,17 @@ class CrossModalFusion(nn.Module):
         streams = [
             norm(features) + embedding
             for norm, features, embedding in zip(
-                self.input_norms, (image_features, audio_features, text_features), self.modality_embedding, strict=True
+                self.input_norms,
+                (image_features, audio_features, text_features),
+                self.modality_embedding,
+                strict=True,
             )
         ]
         for layer in self.layers:
             streams = layer(streams, masks)
-        pooled = torch.stack([self._pool(s, m) for s, m in zip(streams, masks, strict=True)], dim=1)  # [batch, 3, width]
+        pooled = torch.stack(
+            [self._pool(s, m) for s, m in zip(streams, masks, strict=True)], dim=1
+        )  # [batch, 3, width]
         presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)  # [batch, 3]
         attention = masked_softmax(self.gate(pooled)[..., 0], presence)
         fused = self.output_norm((attention[..., None] * pooled).sum(dim=1))
@@ -72,7 +75,8 @@ class CrossModalFusion(nn.Module):
     def _pool(self, stream: Tensor, mask: Tensor) -> Tensor:
         """[batch, tokens, width] -> [batch, width], weighed by a learned score of each real token."""
         weights = masked_softmax(self.pool(stream)[..., 0], mask)
-        return (weights[..., None] * stream).sum(dim=1)
+        pooled: Tensor = (weights[..., None] * stream).sum(dim=1)
+        return pooled
 
 
 class CrossModalLayer(nn.Module):
@@ -115,7 +119,8 @@ class _Stream(nn.Module):
 
     def forward(self, stream: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         stream = stream + self.dropout(self._attend(self.query_norm(stream), context, context_mask))
-        return stream + self.dropout(self.feed_forward(stream))
+        updated: Tensor = stream + self.dropout(self.feed_forward(stream))
+        return updated
 
     def _attend(self, query: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         batch = query.shape[0]
@@ -124,13 +129,16 @@ class _Stream(nn.Module):
         open_sink = context_mask.new_ones((batch, 1))
         bias = _bias(torch.cat([open_sink, context_mask], dim=1), query.dtype)  # [batch, 1 + context]
         attended = functional.scaled_dot_product_attention(
-            self._split(self.query(query)), self._split(keys), self._split(values), attn_mask=bias[:, None, None, :]
+            self._split(self.query(query)),
+            self._split(keys),
+            self._split(values),
+            attn_mask=bias[:, None, None, :],
         )
         return self.output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, tokens: Tensor) -> Tensor:
         """[batch, tokens, width] -> [batch, heads, tokens, width / heads]."""
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

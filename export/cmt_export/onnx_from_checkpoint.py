@@ -54,7 +54,10 @@ def onnx_from_checkpoint(model: CrossModalTransformer, stage: Stage, folder: Pat
 def check_contract(path: Path, stage: Stage) -> None:
     """ValueError unless the graph's inputs and outputs have the names, order, types and fixed sizes of the stage."""
     graph = onnx.load(str(path), load_external_data=False).graph
-    for side, infos, specs in (("inputs", graph.input, stage.inputs), ("outputs", graph.output, stage.outputs)):
+    for side, infos, specs in (
+        ("inputs", graph.input, stage.inputs),
+        ("outputs", graph.output, stage.outputs),
+    ):
         came = [_describe(info) for info in infos]
         if len(came) != len(specs) or not all(_fits(c, s) for c, s in zip(came, specs, strict=True)):
             expected = [spec.describe() for spec in specs]
@@ -97,7 +100,11 @@ def _for_export(module: nn.Module) -> nn.Module:
 
 def _describe(info: onnx.ValueInfoProto) -> tuple[str, int, list[int]]:
     tensor = info.type.tensor_type
-    return info.name, tensor.elem_type, [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+    return (
+        info.name,
+        tensor.elem_type,
+        [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim],
+    )
 
 
 def _fits(came: tuple[str, int, list[int]], spec: TensorSpec) -> bool:
@@ -127,5 +134,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-

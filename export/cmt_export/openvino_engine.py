@@ -74,7 +74,10 @@ def engine_from_onnx(
         precision=precision,
         model=MODEL_FILE,
         onnx_sha256=sha256_of(*(p for p in (onnx_path, weights) if p.exists())),
-        versions={"openvino": openvino.__version__.split("-")[0], **({"nncf": _nncf()} if precision == "int8" else {})},
+        versions={
+            "openvino": openvino.__version__.split("-")[0],
+            **({"nncf": _nncf()} if precision == "int8" else {}),
+        },
         target={"device": "CPU"},
     )
     sidecar.write(folder)

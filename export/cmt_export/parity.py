@@ -57,7 +57,9 @@ class ParityError(RuntimeError):
     """An export missed its tolerance."""
 
     def __init__(self, rows: Sequence[ParityRow]) -> None:
-        missed = "; ".join(f"{r.what} {r.engine} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed)
+        missed = "; ".join(
+            f"{r.what} {r.engine} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed
+        )
         super().__init__(
             f"the export differs from PyTorch fp32 by more than its tolerance ({missed}). "
             "Choose a higher --precision, or calibrate int8 with data of your own (--calibration)."
@@ -96,7 +98,7 @@ def pipeline_parity(
             inputs = ready_inputs(batch.tensors, subset)
             expected = run_model(model, inputs)["probabilities"]
             came = run_engines(engines, inputs)["probabilities"]
-            worst = max(worst, float(np.abs(came - expected).max()))
+            worst = max(worst, float(np.abs(came.astype(np.float64) - expected.astype(np.float64)).max()))
         tolerance = TOLERANCES[precision].probability
         rows.append(ParityRow(pipeline_name(subset), name, precision, len(batches), worst, tolerance))
     return rows
@@ -112,9 +114,7 @@ def run_engines(engines: Mapping[str, Engine], inputs: Arrays) -> dict[str, Arra
     return engines["fuse"].run(_wire(encoded))
 
 
-def stage_inputs(
-    model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]
-) -> Iterable[dict[str, Array]]:
+def stage_inputs(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> Iterable[dict[str, Array]]:
     """What the stage is fed when PyTorch runs the stages before it; `fuse` meets absent modalities too."""
     for index, batch in enumerate(batches):
         if stage.modality is not None:
@@ -159,6 +159,4 @@ def _stage_error(stage: Stage, expected: Arrays, came: Arrays) -> float:
 
 def _relative(expected: Array, came: Array) -> float:
     wanted = expected.astype(np.float64)
-    return float(np.sqrt(np.mean((came - wanted) ** 2) / np.mean(wanted**2)))
-
-
+    return float(np.sqrt(np.mean((came.astype(np.float64) - wanted) ** 2) / np.mean(wanted**2)))

@@ -20,9 +20,7 @@ TENSORRT_TAG, RTX_TAG = b"ftrt", b"vtrt"
 TABLE_BYTES = 1 << 20  # the table lies within the first few kilobytes
 
 #: A tensor: its name (a 64-bit length before it), its data type, later its rank and its dimensions.
-TENSOR = re.compile(
-    rb"([\w./]+)\x1c\x80\x01\x00\x03\x80\x01\x00\x00\x0d\x80\x01\x00\x07\x80\x01\x00(.{4})", re.DOTALL
-)
+TENSOR = re.compile(rb"([\w./]+)\x1c\x80\x01\x00\x03\x80\x01\x00\x00\x0d\x80\x01\x00\x07\x80\x01\x00(.{4})", re.DOTALL)
 DIMENSIONS = re.compile(rb"\x59\x80\x01\x00\x07\x80\x01\x00(.{4})\x01\x80\x09\x80\x01\x00(.{8})", re.DOTALL)
 DIMENSIONS_WITHIN = 256  # bytes behind the name
 
@@ -57,9 +55,7 @@ def read_plan(path: Path) -> Plan:
         head = file.read(TABLE_BYTES)
     size = path.stat().st_size
     if len(head) < HEADER.size or head[:4] not in (TENSORRT_TAG, RTX_TAG):
-        raise ValueError(
-            f"{path} opens with {head[:4]!r}; a TensorRT plan opens with {RTX_TAG!r} or {TENSORRT_TAG!r}"
-        )
+        raise ValueError(f"{path} opens with {head[:4]!r}; a TensorRT plan opens with {RTX_TAG!r} or {TENSORRT_TAG!r}")
     tag, _, declared, *version = HEADER.unpack_from(head)
     if tag == RTX_TAG and declared != size:
         raise ValueError(f"{path} has {size} bytes; its header says {declared}: it was cut off or changed")
@@ -76,8 +72,6 @@ def _tensors(head: bytes) -> tuple[EngineTensor, ...]:
         rank = struct.unpack("<i", dims[1])[0]
         sizes = struct.unpack_from(f"<{rank}q", head, dims.end())
         # A size that varies is the negative number of a symbol.
-        tensor = EngineTensor(
-            name.decode(), DATA_TYPES.get(dtype, str(dtype)), tuple(max(s, -1) for s in sizes)
-        )
+        tensor = EngineTensor(name.decode(), DATA_TYPES.get(dtype, str(dtype)), tuple(max(s, -1) for s in sizes))
         found.setdefault(tensor.name, tensor)
     return tuple(sorted(found.values(), key=lambda tensor: tensor.name))

@@ -103,7 +103,13 @@ def _picture(rng: np.random.Generator) -> bytes:
         x, y = left + width * eye, top + height * 0.4
         draw.ellipse((x - 9, y - 5, x + 9, y + 5), fill=(20, 20, 30))
     mouth = top + height * 0.72
-    draw.arc((left + 35, mouth - 15, left + width - 35, mouth + 15), 0, int(rng.integers(120, 200)), (120, 20, 30), 5)
+    draw.arc(
+        (left + 35, mouth - 15, left + width - 35, mouth + 15),
+        0,
+        int(rng.integers(120, 200)),
+        (120, 20, 30),
+        5,
+    )
     buffer = io.BytesIO()
     image.filter(ImageFilter.GaussianBlur(1)).save(buffer, "PNG")
     return buffer.getvalue()

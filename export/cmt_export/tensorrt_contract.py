@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cmt_pipeline.stages import STAGES, Stage
-from cmt_pipeline.tensors import TensorSpec
-
 from cmt_export.engine import EngineError, EngineSidecar
 from cmt_export.gpu import Gpu, find_gpus
 from cmt_export.plan_file import EngineTensor, read_plan
 from cmt_export.tensorrt_module import TensorRt, load_tensorrt, log_of
+from cmt_pipeline.stages import STAGES, Stage
+from cmt_pipeline.tensors import TensorSpec
 
 #: tensorrt.DataType -> the contract's names
 DTYPE_NAMES = {"FLOAT": "FP32", "HALF": "FP16"}
@@ -40,9 +39,7 @@ class EngineReport:
     tensors: tuple[EngineTensor, ...]
 
 
-def check_contract(
-    stage: Stage, inputs: Iterable[EngineTensor], outputs: Iterable[EngineTensor], what: str
-) -> None:
+def check_contract(stage: Stage, inputs: Iterable[EngineTensor], outputs: Iterable[EngineTensor], what: str) -> None:
     """EngineError that names every input and output which isn't as the stage's contract says."""
     wrong = [
         *(f"input {problem}" for problem in _mismatches(stage.inputs, inputs)),
@@ -69,9 +66,7 @@ def inspect_engine(folder: Path, gpus: Callable[[], tuple[Gpu, ...]] = find_gpus
         raise EngineError(f"{error}. Build the engine again.") from error
     flavour, said = next(iter(sidecar.versions.items()))
     if plan.version.split(".")[:3] != said.split(".")[:3]:
-        raise EngineError(
-            f"{path} was made by {plan.version}; engine.json says {flavour} {said}. Build it again."
-        )
+        raise EngineError(f"{path} was made by {plan.version}; engine.json says {flavour} {said}. Build it again.")
     tensors = plan.tensors
     read_from: ReadFrom = "plan" if tensors else "header"
     tensorrt = _opener(sidecar, gpus)
@@ -135,7 +130,5 @@ def _fits(tensor: EngineTensor, spec: TensorSpec) -> bool:
         tensor.dtype == spec.dtype
         and len(tensor.dims) == len(spec.axes) + 1
         and tensor.dims[0] == -1
-        and all(
-            not axis.sizes or dim == axis.dim for dim, axis in zip(tensor.dims[1:], spec.axes, strict=True)
-        )
+        and all(not axis.sizes or dim == axis.dim for dim, axis in zip(tensor.dims[1:], spec.axes, strict=True))
     )

@@ -17,9 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
-from cmt_pipeline.stages import Stage
-from cmt_pipeline.tensors import ABSENT_TOKENS, Axis
 from google.protobuf.message import DecodeError
 from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
@@ -38,6 +35,9 @@ from cmt_export.tensorrt_module import (
     network_flags,
 )
 from cmt_export.typed_onnx import TypedPrecision, onnx_files, onnx_in_precision
+from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
+from cmt_pipeline.stages import Stage
+from cmt_pipeline.tensors import ABSENT_TOKENS, Axis
 
 PLAN_FILE = "model.plan"  # the name that Triton's TensorRT backend looks for
 TYPICAL_BATCH = 4
@@ -193,9 +193,7 @@ def _typed(onnx_path: Path, precision: Precision, target: Path) -> Path:
     try:
         return onnx_in_precision(onnx_path, cast("TypedPrecision", precision), target)
     except (ValueError, OSError, DecodeError, ValidationError, InferenceError) as error:
-        raise EngineError(
-            f"{onnx_path} can't be typed as {precision}: {error}. Does it build in fp32?"
-        ) from error
+        raise EngineError(f"{onnx_path} can't be typed as {precision}: {error}. Does it build in fp32?") from error
 
 
 def _parse(parser: Any, onnx_path: Path, errors: list[str]) -> None:

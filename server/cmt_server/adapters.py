@@ -100,7 +100,9 @@ class EngineModel:
 def limits_from(parameters: Mapping[str, str]) -> Limits:
     """Limits out of a stage's configuration parameters; those not named keep their defaults."""
     defaults = Limits()
-    chosen = {f.name: type(getattr(defaults, f.name))(parameters[f.name]) for f in fields(Limits) if f.name in parameters}
+    chosen = {
+        f.name: type(getattr(defaults, f.name))(parameters[f.name]) for f in fields(Limits) if f.name in parameters
+    }
     return Limits(**chosen)
 
 

@@ -38,7 +38,7 @@ def _check_text(input_ids: Array, attention_mask: Array) -> None:
     _check_range("attention_mask", attention_mask, 0, 1)
     if not attention_mask.any(axis=1).all():
         raise InvalidInput("attention_mask", "empty", "a mask without any 1 came; expected one word or more")
-    if (input_ids < 0).any():
+    if int(input_ids.min()) < 0:
         raise InvalidInput("input_ids", "out_of_range", "negative token ids came; expected ids of the tokenizer")
 
 

@@ -1,4 +1,4 @@
-"""Runs a tritonserver as a child: starts it, waits until every pipeline answers, drains it and leaves nothing behind."""
+"""Runs a tritonserver as a child: starts it, waits until every pipeline answers, drains it, leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, progress: ReadyProgress = lambda ready, total: None) -> None:
+    def start(self, progress: ReadyProgress | None = None) -> None:
         """Returns once every pipeline answers. Raises ServerError, with the cause from the log, if one can't."""
         self.options.work.mkdir(parents=True, exist_ok=True)
         binary = find_tritonserver(self.options.work)
@@ -153,13 +153,14 @@ class TritonServer:
         flags += ["--backend-config=python,stub-timeout-seconds=300"]
         return flags + [f"--load-model={name}" for name in options.pipelines]
 
-    def _wait_ready(self, progress: ReadyProgress) -> None:
+    def _wait_ready(self, progress: ReadyProgress | None) -> None:
         deadline = time.monotonic() + self.options.ready_timeout_s
         waiting = list(self.options.pipelines)
         while waiting:
             self.check()
             waiting = [name for name in waiting if not self.control.model_ready(name)]
-            progress(len(self.options.pipelines) - len(waiting), len(self.options.pipelines))
+            if progress:
+                progress(len(self.options.pipelines) - len(waiting), len(self.options.pipelines))
             if waiting and time.monotonic() > deadline:
                 raise ServerError(
                     f"{', '.join(waiting)} not ready after {self.options.ready_timeout_s:g} s; {self._cause()}"

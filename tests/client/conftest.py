@@ -19,10 +19,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
 from cmt_client import FakeTransport
 from cmt_client.operations import Infer
 from cmt_pipeline.pipelines import PIPELINES
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 @dataclass
@@ -98,16 +99,13 @@ class HttpHandler(BaseHTTPRequestHandler):
             return
         version, outputs = self.wired.infer(self.path.split("/")[3])
         tensors = [
-            {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()}
-            for n, a in outputs.items()
+            {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()} for n, a in outputs.items()
         ]
         self.reply({"model_name": "any", "model_version": version, "outputs": tensors})
 
     def reply(self, body: Any) -> None:
         self.wired.headers.append({key.lower(): value for key, value in self.headers.items()})
-        status, body = (
-            (self.wired.refuse[0], {"error": self.wired.refuse[1]}) if self.wired.refuse else (200, body)
-        )
+        status, body = (self.wired.refuse[0], {"error": self.wired.refuse[1]}) if self.wired.refuse else (200, body)
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
@@ -164,9 +162,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Pem:
         pytest.skip("needs the openssl command to make a certificate")
     folder = tmp_path_factory.mktemp("pem")
     made = Pem(folder / "key.pem", folder / "certificate.pem")
-    command = (
-        f"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -keyout {made.key} -out {made.certificate}"
-    )
+    command = f"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -keyout {made.key} -out {made.certificate}"
     subprocess.run(
         [openssl, *command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
     )

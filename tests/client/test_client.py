@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cmt_client import (
     AsyncEmotionClient,
     AsyncFakeTransport,
@@ -217,9 +218,7 @@ def test_a_release_is_asked_about_once_and_again_after_an_upgrade(fake: FakeTran
     [{}, dict([FakeTransport().release.to_parameter()]), {"release_7": "no json"}, {"release_7": "{}"}],
     ids=["none", "another", "no json", "no release"],
 )
-def test_an_answer_of_an_undescribed_release_fails(
-    ask: Ask, fake: FakeTransport, parameters: dict[str, str]
-) -> None:
+def test_an_answer_of_an_undescribed_release_fails(ask: Ask, fake: FakeTransport, parameters: dict[str, str]) -> None:
     fake.release = replace(fake.release, release=7)
     fake.answer(GetModelConfig, lambda op: ModelDescription(op.model, 8, (), (), parameters))
     with pytest.raises(InferenceFailed, match="describes"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from cmt_client import (
     ControlFailed,
     FakeTransport,
@@ -109,9 +110,7 @@ def test_statistics_read_both_spellings() -> None:
         "inference_stats": {"success": {"count": 5, "ns": 7000}, "fail": {"count": 0, "ns": 0}},
         "batch_stats": [{"batch_size": 2, "compute_infer": {"count": 2, "ns": 9}}],
     }
-    ((first,), (second,)) = (
-        GetStatistics().decode({"model_stats": [entry]}) for entry in (grpc_json, http_json)
-    )
+    ((first,), (second,)) = (GetStatistics().decode({"model_stats": [entry]}) for entry in (grpc_json, http_json))
     assert first == second
     assert (first.version, first.inference_count, first.execution_count) == (2, 5, 3)
     assert first.success == Timing(5, 7000)

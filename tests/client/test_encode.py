@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
 from cmt_client import InvalidInput, Sound
 from cmt_client.encode import audio_bytes, image_bytes, text_bytes
 from cmt_pipeline.audio import decode_audio
 from cmt_pipeline.image import ImagePreprocessor, decode_image
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from PIL import Image
 
 RANDOM = np.random.default_rng(7)
 ORIENTATION = 0x0112  # EXIF's tag

@@ -12,6 +12,9 @@ import aiohttp
 import grpc
 import pytest
 import rapidjson
+from tritonclient.grpc._utils import get_error_grpc
+from tritonclient.utils import InferenceServerException
+
 from cmt_client.errors import (
     ControlFailed,
     DeadlineExceeded,
@@ -26,8 +29,6 @@ from cmt_client.errors import (
     translated,
 )
 from cmt_pipeline import errors as pipeline_errors
-from tritonclient.grpc._utils import get_error_grpc
-from tritonclient.utils import InferenceServerException
 
 WHERE = "grpc://here:1"
 
@@ -169,9 +170,7 @@ SAYINGS = [
 
 
 @pytest.mark.parametrize(("grpc_status", "http_status", "text", "expected"), SAYINGS)
-def test_what_triton_says(
-    grpc_status: str, http_status: str, text: str, expected: type[ServiceError]
-) -> None:
+def test_what_triton_says(grpc_status: str, http_status: str, text: str, expected: type[ServiceError]) -> None:
     for status in (grpc_status, http_status):
         assert type(from_triton(InferenceServerException(text, status), WHERE)) is expected
 

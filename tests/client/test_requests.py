@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cmt_client import InvalidInput
 from cmt_client.requests import from_item, from_tensors
 from cmt_pipeline.limits import DEFAULT_LIMITS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cmt_client import DeadlineExceeded, ServerUnavailable
 from cmt_client.retry import Budget
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from cmt_client import (
     AsyncEmotionClient,
     DeadlineExceeded,
@@ -104,9 +105,7 @@ def test_a_server_that_hangs_up(tell: Tell, scheme: str, rude_port: Callable[[by
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_server_that_never_answers(
-    tell: Tell, scheme: str, rude_port: Callable[[bytes | None], int]
-) -> None:
+def test_a_server_that_never_answers(tell: Tell, scheme: str, rude_port: Callable[[bytes | None], int]) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="in time"):
         tell(f"{scheme}://127.0.0.1:{rude_port(None)}", timeout_s=0.4)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from cmt_export.engine import EngineError, EngineSidecar
 from cmt_export.gpu import Gpu
 from cmt_export.plan_file import DATA_TYPES, read_plan

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from cmt_export.engine import EngineError, EngineSidecar, open_engine, sha256_of
 from cmt_export.gpu import Gpu
 from cmt_export.tensorrt_contract import inspect_engine
@@ -23,7 +25,6 @@ from cmt_export.tensorrt_engine import (
 from cmt_export.typed_onnx import onnx_files
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
-from onnx import TensorProto, helper
 from small_graphs import needs_rtx, small_graph, text_graph
 
 RTX = TensorRtOptions(flavour="tensorrt_rtx")
@@ -116,9 +117,7 @@ def test_the_sidecar_says_how_it_came_to_be(text_engine: Path) -> None:
 def test_narrow_plans_are_half_as_large(tmp_path: Path) -> None:
     """The embedding of a graph with a large vocabulary is nearly all of its plan."""
     rows, width = 20_000, 256
-    weights = helper.make_tensor(
-        "table", TensorProto.FLOAT, [rows, width], b"\0" * (rows * width * 4), raw=True
-    )
+    weights = helper.make_tensor("table", TensorProto.FLOAT, [rows, width], b"\0" * (rows * width * 4), raw=True)
     source = text_graph([helper.make_node("Gather", ["table", "input_ids"], ["text_features"])], [weights])
     onnx.save(source, tmp_path / "source.onnx")
     sizes = []
@@ -136,9 +135,7 @@ def test_narrow_plans_are_half_as_large(tmp_path: Path) -> None:
 @needs_rtx
 def test_progress_rises_to_one(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
-    engine_from_onnx(
-        small_graph("fuse"), STAGES["fuse"], tmp_path, RTX, lambda phase, part: told.append((phase, part))
-    )
+    engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, RTX, lambda phase, part: told.append((phase, part)))
     parts = [part for _, part in told]
     assert parts == sorted(parts)
     assert told[-1] == ("Built", 1.0)
@@ -174,12 +171,9 @@ def test_wrong_types_and_sizes_are_refused(tmp_path: Path) -> None:
     onnx.save(text_graph(nodes, [], ids_type=TensorProto.INT32), tmp_path / "source.onnx")
     with pytest.raises(EngineError) as caught:
         engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, RTX)
-    assert "input input_ids INT32 [-1, -1] came, expected input_ids INT64 [batch, tokens]" in str(
+    assert "input input_ids INT32 [-1, -1] came, expected input_ids INT64 [batch, tokens]" in str(caught.value)
+    assert "output text_features FP32 [-1, -1] came, expected text_features FP32 [batch, tokens, model=256]" in str(
         caught.value
-    )
-    assert (
-        "output text_features FP32 [-1, -1] came, expected text_features FP32 [batch, tokens, model=256]"
-        in str(caught.value)
     )
 
 
@@ -201,18 +195,14 @@ def test_every_operator_that_cant_be_parsed_is_named(tmp_path: Path) -> None:
 def test_what_is_no_onnx_is_refused(precision: Any, tmp_path: Path) -> None:
     (tmp_path / "source.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(EngineError, match=r"source\.onnx"):
-        engine_from_onnx(
-            tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, options(precision=precision)
-        )
+        engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, options(precision=precision))
 
 
 @needs_rtx
 def test_targets_are_compiled_for(tmp_path: Path) -> None:
     targets = ("8.6", "12.0")
     stage = STAGES["encode_text"]
-    sidecar = engine_from_onnx(
-        small_graph("encode_text"), stage, tmp_path, options(compute_capabilities=targets)
-    )
+    sidecar = engine_from_onnx(small_graph("encode_text"), stage, tmp_path, options(compute_capabilities=targets))
     assert sidecar.target == {"compute_capabilities": "8.6, 12.0"}
     assert b"accelerators={sm86 sm120 }" in (tmp_path / "model.plan").read_bytes()
 
@@ -221,9 +211,7 @@ def test_targets_are_compiled_for(tmp_path: Path) -> None:
 def test_a_target_that_isnt_there_is_refused(tmp_path: Path) -> None:
     """Hopper (9.0) is none of TensorRT for RTX."""
     with pytest.raises(EngineError, match=r"9\.0 came; .* takes 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
-        engine_from_onnx(
-            small_graph("fuse"), STAGES["fuse"], tmp_path, options(compute_capabilities=("9.0",))
-        )
+        engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, options(compute_capabilities=("9.0",)))
 
 
 @needs_rtx
@@ -256,9 +244,7 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
 def test_a_key_changes_with_everything_that_makes_an_engine() -> None:
     base = ("ab" * 32, "fp16", "tensorrt 10.13.3.9", "NVIDIA L4 8.9", {"max_batch": 32})
     keys = {engine_key(*base)}  # type: ignore[arg-type]
-    for index, other in enumerate(
-        ("cd" * 32, "bf16", "tensorrt 11.0.0.1", "NVIDIA A100 8.0", {"max_batch": 8})
-    ):
+    for index, other in enumerate(("cd" * 32, "bf16", "tensorrt 11.0.0.1", "NVIDIA A100 8.0", {"max_batch": 8})):
         keys.add(engine_key(*(other if i == index else part for i, part in enumerate(base))))  # type: ignore[arg-type]
     assert len(keys) == 6
     assert engine_key(*base) in keys  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from cmt_export.engine import EngineError
 from cmt_export.gpu import Gpu, find_gpus
 from cmt_export.tensorrt_engine import set_targets, use_timing_cache
@@ -86,10 +87,7 @@ def test_networks_are_strongly_typed_in_every_version() -> None:
     class Later(enum.IntEnum):
         OTHER = 0
 
-    flags = [
-        network_flags(SimpleNamespace(NetworkDefinitionCreationFlag=version))
-        for version in (Ten, Eleven, Later)
-    ]
+    flags = [network_flags(SimpleNamespace(NetworkDefinitionCreationFlag=version)) for version in (Ten, Eleven, Later)]
     assert flags == [2, 1, 0]
 
 

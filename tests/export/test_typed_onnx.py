@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
 from cmt_export.typed_onnx import TypedPrecision, onnx_files, onnx_in_precision
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.tensors import Array, Arrays
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from small_graphs import MODULES, small_graph, small_inputs
 
 STAGE_NAMES = sorted(MODULES)
@@ -125,9 +126,7 @@ def test_sums_over_long_loud_audio_dont_overflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("constant", "narrow"), [(2.0, True), (1e6, False), (1e-12, False), (-np.inf, True)])
-def test_an_operator_whose_constant_doesnt_fit_stays_wide(
-    constant: float, narrow: bool, tmp_path: Path
-) -> None:
+def test_an_operator_whose_constant_doesnt_fit_stays_wide(constant: float, narrow: bool, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"]),
         helper.make_node("Max", ["product", "constant"], ["y"]),

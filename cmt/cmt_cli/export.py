@@ -1,0 +1,86 @@
+"""`cmt export`: checkpoint -> ONNX -> engines -> release."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+
+if TYPE_CHECKING:
+    from cmt_export.export import ExportOptions, GoldenSample
+    from cmt_export.release import Release
+
+
+def export(
+    preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = "mini",
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a checkpoint; else the preset's own.")] = None,
+    checkpoint_sha256: Annotated[str | None, typer.Option(help="What its model.safetensors must have.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Seeded random weights for those a hub would give.")
+    ] = False,
+    label_set: Annotated[str, typer.Option(help="meld, iemocap4, iemocap6 or affectnet8.")] = "meld",
+    engine: Annotated[str, typer.Option(help="openvino, tensorrt or onnxruntime.")] = "openvino",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
+    calibration: Annotated[Path | None, typer.Option(help="Folder of files to calibrate int8 with.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Writes a release and prints its parity with PyTorch.
+
+    Example: [bold]cmt export --preset mini --precision bf16[/]
+    """
+    from cmt_export.export import ExportOptions
+
+    options = ExportOptions(
+        preset=preset,
+        checkpoint=checkpoint,
+        checkpoint_sha256=checkpoint_sha256,
+        random_weights=random_weights,
+        label_set=label_set,
+        engine=engine,  # type: ignore[arg-type]  # checked by ExportOptions
+        precision=precision,  # type: ignore[arg-type]
+        calibration=calibration,
+        seed=seed,
+    )
+    run_export(options, State(state))
+
+
+def run_export(options: ExportOptions, state: State) -> Release:
+    """Exports with a progress bar and prints what came of it."""
+    from cmt_cli.show import console, parity_table, progress_bar
+    from cmt_export.export import export as export_release
+    from cmt_export.parity import ParityError
+
+    try:
+        with progress_bar("export") as progress:
+            release, built = export_release(options, state.releases, golden_sample(), progress)
+    except ParityError as error:
+        console.print(parity_table([vars(row) for row in error.rows]))
+        raise
+    if built:
+        console.print(parity_table(release.manifest.parity))
+    info = release.manifest.info
+    console.print(
+        f"release {info.release} ({info.preset}, {info.engine} {info.precision}, {info.label_set}"
+        f"{'' if info.trained else ', [red]untrained[/]'}) "
+        f"{'written to' if built else 'is up to date in'} {release.folder}",
+        highlight=False,
+    )
+    return release
+
+
+def golden_sample() -> GoldenSample:
+    """The samples that come with the command; a release keeps PyTorch's answers for them."""
+    from cmt_export.export import GoldenSample
+
+    return GoldenSample({name: sample(name).read_bytes() for name in ("image", "audio", "text")})
+
+
+def sample(modality: str) -> Path:
+    """A bundled sample file."""
+    name = {"image": "face.jpg", "audio": "speech.wav", "text": "sentence.txt"}[modality]
+    return Path(str(files("cmt_cli") / "samples" / name))

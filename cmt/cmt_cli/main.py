@@ -1,0 +1,38 @@
+"""`cmt`: every verb is a module of its own and loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cmt_cli.demo import demo
+from cmt_cli.export import export
+from cmt_cli.predict import predict
+from cmt_cli.serve import serve
+from cmt_cli.status import status
+
+app = typer.Typer(
+    name="cmt",
+    help="Serves a Cross-Modal Transformer (image + speech + text -> emotion) on NVIDIA Triton.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for verb in (demo, export, serve, predict, status):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Runs the command; an error that has a remedy is one message, not a traceback."""
+    from cmt_cli.show import expected_errors, fail
+
+    try:
+        app()
+    except expected_errors() as error:
+        sys.exit(fail(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`cmt predict`: one item to a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+
+
+def predict(
+    image: Annotated[Path | None, typer.Option(help="JPEG, PNG or WebP file.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="WAV, FLAC, OGG or MP3 file.")] = None,
+    text: Annotated[str | None, typer.Option(help="One utterance.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="grpc://host:port or http://host:port; the server running here by default."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    timeout_s: Annotated[float, typer.Option(help="For the whole answer.")] = 30.0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Asks for the emotion of an image, a sound, a text, or any two or all three of them.
+
+    Example: [bold]cmt predict --image face.jpg --audio speech.wav --text "I can't believe it!"[/]
+    """
+    from cmt_cli.show import console, emotion_table
+    from cmt_client import EmotionClient
+
+    with EmotionClient(State(state).url(url), timeout_s=timeout_s) as client:
+        emotion = client.predict(image=image, audio=audio, text=text)
+    if as_json:
+        typer.echo(json.dumps(emotion.to_json()))
+    else:
+        console.print(emotion_table(emotion))

@@ -1,0 +1,158 @@
+"""`cmt serve`: a release on a tritonserver of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
+
+if TYPE_CHECKING:
+    from cmt_export.release import Release
+    from cmt_pipeline.limits import Limits
+    from cmt_server.server import ServerOptions, TritonServer
+
+WATCH_S = 0.5
+
+
+def serve(
+    release: Annotated[int | None, typer.Option(help="Its number; the newest by default.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need it said.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    limit: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of an input limit; repeatable.")] = None,
+    model_config_name: Annotated[
+        str | None, typer.Option(help="Variant of the stages' configurations: tensorrt on a GPU.")
+    ] = None,
+    drain_timeout_s: Annotated[float, typer.Option(help="How long stopping waits for requests in flight.")] = 30.0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Serves a release until Ctrl-C or SIGTERM, then finishes what is in flight and stops.
+
+    Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
+    """
+    from cmt_export.release import open_release
+    from cmt_server.server import ServerOptions
+
+    chosen = State(state)
+    options = ServerOptions(
+        repository=chosen.repository.absolute(),
+        work=chosen.server.absolute(),
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        model_config_name=model_config_name,
+        drain_timeout_s=drain_timeout_s,
+    )
+    with (
+        stop_signal() as stopped,
+        serving(chosen, open_release(chosen.releases, release), options, limits_from(limit)) as server,
+    ):
+        _announce_table(server)
+        while not stopped.wait(WATCH_S):
+            server.check()
+        _say("draining: requests in flight finish, new ones are refused")
+
+
+@contextlib.contextmanager
+def serving(state: State, release: Release, options: ServerOptions, limits: Limits) -> Iterator[TritonServer]:
+    """A server on this release, announced in the state folder while it runs. Only one at a time for a state folder."""
+    from cmt_cli.show import progress_bar
+    from cmt_server.install import InstallOptions, install_release
+    from cmt_server.server import TritonServer
+
+    with only_one(state.root / "serve.lock"):
+        install_release(release, options.repository, InstallOptions(limits))
+        server = TritonServer(options)
+        with progress_bar("serve") as progress:
+            server.start(lambda ready, total: progress("waiting until every pipeline answers", ready / total))
+        try:
+            state.announce(
+                RunningServer(
+                    pid=server.pid or 0,
+                    http_url=server.http_url,
+                    grpc_url=server.grpc_url,
+                    metrics_url=f"http://{options.host}:{server.metrics_port}/metrics",
+                    release=release.number,
+                    control_token=options.control_token,
+                )
+            )
+            yield server
+        finally:
+            server.stop()
+            state.server_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Holds a lock file. ServerError if somebody else does."""
+    from cmt_server.errors import ServerError
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerError(
+                f"another server runs on {path.parent}; stop it, or name another folder with --state"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, from now on."""
+    stopped = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def limits_from(pairs: list[str] | None) -> Limits:
+    """Limits with some set by NAME=VALUE. ValueError for an unknown name or a value of another kind."""
+    from dataclasses import fields, replace
+
+    from cmt_pipeline.limits import DEFAULT_LIMITS
+
+    known = {f.name: type(getattr(DEFAULT_LIMITS, f.name)) for f in fields(DEFAULT_LIMITS)}
+    chosen: dict[str, int | float] = {}
+    for pair in pairs or []:
+        name, separator, value = pair.partition("=")
+        if name not in known or not separator:
+            raise ValueError(f"--limit came as {pair!r}; expected NAME=VALUE with one of {', '.join(known)}")
+        try:
+            chosen[name] = known[name](value)
+        except ValueError:
+            raise ValueError(f"--limit {name} came as {value!r}; expected a number") from None
+    return replace(DEFAULT_LIMITS, **chosen)  # type: ignore[arg-type]
+
+
+def _announce_table(server: TritonServer) -> None:
+    from cmt_cli.show import console
+
+    console.print(f"gRPC  {server.grpc_url}", highlight=False)
+    console.print(f"HTTP  {server.http_url}", highlight=False)
+    console.print(f"log   {server.log}", highlight=False)
+    console.print("Ctrl-C drains and stops.", highlight=False)
+
+
+def _say(text: str) -> None:
+    from cmt_cli.show import errors
+
+    errors.print(text, highlight=False)

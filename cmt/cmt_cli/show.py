@@ -1,0 +1,103 @@
+"""What the verbs print: tables, progress and errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from cmt_client import Emotion
+
+console = Console()
+errors = Console(stderr=True)
+
+EXIT_SERVICE = 1
+EXIT_INPUT = 2
+
+
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """Errors whose message says what to do; of modules that are loaded anyway."""
+    import sys
+
+    kinds: list[type[BaseException]] = [ValueError, FileNotFoundError]
+    for module, names in {
+        "cmt_client": ("EmotionError",),
+        "cmt_server.errors": ("ServerError",),
+        "cmt_export.engine": ("EngineError",),
+        "cmt_export.release": ("ReleaseError",),
+        "cmt_export.checkpoint": ("CheckpointError",),
+        "cmt_export.parity": ("ParityError",),
+    }.items():
+        if module in sys.modules:
+            kinds += [getattr(sys.modules[module], name) for name in names]
+    return tuple(kinds)
+
+
+def fail(error: BaseException) -> int:
+    """Prints an error; the exit status: 2 where the input is at fault, else 1."""
+    errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    errors.print(str(error), markup=False, highlight=False)
+    return EXIT_INPUT if isinstance(error, ValueError) else EXIT_SERVICE
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar that is told what is being done and how far along it is, from 0 to 1; plain lines without a terminal."""
+    if not errors.is_terminal:
+        seen: list[str] = []
+
+        def line(what: str, _: float) -> None:
+            if not seen or seen[-1] != what:
+                seen.append(what)
+                errors.print(f"{title}: {what}", markup=False, highlight=False)
+
+        yield line
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda what, done: bar.update(task, description=f"{title}: {what}", completed=done)
+
+
+def emotion_table(emotion: Emotion, stages: Sequence[tuple[str, float, float]] = (), total_ms: float = 0) -> Table:
+    """An answer; stages: (name, queue ms, compute ms), and the time end to end, where they were measured."""
+    title = f"{emotion.label} ({emotion.probability:.1%})" + ("" if emotion.trained else " [red]untrained[/]")
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_row("probabilities", ", ".join(f"{k} {v:.3f}" for k, v in emotion.probabilities.items()))
+    table.add_row("valence, arousal", f"{emotion.valence:+.3f}, {emotion.arousal:+.3f}")
+    table.add_row("modalities", ", ".join(f"{m} (attention {emotion.attention[m]:.2f})" for m in emotion.modalities))
+    table.add_row("label set", emotion.label_set)
+    table.add_row("release", f"{emotion.release}: {emotion.preset}, {emotion.engine} {emotion.precision}")
+    if not emotion.trained:
+        table.add_row("[red]untrained[/]", "random weights: the answer means nothing, the times do")
+    for name, queue_ms, compute_ms in stages:
+        table.add_row(name, f"{compute_ms:.1f} ms" + (f" (queued {queue_ms:.1f} ms)" if queue_ms >= 0.1 else ""))
+    if total_ms:
+        table.add_row("end to end", f"{total_ms:.1f} ms; the encoders run side by side")
+    return table
+
+
+def parity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The parity of an export with PyTorch fp32: stages by relative RMS, pipelines by their largest difference of p."""
+    kinds = list(dict.fromkeys((row["engine"], row["precision"]) for row in rows))
+    table = Table(title="Difference from PyTorch fp32", title_justify="left")
+    table.add_column("")
+    table.add_column("measure")
+    for engine, precision in kinds:
+        table.add_column(f"{engine} {precision}", justify="right")
+    table.add_column("tolerance", justify="right")
+    for what in dict.fromkeys(row["what"] for row in rows):
+        found = {(row["engine"], row["precision"]): row for row in rows if row["what"] == what}
+        errors_of = [_coloured(found[kind]) if kind in found else "" for kind in kinds]
+        tolerance = f"{max(row['tolerance'] for row in found.values()):.0e}"
+        table.add_row(what, "max |Δp|" if what.startswith("emotion") else "RMS", *errors_of, tolerance)
+    return table
+
+
+def _coloured(row: Mapping[str, Any]) -> str:
+    return f"[{'green' if row['error'] <= row['tolerance'] else 'red'}]{row['error']:.1e}[/]"
