@@ -41,8 +41,9 @@ class PreprocessConfig:
 
     @classmethod
     def from_json(cls, text: str) -> PreprocessConfig:
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values = json.loads(text)
+        values |= {key: tuple(values[key]) for key in ("image_mean", "image_std")}
+        return cls(**values)
 
 
 def make_preprocessors(
