@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX: of a FLAC that was streamed; it can't be read in part
 VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
 
 
@@ -64,14 +65,14 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
         raise InvalidInput(
             "audio",
             "not_decodable",
-            f"{len(data)} bytes that don't decode came ({error}); expected {ACCEPTED}",
+            f"{len(data)} bytes that don't decode came ({error.error_string}); expected {ACCEPTED}",
         ) from None
     _check_duration(len(sound) / rate, limits)
-    if not np.isfinite(sound).all():
-        raise InvalidInput("audio", "not_finite", "NaN or infinite samples came; expected finite ones")
-    mono = sound.mean(axis=1, dtype=np.float32)
+    _check_finite(sound)
+    mono = sound.mean(axis=1, dtype=np.float64).astype(np.float32)  # float64: a sum of channels can overflow float32
     if rate != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate, SAMPLE_RATE_HZ)
+        _check_finite(mono)  # its overshoot can overflow too
     # Resampling rounds the length up; the largest bucket is exact.
     return np.ascontiguousarray(mono[: AUDIO_SAMPLES[-1]], np.float32)
 
@@ -93,9 +94,20 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
             "channels",
             f"{file.channels} channels came; at most {limits.max_audio_channels} are accepted",
         )
+    if file.frames == UNKNOWN_FRAMES:
+        raise InvalidInput(
+            "audio",
+            "no_length",
+            f"a {file.format} file that doesn't say its length came (written to a pipe?); expected one that does",
+        )
     if file.frames > limits.max_audio_s * rate:
         _check_duration(file.frames / rate, limits)
     return rate
+
+
+def _check_finite(samples: Array) -> None:
+    if not np.isfinite(samples).all():
+        raise InvalidInput("audio", "not_finite", "NaN or infinite samples came; expected finite ones")
 
 
 def _check_duration(seconds: float, limits: Limits) -> None:

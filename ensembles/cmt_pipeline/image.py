@@ -92,7 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Grey, 16-bit grey, palette, alpha and CMYK images as RGB; what is transparent becomes white."""
     from PIL import Image
 
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

@@ -18,12 +18,18 @@ class Limits:
     max_image_pixels: int = 50_000_000  # of the declared size, before any decoding
     max_audio_bytes: int = 16 * MIB
     min_audio_s: float = 0.1
-    max_audio_s: float = AUDIO_SECONDS[-1]
+    max_audio_s: float = float(AUDIO_SECONDS[-1])
     min_sample_rate_hz: int = 4_000
     max_sample_rate_hz: int = 384_000
     max_audio_channels: int = 16
     max_text_bytes: int = 8_192
     max_text_tokens: int = TEXT_TOKENS[-1]
+
+    def __post_init__(self) -> None:
+        """ValueError for a limit that the contract's buckets can't hold."""
+        for name, most in (("max_audio_s", AUDIO_SECONDS[-1]), ("max_text_tokens", TEXT_TOKENS[-1])):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} came as {getattr(self, name)}; the largest bucket holds {most}")
 
     def to_json(self) -> dict[str, int | float]:
         return asdict(self)

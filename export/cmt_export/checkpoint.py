@@ -61,13 +61,16 @@ class CheckpointConfig:
 
     @classmethod
     def from_json(cls, text: str) -> CheckpointConfig:
-        values = json.loads(text)
-        if (came := values.pop("format", None)) != FORMAT:
-            raise CheckpointError(f"a checkpoint of format {came} came; this version reads format {FORMAT}")
-        values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
-        values["fusion"] = FusionSize(**values["fusion"])
-        values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
-        return cls(**values)
+        try:
+            values = json.loads(text)
+            if (came := values.pop("format", None)) != FORMAT:
+                raise CheckpointError(f"a checkpoint of format {came} came; this version reads format {FORMAT}")
+            values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
+            values["fusion"] = FusionSize(**values["fusion"])
+            values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"a {CONFIG_FILE} came that is no checkpoint's: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
 
 def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     """A saved checkpoint. sha256: what its model.safetensors must have. Raises CheckpointError."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from cmt_export.fusion import CrossModalFusion
@@ -143,7 +147,10 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
     encoders = {m: _wrapped(m, _load_backbone(m, config.encoders[m])) for m in MODALITIES}
     model = CrossModalTransformer(encoders, CrossModalFusion(config.fusion, len(labels_of(config.label_set))))
-    loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    try:
+        loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged or doesn't fit its config.json: {error}") from error
     elsewhere = tuple(f"encoders.{m}.backbone." for m, encoder in config.encoders.items() if encoder.weights_from)
     lacking = [key for key in loaded.missing_keys if not key.startswith(elsewhere or ("\0",))]
     if lacking or loaded.unexpected_keys:

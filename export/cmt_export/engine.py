@@ -76,7 +76,15 @@ def sha256_of(*paths: Path) -> str:
 
 def open_engine(folder: Path, threads: int = 0) -> Engine:
     """The engine of a stage version. threads: 0 takes one for each core. Raises EngineError."""
-    sidecar = EngineSidecar.read(folder)
+    try:
+        return _opened(EngineSidecar.read(folder), folder, threads)
+    except (EngineError, ImportError):
+        raise
+    except Exception as error:  # every runtime raises kinds of its own
+        raise EngineError(f"{folder} doesn't open as an engine: {type(error).__name__}: {error}") from error
+
+
+def _opened(sidecar: EngineSidecar, folder: Path, threads: int) -> Engine:
     if sidecar.engine == "openvino":
         from cmt_export.openvino_engine import OpenVinoEngine
 

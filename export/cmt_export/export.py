@@ -23,9 +23,11 @@ from cmt_export.release import (
     find_release,
     release_from_engines,
 )
+from cmt_export.tensorrt_module import load_tensorrt
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, make_preprocessors
+from cmt_pipeline.presets import preset_of
 from cmt_pipeline.reference import ADAPTER_FILE, adapter
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES, Stage
@@ -59,7 +61,10 @@ class ExportOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        preset_of(self.preset)
         labels_of(self.label_set)
+        if self.checkpoint_sha256 is not None and self.checkpoint is None:
+            raise ValueError("checkpoint_sha256 came without a checkpoint; name the folder that it is of")
         if self.engine not in ENGINES:
             raise ValueError(f"engine came as {self.engine!r}; expected one of {', '.join(ENGINES)}")
         if self.precision not in PRECISIONS[self.engine]:
@@ -89,7 +94,7 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
     """SHA-256 over options, checkpoint and calibration files, our own source and the versions it runs with."""
     digest = hashlib.sha256(_onnx_key(options).encode())
     digest.update(json.dumps(asdict(options), default=str, sort_keys=True).encode())
-    digest.update(json.dumps(_versions(options.engine), sort_keys=True).encode())
+    digest.update(json.dumps([_versions(options.engine), _target(options.engine)], sort_keys=True).encode())
     for modality in MODALITIES:
         digest.update(golden.files.get(modality, b""))
     for path in sorted(options.calibration.rglob("*")) if options.calibration else ():
@@ -247,4 +252,17 @@ def _fresh_cache(root: Path, key: str) -> Path:
 def _versions(engine: EngineName) -> dict[str, str]:
     names = ["torch", "transformers", "onnx", "onnxscript", "numpy"]
     names += {"openvino": ["openvino", "nncf"], "onnxruntime": ["onnxruntime"], "tensorrt": []}[engine]
-    return {name: importlib.metadata.version(name) for name in names}
+    versions = {name: importlib.metadata.version(name) for name in names}
+    if engine == "tensorrt":  # of several distributions, any of which may bring it
+        tensorrt = load_tensorrt("auto")
+        versions[tensorrt.name] = tensorrt.version
+    return versions
+
+
+def _target(engine: EngineName) -> dict[str, str]:
+    """What an engine is bound to besides versions: a TensorRT plan runs on the kind of GPU that it was built for."""
+    if engine != "tensorrt":
+        return {}
+    from cmt_export.tensorrt_engine import DEFAULT_OPTIONS, target_of
+
+    return target_of(load_tensorrt("auto"), DEFAULT_OPTIONS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from cmt_export.engine import EngineSidecar, Precision, sha256_of
+from cmt_export.engine import PRECISIONS, EngineError, EngineSidecar, Precision, sha256_of
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
 
@@ -30,6 +30,8 @@ class OnnxRuntimeEngine:
 
 def engine_from_onnx(onnx_path: Path, stage: Stage, folder: Path, precision: Precision = "fp32") -> EngineSidecar:
     """Copies the graph and its weights into the stage version's folder."""
+    if precision not in PRECISIONS["onnxruntime"]:
+        raise EngineError(f"precision {precision} came; ONNX Runtime takes {', '.join(PRECISIONS['onnxruntime'])}")
     weights = onnx_path.with_name(onnx_path.name + ".data")
     for source in (onnx_path, weights):
         if source.exists():
