@@ -126,21 +126,23 @@ def stop_signal() -> Iterator[threading.Event]:
 
 def limits_from(pairs: list[str] | None) -> Limits:
     """Limits with some set by NAME=VALUE. ValueError for an unknown name or a value of another kind."""
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
-    from cmt_pipeline.limits import DEFAULT_LIMITS
+    from cmt_pipeline.limits import Limits
 
-    known = {f.name: type(getattr(DEFAULT_LIMITS, f.name)) for f in fields(DEFAULT_LIMITS)}
-    chosen: dict[str, int | float] = {}
+    known = [f.name for f in fields(Limits)]
+    chosen: dict[str, str] = {}
     for pair in pairs or []:
         name, separator, value = pair.partition("=")
         if name not in known or not separator:
             raise ValueError(f"--limit came as {pair!r}; expected NAME=VALUE with one of {', '.join(known)}")
-        try:
-            chosen[name] = known[name](value)
-        except ValueError:
-            raise ValueError(f"--limit {name} came as {value!r}; expected a number") from None
-    return replace(DEFAULT_LIMITS, **chosen)  # type: ignore[arg-type]
+        chosen[name] = value
+    try:
+        return Limits.from_text(chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"--limit came as {' '.join(pairs or [])}; expected whole numbers or seconds ({error})"
+        ) from None
 
 
 def _announce_table(server: TritonServer) -> None:

@@ -57,7 +57,9 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise InvalidInput("image", "too_large", f"{error}; at most {limits.max_image_pixels} pixels") from None
+        raise InvalidInput(
+            "image", "too_large", f"{error}; at most {limits.max_image_pixels} pixels are accepted: shrink it"
+        ) from None
     except Exception:  # Pillow's format plugins raise many kinds on hostile bytes
         raise InvalidInput(
             "image", "not_decodable", f"{len(data)} bytes that are no image came; expected {ACCEPTED}"

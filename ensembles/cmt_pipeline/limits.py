@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
 from cmt_pipeline.buckets import AUDIO_SECONDS, TEXT_TOKENS
 
@@ -31,8 +32,15 @@ class Limits:
             if getattr(self, name) > most:
                 raise ValueError(f"{name} came as {getattr(self, name)}; the largest bucket holds {most}")
 
-    def to_json(self) -> dict[str, int | float]:
-        return asdict(self)
+    def changed(self) -> dict[str, int | float]:
+        """Those that aren't the default."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(DEFAULT_LIMITS, name)}
+
+    @classmethod
+    def from_text(cls, values: Mapping[str, str]) -> Limits:
+        """Limits from NAME -> text; names that are no limit are passed over, those not named keep their default."""
+        kinds = {f.name: type(f.default) for f in fields(cls)}
+        return cls(**{name: kinds[name](text) for name, text in values.items() if name in kinds})
 
 
 DEFAULT_LIMITS = Limits()

@@ -1,6 +1,7 @@
 """Preprocessing of every modality, as the `preprocess` stage or a client that preprocesses itself runs it.
 
-A version of the `preprocess` stage holds `preprocess.json` (a PreprocessConfig) and `tokenizer.json`.
+A version of the `preprocess` stage holds `preprocess.json` (a PreprocessConfig) and `tokenizer.json`; one of `check`
+holds `preprocess.json`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class PreprocessConfig:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     normalize_audio: bool = True
     pad_token: str = "[PAD]"  # noqa: S105
+    vocabulary: int = 30_522  # token ids end below it; BERT's uncased vocabulary has as many
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
@@ -59,8 +61,12 @@ def make_preprocessors(
 
 def open_preprocessors(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[Modality, Preprocessor]:
     """The preprocessors out of the folder of a version of the `preprocess` stage."""
-    config = PreprocessConfig.from_json((folder / CONFIG_FILE).read_text())
-    return make_preprocessors(config, folder / TOKENIZER_FILE, limits)
+    return make_preprocessors(open_config(folder), folder / TOKENIZER_FILE, limits)
+
+
+def open_config(folder: Path) -> PreprocessConfig:
+    """The configuration out of the folder of a version of `preprocess` or `check`."""
+    return PreprocessConfig.from_json((folder / CONFIG_FILE).read_text())
 
 
 def collate(modality: Modality, items: Sequence[dict[str, Array]]) -> dict[str, Array]:

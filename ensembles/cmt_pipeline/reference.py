@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
+from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import FUSE, STAGES, Stage
 from cmt_pipeline.tensors import ITEM
@@ -50,7 +51,9 @@ def configuration_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()
         files[f"{stage.name}/{CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
         if stage.compiled:
             files[f"{stage.name}/{TENSORRT_CONFIG}"] = to_pbtxt(tensorrt_config(stage, served)).encode()
-        files |= {f"{stage.name}/{WARMUP_FOLDER}/{name}": data for name, data in _warmup_files(stage).items()}
+        files |= {
+            f"{stage.name}/{WARMUP_FOLDER}/{name}": data for name, data in _warmup_files(stage, served.limits).items()
+        }
     files[f"{FUSE.name}/{LABELS_FILE}"] = ("\n".join(labels) + "\n").encode()
     for pipeline in PIPELINES.values():
         files[f"{pipeline.name}/{CONFIG_FILE}"] = to_pbtxt(pipeline_config(pipeline, served)).encode()
@@ -74,7 +77,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         path.write_bytes(content)
 
 
-def _warmup_files(stage: Stage) -> dict[str, bytes]:
+def _warmup_files(stage: Stage, limits: Limits) -> dict[str, bytes]:
     """The files that the stage's warmup samples name, as Triton's `input_data_file` wants them."""
     files = {}
     for shapes in bucket_shapes(stage):
@@ -83,7 +86,7 @@ def _warmup_files(stage: Stage) -> dict[str, bytes]:
             if name is None:
                 continue
             if spec.dtype == "BYTES":
-                item = _warmup_item(spec.name)
+                item = _warmup_item(spec.name, limits)
                 files[name] = struct.pack("<I", len(item)) + item  # BYTES: length, then content
             elif spec.axes[0] == ITEM:  # a length: that of the bucket
                 files[name] = struct.pack("<q", shapes["input_values"][0])
@@ -92,12 +95,13 @@ def _warmup_files(stage: Stage) -> dict[str, bytes]:
     return files
 
 
-def _warmup_item(modality: str) -> bytes:
-    """A small, sound file of a modality, made without a library."""
+def _warmup_item(modality: str, limits: Limits) -> bytes:
+    """A small file that the limits accept, made without a library."""
     if modality == "image":
-        return b"P6\n32 32\n255\n" + bytes(range(256)) * 12
+        side = max(32, limits.min_image_side_px)
+        return b"P6\n%d %d\n255\n" % (side, side) + bytes(3 * side * side)
     if modality == "audio":
-        samples = SAMPLE_RATE_HZ // 5  # 0.2 s of silence, 16-bit PCM
+        samples = int(2 * limits.min_audio_s * SAMPLE_RATE_HZ)  # of silence, 16-bit PCM
         header = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + 2 * samples, b"WAVEfmt ", 16, 1, 1,
                              SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16, b"data", 2 * samples)  # fmt: skip
         return header + bytes(2 * samples)

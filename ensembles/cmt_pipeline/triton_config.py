@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from cmt_pipeline.limits import MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE
+from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.pipelines import Pipeline
 from cmt_pipeline.release_info import ReleaseInfo
@@ -57,7 +57,7 @@ class Served:
     pins: Mapping[str, int] = field(default_factory=dict)  # stage -> version that the pipelines use; 1 if not named
     labels: int = -1
     releases: tuple[ReleaseInfo, ...] = ()
-    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # stage -> its own
+    limits: Limits = DEFAULT_LIMITS
     tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
 
 
@@ -70,10 +70,11 @@ def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     config = _stage_base(stage, served, MAX_BATCH_SIZE, tuning)
     config.backend = "python"
     config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=tuning.instances)
-    for key, value in served.parameters.get(stage.name, {}).items():
-        config.parameters[key].string_value = value
     if stage.compiled:
         config.parameters["threads"].string_value = str(tuning.threads)
+    if stage.kind == "preprocess":
+        for name, value in served.limits.changed().items():
+            config.parameters[name].string_value = str(value)
     return config
 
 

@@ -99,13 +99,14 @@ def checkpoint_from_preset(name: str, label_set: str, *, random_weights: bool = 
         backbones = {m: _backbone(m, preset.encoders[m], random_weights) for m in MODALITIES}
         encoders = {m: _wrapped(m, backbone) for m, (backbone, _) in backbones.items()}
         fusion = CrossModalFusion(preset.fusion, len(labels_of(label_set)))
+    text_config: Any = backbones["text"][0].config
     config = CheckpointConfig(
         preset=preset.name,
         label_set=label_set,
         trained=False,
         encoders={m: encoder for m, (_, encoder) in backbones.items()},
         fusion=preset.fusion,
-        preprocess=PreprocessConfig(),
+        preprocess=PreprocessConfig(vocabulary=text_config.vocab_size),
     )
     model = CrossModalTransformer(encoders, fusion).eval()
     return Checkpoint(config, model, _tokenizer_of(preset, random_weights))

@@ -154,8 +154,9 @@ class _Build:
                     if name != "tensorrt":  # which only a GPU runs
                         engine = engines[stage.name] = open_engine(folder)
                         rows.append(stage_parity(engine, name, self.checkpoint.model, stage, precision, compared))
-                elif stage.kind == "preprocess":
+                else:
                     (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
+                if stage.kind == "preprocess":
                     (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
             self._step("comparing whole pipelines with PyTorch")
             if engines:

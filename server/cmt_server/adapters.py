@@ -10,7 +10,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cmt_export.engine import open_engine
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.preprocess import collate, open_preprocessors
+from cmt_pipeline.preprocess import collate, open_config, open_preprocessors
 from cmt_pipeline.stages import ALL_READY, STAGES, Stage
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
@@ -35,7 +34,7 @@ class PreprocessModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         _, folder, parameters = _opened(args)
-        self._preprocessors = open_preprocessors(folder, limits_from(parameters))
+        self._preprocessors = open_preprocessors(folder, Limits.from_text(parameters))
         self._pool = ThreadPoolExecutor(len(MODALITIES), "preprocess")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -58,8 +57,17 @@ class PreprocessModel:
 class CheckModel:
     """`check`: ready tensors of some modalities -> the same, once they are known to be sound."""
 
+    def initialize(self, args: Mapping[str, str]) -> None:
+        _, folder, _ = _opened(args)
+        self._vocabulary = open_config(folder).vocabulary
+
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [_answer(lambda request=request: _checked(request)) for request in requests]  # type: ignore[misc]
+        return [_answer(lambda request=request: self._run(request)) for request in requests]  # type: ignore[misc]
+
+    def _run(self, request: Any) -> dict[str, Array]:
+        inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
+        check_ready_tensors(inputs, self._vocabulary)
+        return inputs
 
 
 class EngineModel:
@@ -97,15 +105,6 @@ class EngineModel:
             start = stop
 
 
-def limits_from(parameters: Mapping[str, str]) -> Limits:
-    """Limits out of a stage's configuration parameters; those not named keep their defaults."""
-    defaults = Limits()
-    chosen = {
-        f.name: type(getattr(defaults, f.name))(parameters[f.name]) for f in fields(Limits) if f.name in parameters
-    }
-    return Limits(**chosen)
-
-
 def _opened(args: Mapping[str, str]) -> tuple[Stage, Path, dict[str, str]]:
     config = json.loads(args["model_config"])
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
@@ -136,12 +135,6 @@ def _collected(started: Mapping[Modality, Sequence[Future[dict[str, Array]]]]) -
                 raise InvalidInput(error.field, error.code, message) from None
         outputs |= collate(modality, items)
     return outputs
-
-
-def _checked(request: Any) -> dict[str, Array]:
-    inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
-    check_ready_tensors(inputs)
-    return inputs
 
 
 def _answer(run: Callable[[], dict[str, Array]]) -> Any:

@@ -11,8 +11,8 @@ from cmt_pipeline.stages import ALL_READY
 from cmt_pipeline.tensors import Array
 
 
-def check_ready_tensors(inputs: Mapping[str, Array]) -> None:
-    """InvalidInput unless the tensors have contract shapes and sound values."""
+def check_ready_tensors(inputs: Mapping[str, Array], vocabulary: int) -> None:
+    """InvalidInput unless the tensors have contract shapes and sound values. vocabulary: ids end below it."""
     for spec in ALL_READY:
         if spec.name not in inputs:
             continue
@@ -25,10 +25,10 @@ def check_ready_tensors(inputs: Mapping[str, Array]) -> None:
     if "input_values" in inputs:
         _check_range("num_samples", inputs["num_samples"], 1, inputs["input_values"].shape[1])
     if "input_ids" in inputs:
-        _check_text(inputs["input_ids"], inputs["attention_mask"])
+        _check_text(inputs["input_ids"], inputs["attention_mask"], vocabulary)
 
 
-def _check_text(input_ids: Array, attention_mask: Array) -> None:
+def _check_text(input_ids: Array, attention_mask: Array, vocabulary: int) -> None:
     if input_ids.shape != attention_mask.shape:
         raise InvalidInput(
             "attention_mask",
@@ -38,8 +38,7 @@ def _check_text(input_ids: Array, attention_mask: Array) -> None:
     _check_range("attention_mask", attention_mask, 0, 1)
     if not attention_mask.any(axis=1).all():
         raise InvalidInput("attention_mask", "empty", "a mask without any 1 came; expected one word or more")
-    if int(input_ids.min()) < 0:
-        raise InvalidInput("input_ids", "out_of_range", "negative token ids came; expected ids of the tokenizer")
+    _check_range("input_ids", input_ids, 0, vocabulary - 1)
 
 
 def _check_range(name: str, array: Array, low: int, high: int) -> None:

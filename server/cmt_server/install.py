@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_export.release import Release
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.reference import configuration_files, write_files
-from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import DEFAULT_TUNING, LABELS_FILE, Served, StageTuning
 
 
@@ -45,20 +44,12 @@ def install_release(release: Release, repository: Path, options: InstallOptions 
         pins=pins,
         labels=len(info.labels),
         releases=(info,),
-        parameters=_limit_parameters(options.limits),
+        limits=options.limits,
         tuning=options.tuning,
     )
     write_files(draft, configuration_files(served, info.labels))
     shutil.rmtree(repository, ignore_errors=True)
     draft.rename(repository)
-
-
-def _limit_parameters(limits: Limits) -> dict[str, dict[str, str]]:
-    """Limits that aren't the default, as configuration parameters of the stage that holds them."""
-    defaults = Limits()
-    changed = {f.name: str(getattr(limits, f.name)) for f in fields(Limits)}
-    changed = {name: value for name, value in changed.items() if value != str(getattr(defaults, name))}
-    return {stage.name: changed for stage in STAGES.values() if stage.kind == "preprocess"}
 
 
 def _link_tree(source: Path, target: Path) -> None:

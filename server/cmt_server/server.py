@@ -81,6 +81,7 @@ class TritonServer:
 
     def start(self, progress: ReadyProgress | None = None) -> None:
         """Returns once every pipeline answers. Raises ServerError, with the cause from the log, if one can't."""
+        _remove_regions_of_the_dead()
         self.options.work.mkdir(parents=True, exist_ok=True)
         binary = find_tritonserver(self.options.work)
         with self.log.open("wb") as log:
@@ -191,6 +192,14 @@ def _ports(host: str, wanted: tuple[int, ...]) -> list[int]:
 def _die_with_parent() -> None:
     """In the child: SIGTERM when the process that started it dies, however it dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _remove_regions_of_the_dead() -> None:
+    """Memory regions of servers whose supervisor was killed together with them."""
+    for region in SHARED_MEMORY.glob("cmt-*-*-*"):
+        pid = region.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            region.unlink(missing_ok=True)
 
 
 def _end_group(group: int) -> None:

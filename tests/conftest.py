@@ -1,0 +1,67 @@
+"""Fixtures that are dear, made once a session: releases of the mini preset and a real Triton on each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from cmt_cli.export import golden_sample
+from cmt_cli.state import State
+from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
+from cmt_export.engine import Precision
+from cmt_export.export import ExportOptions, export
+from cmt_export.release import Release
+from cmt_server.server import TritonServer
+from serving import server_on
+
+ROOT = Path(__file__).parents[1]
+REGIONS = Path("/dev/shm")
+
+# A shared machine stalls now and then; what an example may take is bounded by the test's own time-out.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory: pytest.TempPathFactory) -> State:
+    """A state folder of this run's own, which every server of the tests lives in."""
+    return State(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session")
+def release_of(state: State) -> Callable[[Precision], Release]:
+    """The mini release of a precision, exported when first asked for."""
+
+    def made(precision: Precision) -> Release:
+        release, _ = export(ExportOptions(precision=precision), state.releases, golden_sample(), lambda *_: None)
+        return release
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """The model that the releases of the tests were exported from: the truth."""
+    return checkpoint_from_preset("mini", "meld")
+
+
+@pytest.fixture(scope="session")
+def server(
+    release_of: Callable[[Precision], Release], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """A real Triton that serves the fp32 release for the whole session."""
+    with server_on(release_of("fp32"), tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No test may leave a memory region behind."""
+    before = set(os.listdir(REGIONS))
+    yield
+    left = {name for name in set(os.listdir(REGIONS)) - before if name.startswith("cmt-")}
+    assert not left, f"left in {REGIONS}: {sorted(left)}"

@@ -1,0 +1,224 @@
+"""Starting, stopping and dying of the real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmt_client import EmotionClient, ServerUnavailable, ServiceError
+from cmt_export.engine import Precision
+from cmt_export.release import Release, ReleaseError, open_release
+from cmt_pipeline.tensors import Array
+from cmt_server import binary
+from cmt_server.binary import find_tritonserver
+from cmt_server.errors import ServerError
+from cmt_server.install import install_release
+from cmt_server.server import ServerOptions, TritonServer
+from serving import server_on
+
+ReleaseOf = Callable[[Precision], Release]
+
+
+def slow_batch() -> dict[str, Array]:
+    """Ready tensors of eight sounds of 16 s: some hundred milliseconds of work."""
+    noise = np.random.default_rng(0).standard_normal((8, 256_000)).astype(np.float32)
+    return {"input_values": noise, "num_samples": np.full((8, 1), 256_000, np.int64)}
+
+
+def descendants(pid: int) -> list[int]:
+    """Live processes of the server's session: itself and its stubs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def regions() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("cmt-")}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@contextmanager
+def serve_command(release: Release, root: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+    """`cmt serve` on a copy of the release's store, as a process of its own; with what it wrote to server.json."""
+    shutil.copytree(release.folder, root / "releases" / str(release.number), copy_function=os.link)
+    command = [sys.executable, "-m", "cmt_cli.main", "serve", "--state", str(root)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        ready = wait_until(lambda: (root / "server.json").exists() or process.poll() is not None, 120)
+        assert ready and process.poll() is None, process.stdout and process.stdout.read()
+        yield process, json.loads((root / "server.json").read_text())
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
+    release_of: ReleaseOf, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = regions()
+    with serve_command(release_of("fp32"), tmp_path) as (process, announced):
+        assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600  # it holds the token
+        answered: list[int] = []
+        refused: list[ServiceError] = []
+        client = EmotionClient(str(announced["grpc_url"]), retries=0)
+        client.predict_tensors(**slow_batch())
+        senders = [threading.Thread(target=lambda: answered.append(len(client.predict_tensors(**slow_batch()))))]
+        senders += [threading.Thread(target=_until_refused, args=(client, answered, refused)) for _ in range(3)]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.2)  # all in flight
+        process.send_signal(number)
+        for sender in senders:
+            sender.join(60)
+        assert process.wait(60) == 0
+        client.close()
+    assert answered.count(8) >= 4  # no request in flight was lost: each sender's last one came back
+    assert len(refused) == 3  # and each was then refused, not cut off
+    assert not descendants(int(str(announced["pid"])))
+    assert regions() == before
+    assert not (tmp_path / "server.json").exists()
+
+
+def _until_refused(client: EmotionClient, answered: list[int], refused: list[ServiceError]) -> None:
+    while True:
+        try:
+            answered.append(len(client.predict_tensors(**slow_batch())))
+        except ServiceError as error:
+            assert "not found" in str(error) or "not ready" in str(error) or isinstance(error, ServerUnavailable), error
+            refused.append(error)
+            return
+
+
+def test_a_killed_supervisor_takes_the_server_along(release_of: ReleaseOf, tmp_path: Path) -> None:
+    before = regions()
+    with serve_command(release_of("fp32"), tmp_path) as (process, announced):
+        process.kill()
+        process.wait()
+        assert wait_until(lambda: not descendants(int(str(announced["pid"]))))
+    assert regions() == before
+
+
+def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, tmp_path: Path) -> None:
+    before = regions()
+    server = server_on(release_of("fp32"), tmp_path)
+    server.start()
+    pid = server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())
+    with pytest.raises(ServerError, match="ended with -9"):
+        server.check()
+    server.stop()
+    assert not descendants(pid)
+    assert regions() == before
+
+
+def test_two_servers_on_one_state_folder(release_of: ReleaseOf, tmp_path: Path) -> None:
+    release = release_of("fp32")
+    with serve_command(release, tmp_path):
+        command = [sys.executable, "-m", "cmt_cli.main", "serve", "--state", str(tmp_path)]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert "another server runs on" in second.stderr
+
+
+def test_a_damaged_release_is_never_served(release_of: ReleaseOf, tmp_path: Path) -> None:
+    store = tmp_path / "releases"
+    shutil.copytree(release_of("fp32").folder, store / "1")
+    weights = store / "1" / "stages" / "fuse" / "model.bin"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ReleaseError, match=r"model\.bin has sha256 .* the manifest says"):
+        install_release(open_release(store), tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_stage_that_cant_load_says_why(release_of: ReleaseOf, tmp_path: Path) -> None:
+    server = server_on(release_of("fp32"), tmp_path)
+    model = next((tmp_path / "repository" / "encode_text").glob("*/model.xml"))
+    model.unlink()
+    before = regions()
+    with pytest.raises(ServerError, match=r"encode_text.*model\.xml"):
+        server.start()
+    assert server.pid is None
+    assert regions() == before
+
+
+def test_a_port_in_use_says_so(release_of: ReleaseOf, tmp_path: Path) -> None:
+    install_release(release_of("fp32"), tmp_path / "repository")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = ServerOptions(
+            tmp_path / "repository", tmp_path / "server", http_port=0, grpc_port=taken.getsockname()[1], metrics_port=0
+        )
+        with pytest.raises(ServerError, match=r"(?i)failed to (start|add|bind)|in use|unavailable"):
+            TritonServer(options).start()
+
+
+def test_everything_listens_on_this_machine_alone(server: TritonServer) -> None:
+    ports = {server.http_port, server.grpc_port, server.metrics_port}
+    listening = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        address, state = line.split()[1], line.split()[3]
+        host, port = address.split(":")
+        if state == "0A" and int(port, 16) in ports:
+            listening[int(port, 16)] = host
+    assert listening == dict.fromkeys(ports, "0100007F")  # 127.0.0.1
+
+
+def test_tritonserver_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "tritonserver"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_tritonserver(tmp_path / "work").path == script
+
+
+def test_without_any_tritonserver_the_way_to_one_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServerError, match=re.escape('pip install "cmt-triton[serve]"')):
+        find_tritonserver(tmp_path)
+
+
+def test_numpy_2_is_refused_before_it_empties_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    with pytest.raises(ServerError, match="numpy<2"):
+        binary.find_tritonserver(tmp_path)
