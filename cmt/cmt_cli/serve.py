@@ -32,7 +32,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
     limit: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of an input limit; repeatable.")] = None,
     model_config_name: Annotated[
-        str | None, typer.Option(help="Variant of the stages' configurations: tensorrt on a GPU.")
+        str | None, typer.Option(help="Variant of the stages' configurations; the release's own by default.")
     ] = None,
     drain_timeout_s: Annotated[float, typer.Option(help="How long stopping waits for requests in flight.")] = 30.0,
     state: StateOption = DEFAULT_STATE,
@@ -45,6 +45,7 @@ def serve(
     from cmt_server.server import ServerOptions
 
     chosen = State(state)
+    served = open_release(chosen.releases, release)
     options = ServerOptions(
         repository=chosen.repository.absolute(),
         work=chosen.server.absolute(),
@@ -52,13 +53,10 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        model_config_name=model_config_name,
+        model_config_name=model_config_name or ("tensorrt" if served.manifest.info.engine == "tensorrt" else None),
         drain_timeout_s=drain_timeout_s,
     )
-    with (
-        stop_signal() as stopped,
-        serving(chosen, open_release(chosen.releases, release), options, limits_from(limit)) as server,
-    ):
+    with stop_signal() as stopped, serving(chosen, served, options, limits_from(limit)) as server:
         _announce_table(server)
         while not stopped.wait(WATCH_S):
             server.check()

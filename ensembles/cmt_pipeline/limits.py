@@ -39,7 +39,7 @@ class Limits:
     @classmethod
     def from_text(cls, values: Mapping[str, str]) -> Limits:
         """Limits from NAME -> text; names that are no limit are passed over, those not named keep their default."""
-        kinds = {f.name: type(f.default) for f in fields(cls)}
+        kinds = {f.name: type(getattr(cls, f.name)) for f in fields(cls)}
         return cls(**{name: kinds[name](text) for name, text in values.items() if name in kinds})
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +36,7 @@ from cmt_pipeline.triton_config import LABELS_FILE
 
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.checkpoint import Checkpoint
-    from cmt_export.parity import ParityRow
-    from cmt_export.samples import Batch
+    from cmt_export.parity import ParityRow, References
 
 #: Called with what is being done, and how far along it is from 0 to 1.
 Progress = Callable[[str, float], None]
@@ -149,11 +148,12 @@ class _Build:
                 folder.mkdir(parents=True)
                 (folder / ADAPTER_FILE).write_text(adapter(stage))
                 if stage.compiled:
-                    onnx = self._onnx(stage, compared, rows)
+                    expected = references(self.checkpoint.model, stage, compared)
+                    onnx = self._onnx(stage, expected, rows)
                     self._compile(stage, onnx, folder)
                     if name != "tensorrt":  # which only a GPU runs
                         engine = engines[stage.name] = open_engine(folder)
-                        rows.append(stage_parity(engine, name, self.checkpoint.model, stage, precision, compared))
+                        rows.append(stage_parity(engine, name, stage, precision, expected))
                 else:
                     (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
                 if stage.kind == "preprocess":
@@ -176,7 +176,7 @@ class _Build:
                 recipe=recipe,
             )
 
-    def _onnx(self, stage: Stage, compared: Sequence[Batch], rows: list[ParityRow]) -> Path:
+    def _onnx(self, stage: Stage, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
         from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
         from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
@@ -189,7 +189,7 @@ class _Build:
             draft = folder.with_name(f".{stage.name}-{os.getpid()}")
             onnx_from_checkpoint(self.checkpoint.model, stage, draft)
             draft.rename(folder)
-        rows.append(stage_parity(OnnxRuntimeEngine(path), "onnx", self.checkpoint.model, stage, "fp32", compared))
+        rows.append(stage_parity(OnnxRuntimeEngine(path), "onnx", stage, "fp32", expected))
         return path
 
     def _compile(self, stage: Stage, onnx: Path, folder: Path) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmt_export.engine import Engine, Precision
-from cmt_export.model import CrossModalTransformer, run_model, run_stage
+from cmt_export.model import CrossModalTransformer, run_stage
 from cmt_export.samples import Batch
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.pipelines import PIPELINES, pipeline_name
-from cmt_pipeline.stages import FEATURE_AXIS, READY, STAGES, Stage
+from cmt_pipeline.stages import FEATURE_AXIS, FUSE, READY, STAGES, Stage
 from cmt_pipeline.tensors import Array, Arrays
 
 
@@ -67,19 +67,18 @@ class ParityError(RuntimeError):
         self.rows = tuple(rows)
 
 
-def stage_parity(
-    engine: Engine,
-    name: str,
-    model: CrossModalTransformer,
-    stage: Stage,
-    precision: Precision,
-    batches: Sequence[Batch],
-) -> ParityRow:
-    """The stage's largest relative error over all batches. name: the engine's, for the table."""
-    errors = []
-    for inputs in stage_inputs(model, stage, batches):
-        expected = run_stage(model, stage, inputs)
-        errors.append(_stage_error(stage, expected, engine.run(inputs)))
+#: Inputs of a stage and what PyTorch fp32 makes of them.
+References = Sequence[tuple[Arrays, Arrays]]
+
+
+def references(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> References:
+    """What a stage's engines are compared with; made once for all of them."""
+    return [(inputs, run_stage(model, stage, inputs)) for inputs in stage_inputs(model, stage, batches)]
+
+
+def stage_parity(engine: Engine, name: str, stage: Stage, precision: Precision, expected: References) -> ParityRow:
+    """The stage's largest relative error. name: the engine's, for the table."""
+    errors = [_stage_error(stage, wanted, engine.run(inputs)) for inputs, wanted in expected]
     return ParityRow(stage.name, name, precision, len(errors), _worst(errors), TOLERANCES[precision].relative)
 
 
@@ -91,27 +90,19 @@ def pipeline_parity(
     batches: Sequence[Batch],
 ) -> list[ParityRow]:
     """One row for each subset of modalities: the largest difference of a probability."""
-    rows = []
-    for subset in SUBSETS:
-        errors = []
-        for batch in batches:
-            inputs = ready_inputs(batch.tensors, subset)
-            expected = run_model(model, inputs)["probabilities"]
-            came = run_engines(engines, inputs)["probabilities"]
-            errors.append(float(np.abs(came.astype(np.float64) - expected.astype(np.float64)).max()))
-        tolerance = TOLERANCES[precision].probability
-        rows.append(ParityRow(pipeline_name(subset), name, precision, len(errors), _worst(errors), tolerance))
-    return rows
-
-
-def run_engines(engines: Mapping[str, Engine], inputs: Arrays) -> dict[str, Array]:
-    """Ready tensors of some modalities through `encode_*` and `fuse`, wired as their pipeline is."""
-    encoded = {
-        m: engines[f"encode_{m}"].run({spec.name: inputs[spec.name] for spec in READY[m]})
-        for m in MODALITIES
-        if READY[m][0].name in inputs
-    }
-    return engines["fuse"].run(_wire(encoded))
+    errors: dict[tuple[Modality, ...], list[float]] = {subset: [] for subset in SUBSETS}
+    for batch in batches:
+        wanted = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
+        came = {m: engines[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
+        for subset in SUBSETS:
+            expected = run_stage(model, FUSE, _wire({m: wanted[m] for m in subset}))["probabilities"]
+            got = engines["fuse"].run(_wire({m: came[m] for m in subset}))["probabilities"]
+            errors[subset].append(float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()))
+    tolerance = TOLERANCES[precision].probability
+    return [
+        ParityRow(pipeline_name(subset), name, precision, len(found), _worst(found), tolerance)
+        for subset, found in errors.items()
+    ]
 
 
 def stage_inputs(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> Iterable[dict[str, Array]]:

@@ -169,10 +169,11 @@ class TritonServer:
             time.sleep(POLL_S if waiting else 0)
 
     def _cause(self) -> str:
-        """The errors of the log, or its end when it holds none."""
+        """The last errors of the log, or its end when it holds none. That there is no GPU is no error here."""
         lines = self.log.read_text(errors="replace").splitlines()
         errors = [line.split("] ", 1)[-1].strip() for line in lines if re.match(r"E\d{4} ", line)]
-        said = list(dict.fromkeys(errors))[:5] or lines[-5:]
+        told = [error for error in dict.fromkeys(errors) if "CUDA" not in error and "CudaDriver" not in error]
+        said = told[-5:] or lines[-5:]
         return f"its log {self.log} says: " + " | ".join(said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from cmt_client import EmotionClient, ServerUnavailable, ServiceError
+from cmt_client import EmotionClient, ServiceError, UnknownPipeline
 from cmt_export.engine import Precision
 from cmt_export.release import Release, ReleaseError, open_release
-from cmt_pipeline.tensors import Array
 from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError
@@ -34,10 +35,12 @@ from serving import server_on
 ReleaseOf = Callable[[Precision], Release]
 
 
-def slow_batch() -> dict[str, Array]:
-    """Ready tensors of eight sounds of 16 s: some hundred milliseconds of work."""
-    noise = np.random.default_rng(0).standard_normal((8, 256_000)).astype(np.float32)
-    return {"input_values": noise, "num_samples": np.full((8, 1), 256_000, np.int64)}
+def long_sound() -> bytes:
+    """16 s of noise: the longest sound there may be."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).standard_normal(256_000) / 8
+    soundfile.write(buffer, noise, 16_000, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def descendants(pid: int) -> list[int]:
@@ -74,8 +77,8 @@ def serve_command(release: Release, root: Path) -> Iterator[tuple[subprocess.Pop
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        ready = wait_until(lambda: (root / "server.json").exists() or process.poll() is not None, 120)
-        assert ready and process.poll() is None, process.stdout and process.stdout.read()
+        assert wait_until(lambda: (root / "server.json").exists() or process.poll() is not None, 120)
+        assert process.poll() is None, process.stdout and process.stdout.read()
         yield process, json.loads((root / "server.json").read_text())
     finally:
         if process.poll() is None:
@@ -89,38 +92,41 @@ def serve_command(release: Release, root: Path) -> Iterator[tuple[subprocess.Pop
 def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     release_of: ReleaseOf, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """Eight senders, each asking again as soon as it is answered, until it is refused."""
     before = regions()
+    answered: list[tuple[float, float]] = []  # when sent, when answered
+    refusals: list[ServiceError] = []
     with serve_command(release_of("fp32"), tmp_path) as (process, announced):
         assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600  # it holds the token
-        answered: list[int] = []
-        refused: list[ServiceError] = []
-        client = EmotionClient(str(announced["grpc_url"]), retries=0)
-        client.predict_tensors(**slow_batch())
-        senders = [threading.Thread(target=lambda: answered.append(len(client.predict_tensors(**slow_batch()))))]
-        senders += [threading.Thread(target=_until_refused, args=(client, answered, refused)) for _ in range(3)]
-        for sender in senders:
-            sender.start()
-        time.sleep(0.2)  # all in flight
-        process.send_signal(number)
-        for sender in senders:
-            sender.join(60)
-        assert process.wait(60) == 0
-        client.close()
-    assert answered.count(8) >= 4  # no request in flight was lost: each sender's last one came back
-    assert len(refused) == 3  # and each was then refused, not cut off
+        with EmotionClient(str(announced["grpc_url"]), retries=0) as client:
+            senders = [threading.Thread(target=_ask_on, args=(client, answered, refusals)) for _ in range(8)]
+            for sender in senders:
+                sender.start()
+            assert wait_until(lambda: len(answered) > 16)
+            signalled = time.monotonic()
+            process.send_signal(number)
+            for sender in senders:
+                sender.join(60)
+            assert process.wait(60) == 0
+    assert any(sent < signalled < came for sent, came in answered)
+    # Every sender was refused in so many words; nobody was cut off while the server worked for it.
+    assert [type(error) for error in refusals] == [UnknownPipeline] * 8, refusals
     assert not descendants(int(str(announced["pid"])))
-    assert regions() == before
+    assert regions() <= before
     assert not (tmp_path / "server.json").exists()
 
 
-def _until_refused(client: EmotionClient, answered: list[int], refused: list[ServiceError]) -> None:
-    while True:
+def _ask_on(client: EmotionClient, answered: list[tuple[float, float]], refusals: list[ServiceError]) -> None:
+    sound = long_sound()
+    while not refusals:
+        sent = time.monotonic()
         try:
-            answered.append(len(client.predict_tensors(**slow_batch())))
+            client.predict(audio=sound)
         except ServiceError as error:
-            assert "not found" in str(error) or "not ready" in str(error) or isinstance(error, ServerUnavailable), error
-            refused.append(error)
+            refusals.append(error)
             return
+        answered.append((sent, time.monotonic()))
+    refusals.append(UnknownPipeline("another was refused; this one asked no more"))
 
 
 def test_a_killed_supervisor_takes_the_server_along(release_of: ReleaseOf, tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_a_killed_supervisor_takes_the_server_along(release_of: ReleaseOf, tmp_p
         process.kill()
         process.wait()
         assert wait_until(lambda: not descendants(int(str(announced["pid"]))))
-    assert regions() == before
+    assert regions() <= before
 
 
 def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, tmp_path: Path) -> None:
@@ -139,12 +145,20 @@ def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, 
     pid = server.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())
+    assert wait_until(lambda: _died(server))
     with pytest.raises(ServerError, match="ended with -9"):
         server.check()
     server.stop()
     assert not descendants(pid)
-    assert regions() == before
+    assert regions() <= before
+
+
+def _died(server: TritonServer) -> bool:
+    try:
+        server.check()
+    except ServerError:
+        return True
+    return False
 
 
 def test_two_servers_on_one_state_folder(release_of: ReleaseOf, tmp_path: Path) -> None:
@@ -177,7 +191,7 @@ def test_a_stage_that_cant_load_says_why(release_of: ReleaseOf, tmp_path: Path) 
     with pytest.raises(ServerError, match=r"encode_text.*model\.xml"):
         server.start()
     assert server.pid is None
-    assert regions() == before
+    assert regions() <= before
 
 
 def test_a_port_in_use_says_so(release_of: ReleaseOf, tmp_path: Path) -> None:
@@ -195,12 +209,14 @@ def test_a_port_in_use_says_so(release_of: ReleaseOf, tmp_path: Path) -> None:
 def test_everything_listens_on_this_machine_alone(server: TritonServer) -> None:
     ports = {server.http_port, server.grpc_port, server.metrics_port}
     listening = {}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+    tables = Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    for line in tables:
         address, state = line.split()[1], line.split()[3]
         host, port = address.split(":")
         if state == "0A" and int(port, 16) in ports:
             listening[int(port, 16)] = host
-    assert listening == dict.fromkeys(ports, "0100007F")  # 127.0.0.1
+    assert set(listening) == ports
+    assert all(host.endswith("0100007F") for host in listening.values())  # 127.0.0.1, mapped into IPv6 or not
 
 
 def test_tritonserver_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
