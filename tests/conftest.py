@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
 def release_of(state: State) -> Callable[[Precision], Release]:
     """The mini release of a precision, exported when first asked for."""
 
+    @functools.cache
     def made(precision: Precision) -> Release:
         release, _ = export(ExportOptions(precision=precision), state.releases, golden_sample(), lambda *_: None)
         return release

@@ -1,0 +1,120 @@
+"""The verbs of `cmt`: help, output, exit status."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cmt_cli.export import sample
+from cmt_cli.serve import limits_from
+from cmt_cli.state import State
+from cmt_export.engine import Precision
+from cmt_export.release import Release
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.stages import STAGES
+from cmt_server.server import TritonServer
+
+VERBS = ("demo", "export", "serve", "predict", "status")
+
+
+def cmt(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cmt_cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_helps_with_an_example(verb: str) -> None:
+    helped = cmt(verb, "--help")
+    assert helped.returncode == 0
+    assert f"cmt {verb}" in helped.stdout.split("Example:")[1]
+
+
+def test_help_names_every_verb_and_is_quick_to_load() -> None:
+    code = "import sys, cmt_cli.main; print({'torch', 'openvino', 'tritonclient.grpc', 'numpy'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
+    assert all(verb in cmt("--help").stdout for verb in VERBS)
+
+
+def test_predict_prints_json(server: TritonServer) -> None:
+    files = ["--image", str(sample("image")), "--audio", str(sample("audio"))]
+    answered = cmt("predict", *files, "--text", "Well done!", "--url", server.http_url, "--json")
+    assert answered.returncode == 0, answered.stderr
+    emotion = json.loads(answered.stdout)
+    assert emotion["modalities"] == ["image", "audio", "text"]
+    assert emotion["label_set"] == "meld"
+    assert emotion["trained"] is False
+
+
+def test_predict_prints_a_table_that_says_untrained(server: TritonServer) -> None:
+    answered = cmt("predict", "--text", "Well done!", "--url", server.grpc_url)
+    assert answered.returncode == 0, answered.stderr
+    for part in ("probabilities", "valence", "text (attention 1.00)", "meld", "untrained"):
+        assert part in answered.stdout
+
+
+def test_bad_input_exits_with_2(server: TritonServer, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(sample("image").read_bytes()[:2000])
+    refused = cmt("predict", "--image", str(broken), "--url", server.grpc_url)
+    assert refused.returncode == 2
+    assert "image: a damaged JPEG file came" in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
+    assert cmt("predict", "--url", server.grpc_url).returncode == 2
+    assert cmt("predict", "--audio", str(tmp_path / "none.wav"), "--url", server.grpc_url).returncode == 2
+
+
+def test_no_server_exits_with_1() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"grpc://127.0.0.1:{closed.getsockname()[1]}"
+        for verb in (["predict", "--text", "hello"], ["status"]):
+            refused = cmt(*verb, "--url", url)
+            assert refused.returncode == 1
+            assert "ServerUnavailable" in refused.stderr
+            assert "Traceback" not in refused.stderr
+
+
+def test_status_shows_pipelines_and_stages(server: TritonServer) -> None:
+    shown = cmt("status", "--url", server.grpc_url)
+    assert shown.returncode == 0, shown.stderr
+    for name in (*PIPELINES, *STAGES):
+        assert name in shown.stdout
+    found = json.loads(cmt("status", "--url", server.http_url, "--json").stdout)
+    assert all(pipeline["ready"] for pipeline in found["pipelines"])
+
+
+def test_export_refuses_what_it_doesnt_know() -> None:
+    refused = cmt("export", "--precision", "fp64")
+    assert refused.returncode == 2
+    assert "openvino takes fp32, bf16, int8" in " ".join(refused.stderr.split())
+
+
+def test_serve_without_a_release_says_how_to_make_one(tmp_path: Path) -> None:
+    refused = cmt("serve", "--state", str(tmp_path))
+    assert refused.returncode == 1
+    assert "cmt export" in refused.stderr
+
+
+def test_demo_shows_an_answer_with_its_times(release_of: Callable[[Precision], Release], state: State) -> None:
+    release = release_of("fp32")
+    shown = cmt("demo", "--state", str(state.root), timeout_s=240)
+    assert shown.returncode == 0, shown.stderr
+    assert f"release {release.number} " in shown.stdout  # reused, not built again
+    for part in ("is up to date", "untrained", "meld", "valence", *STAGES, "end to end", "server stopped"):
+        assert part in shown.stdout or part == "check"
+    assert not state.server_file.exists() or state.running() is not None
+
+
+def test_limits_are_named_and_typed() -> None:
+    assert limits_from(["max_audio_s=8", "max_text_tokens=64"]).max_text_tokens == 64
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        limits_from(["max_smell=3"])
+    with pytest.raises(ValueError, match="max_text_tokens=many"):
+        limits_from(["max_text_tokens=many"])
