@@ -135,7 +135,7 @@ class _Build:
         self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
 
     def run(self, recipe: str) -> Release:
-        from cmt_export.parity import ParityError, pipeline_parity, stage_parity
+        from cmt_export.parity import ParityError, pipeline_parity, references, stage_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)

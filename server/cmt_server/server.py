@@ -24,6 +24,7 @@ from cmt_server.errors import ServerError
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 POLL_S = 0.05
+GROUP_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
 
 #: Called with the number of pipelines that answer and of all there are.
@@ -205,5 +206,8 @@ def _remove_regions_of_the_dead() -> None:
 
 def _end_group(group: int) -> None:
     """Ends what the server left of its process group: stubs whose server was killed."""
+    deadline = time.monotonic() + GROUP_TIMEOUT_S
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+        while time.monotonic() < deadline:
+            os.killpg(group, signal.SIGKILL)
+            time.sleep(POLL_S)
