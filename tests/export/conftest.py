@@ -1,0 +1,61 @@
+"""The mini model's ONNX files and inputs to compare by, made once a session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_cli.state import State
+from cmt_export.checkpoint import Checkpoint
+from cmt_export.engine import Precision
+from cmt_export.export import PARITY_BATCHES, ExportOptions, _onnx_key
+from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
+from cmt_export.release import Release
+from cmt_export.samples import Batch, batches
+from cmt_pipeline.preprocess import make_preprocessors
+from cmt_pipeline.stages import COMPILED_STAGES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small models gain nothing from a second thread, and lose much when another process wants its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def graph_store(
+    release_of: Callable[[Precision], Release],
+    state: State,
+    checkpoint: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A store of releases without a release, but with the ONNX files that an export of the mini preset keeps there."""
+    store = tmp_path_factory.mktemp("graphs")
+    release_of("fp32")
+    cache = Path(".onnx") / _onnx_key(ExportOptions())
+    for stage in COMPILED_STAGES:
+        kept, target = state.releases / cache / stage.name, store / cache / stage.name
+        if kept.is_dir():
+            shutil.copytree(kept, target)
+        else:  # another export has taken the cache meanwhile
+            onnx_from_checkpoint(checkpoint.model, stage, target)
+    return store
+
+
+@pytest.fixture(scope="session")
+def graphs(graph_store: Path) -> Mapping[str, Path]:
+    """The ONNX file of each compiled stage of the mini model."""
+    return {path.parent.name: path for path in graph_store.glob(f".onnx/*/*/{MODEL_FILE}")}
+
+
+@pytest.fixture(scope="session")
+def compared(checkpoint: Checkpoint) -> Sequence[Batch]:
+    """What an export compares engines by: batches of 1 to 3 items, one for each audio bucket."""
+    return batches(make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer), PARITY_BATCHES)
