@@ -9,7 +9,7 @@ demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, st
 	$(BIN)/cmt demo
 
 test: $(VENV)/.installed  ## every test, on the real Triton
-	$(BIN)/pytest -m "not base"
+	$(BIN)/pytest
 
 test-base: $(VENV)/.installed  ## the full-size preset too: minutes and 6 GB of memory
 	$(BIN)/pytest -m base

@@ -44,7 +44,8 @@ class EngineSidecar:
     """engine.json: everything needed to run a compiled stage, and to tell whether it fits this machine.
 
     model: the file to open; target: what it was compiled for (GPU and compute capability, or the CPU's features);
-    profile: axis lengths it was tuned for, tensor -> {min, opt, max} shapes with batch.
+    profile: axis lengths it was tuned for, tensor -> {min, opt, max} shapes with batch; parity: how far it is from
+    PyTorch fp32 (a row of the parity table), empty where only another machine can run it.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class EngineSidecar:
     versions: Mapping[str, str]
     target: Mapping[str, str] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         (folder / SIDECAR_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")

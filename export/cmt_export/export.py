@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cmt_export
 import cmt_pipeline
-from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, Precision, open_engine
+from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
 from cmt_export.release import (
     STAGES_FOLDER,
     GoldenAnswer,
@@ -154,6 +154,7 @@ class _Build:
                     if name != "tensorrt":  # which only a GPU runs
                         engine = engines[stage.name] = open_engine(folder)
                         rows.append(stage_parity(engine, name, stage, precision, expected))
+                        replace(EngineSidecar.read(folder), parity=asdict(rows[-1])).write(folder)
                 else:
                     (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
                 if stage.kind == "preprocess":
@@ -204,10 +205,20 @@ class _Build:
 
             onnxruntime_engine.engine_from_onnx(onnx, stage, folder)
         else:
-            from cmt_export.tensorrt_engine import TensorRtOptions, engine_from_onnx
+            self._compile_tensorrt(stage, onnx, folder)
 
-            cache = self.store / ".tensorrt-timings"
-            engine_from_onnx(onnx, stage, folder, TensorRtOptions(precision=self.options.precision, timing_cache=cache))
+    def _compile_tensorrt(self, stage: Stage, onnx: Path, folder: Path) -> None:
+        """Engines are kept beside the releases, each under the key of its graph, GPU and TensorRT version."""
+        from cmt_export.tensorrt_engine import TensorRtOptions, engine_from_onnx, key_of
+
+        timings = self.store / ".tensorrt" / "timings"
+        options = TensorRtOptions(precision=self.options.precision, timing_cache=timings)
+        kept = self.store / ".tensorrt" / key_of(onnx, stage, options)
+        if not kept.is_dir():
+            draft = kept.with_name(f".{kept.name}-{os.getpid()}")
+            engine_from_onnx(onnx, stage, draft, options)
+            draft.rename(kept)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
 
     def _calibration(self, stage: Stage) -> list[Arrays]:
         from cmt_export.parity import stage_inputs

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cmt_client import EmotionClient, ServiceError, UnknownPipeline
+from cmt_client import EmotionClient, ServerUnavailable, ServiceError, UnknownPipeline
 from cmt_export.engine import Precision
 from cmt_export.release import Release, ReleaseError, open_release
 from cmt_server import binary
@@ -144,7 +144,15 @@ def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, 
     server.start()
     pid = server.pid
     assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    answered: list[tuple[float, float]] = []
+    errors: list[ServiceError] = []
+    with EmotionClient(server.grpc_url, retries=0) as client:
+        sender = threading.Thread(target=_ask_on, args=(client, answered, errors))
+        sender.start()
+        assert wait_until(lambda: len(answered) > 1)
+        os.kill(pid, signal.SIGKILL)  # in the middle of a request
+        sender.join(30)
+    assert [type(error) for error in errors] == [ServerUnavailable]
     assert wait_until(lambda: _died(server))
     with pytest.raises(ServerError, match="ended with -9"):
         server.check()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cmt_cli.export import sample
 from cmt_client import AsyncEmotionClient, Emotion, EmotionClient, connect
 from cmt_client.operations import GetStatistics
 from cmt_export.checkpoint import Checkpoint
@@ -111,6 +112,22 @@ def test_every_subset_and_both_entrances_agree(
         assert set(emotion.attention) == set(subset)
         assert sum(emotion.attention.values()) == pytest.approx(1.0, abs=1e-5)
         assert difference(emotion, expected) < BOUNDS["fp32"]
+
+
+def test_the_release_knows_what_its_samples_mean(
+    server: TritonServer, release_of: Callable[[Precision], Release]
+) -> None:
+    """The manifest's golden answers are PyTorch's, and what the server says."""
+    release = release_of("fp32")
+    assert {answer.modalities for answer in release.manifest.golden} == set(SUBSETS)
+    text = sample("text").read_text().strip()
+    given = {"image": sample("image"), "audio": sample("audio"), "text": text}
+    with EmotionClient(server.grpc_url) as client:
+        for answer in release.manifest.golden:
+            emotion = client.predict(**{m: given[m] for m in answer.modalities})  # type: ignore[arg-type]
+            assert emotion.release == release.number
+            assert emotion.probabilities == pytest.approx(answer.probabilities, abs=BOUNDS["fp32"])
+            assert (emotion.valence, emotion.arousal) == pytest.approx((answer.valence, answer.arousal), abs=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

@@ -1,0 +1,45 @@
+"""The full-size preset, end to end: minutes and some GB, so by `make test-base` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmt_cli.export import golden_sample, sample
+from cmt_client import EmotionClient
+from cmt_export.export import ExportOptions, export
+from cmt_export.tensorrt_contract import inspect_engine
+from cmt_pipeline.stages import COMPILED_STAGES
+from serving import server_on
+
+pytestmark = [pytest.mark.base, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, so that the ONNX files are made once."""
+    return tmp_path_factory.mktemp("base")
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("int8", 6e-2)])
+def test_base_exports_compiles_and_serves(store: Path, tmp_path: Path, precision: str, bound: float) -> None:
+    options = ExportOptions(preset="base", random_weights=True, precision=precision)  # type: ignore[arg-type]
+    release, _ = export(options, store, golden_sample(), lambda *_: None)
+    expected = next(answer for answer in release.manifest.golden if len(answer.modalities) == 3)
+    with server_on(release, tmp_path) as server, EmotionClient(server.grpc_url) as client:
+        text = sample("text").read_text().strip()
+        emotion = client.predict(image=sample("image"), audio=sample("audio"), text=text)
+    assert not emotion.trained
+    came = np.array([emotion.probabilities[label] for label in expected.probabilities])
+    assert np.abs(came - np.array(list(expected.probabilities.values()))).max() < bound
+
+
+def test_base_compiles_with_tensorrt_rtx(store: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX isn't installed")
+    options = ExportOptions(preset="base", random_weights=True, engine="tensorrt", precision="fp16")
+    release, _ = export(options, store, golden_sample(), lambda *_: None)
+    for stage in COMPILED_STAGES:
+        report = inspect_engine(release.stage_folder(stage.name))
+        assert {tensor.name for tensor in report.tensors} == {s.name for s in (*stage.inputs, *stage.outputs)}
