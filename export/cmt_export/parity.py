@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmt_export.engine import Engine, Precision
-from cmt_export.model import CrossModalTransformer, run_stage
 from cmt_export.samples import Batch
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.pipelines import PIPELINES, pipeline_name
 from cmt_pipeline.stages import FEATURE_AXIS, FUSE, READY, STAGES, Stage
 from cmt_pipeline.tensors import Array, Arrays
+
+if TYPE_CHECKING:  # torch must not load with this module
+    from cmt_export.model import CrossModalTransformer
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ References = Sequence[tuple[Arrays, Arrays]]
 
 def references(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> References:
     """What a stage's engines are compared with; made once for all of them."""
+    from cmt_export.model import run_stage
+
     return [(inputs, run_stage(model, stage, inputs)) for inputs in stage_inputs(model, stage, batches)]
 
 
@@ -90,6 +95,8 @@ def pipeline_parity(
     batches: Sequence[Batch],
 ) -> list[ParityRow]:
     """One row for each subset of modalities: the largest difference of a probability."""
+    from cmt_export.model import run_stage
+
     errors: dict[tuple[Modality, ...], list[float]] = {subset: [] for subset in SUBSETS}
     for batch in batches:
         wanted = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
@@ -120,6 +127,8 @@ def ready_inputs(tensors: Arrays, subset: Iterable[Modality]) -> dict[str, Array
 
 
 def _fuse_inputs(model: CrossModalTransformer, tensors: Arrays, subset: Sequence[Modality]) -> dict[str, Array]:
+    from cmt_export.model import run_stage
+
     return _wire({m: run_stage(model, STAGES[f"encode_{m}"], tensors) for m in subset})
 
 

@@ -82,5 +82,5 @@ def test_the_readme_says_what_is_tested() -> None:
     assert len(commands()) >= 7
     assert len(blocks("python")) >= 3
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"`?make ([a-z][\w-]*)`?", README):
+    for target in re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.MULTILINE):
         assert target in targets
