@@ -94,7 +94,7 @@ def parity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for what in dict.fromkeys(row["what"] for row in rows):
         found = {(row["engine"], row["precision"]): row for row in rows if row["what"] == what}
         errors_of = [_coloured(found[kind]) if kind in found else "" for kind in kinds]
-        tolerance = f"{max(row['tolerance'] for row in found.values()):.0e}"
+        tolerance = f"{max(row['tolerance'] for row in found.values()):.1e}"
         table.add_row(what, "max |Δp|" if what.startswith("emotion") else "RMS", *errors_of, tolerance)
     return table
 

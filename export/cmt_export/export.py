@@ -153,8 +153,9 @@ class _Build:
                     self._compile(stage, onnx, folder)
                     if name != "tensorrt":  # which only a GPU runs
                         engine = engines[stage.name] = open_engine(folder)
-                        rows.append(stage_parity(engine, name, stage, precision, expected))
-                        replace(EngineSidecar.read(folder), parity=asdict(rows[-1])).write(folder)
+                        sidecar = EngineSidecar.read(folder)
+                        rows.append(stage_parity(engine, name, stage, sidecar.precision, expected))
+                        replace(sidecar, parity=asdict(rows[-1])).write(folder)
                 else:
                     (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
                 if stage.kind == "preprocess":

@@ -294,6 +294,27 @@ def test_a_header_that_lies_yields_what_is_there(data: bytes) -> None:
         (saved(tone(0)), "too_short"),
         (b"", "empty"),
     ],
+    ids=[
+        "flac-says-more",
+        "flac-says-hours",
+        "flac-streamed",
+        "wav-says-none",
+        "flac-cut",
+        "flac-head",
+        "ogg-cut",
+        "wav-head",
+        "nul",
+        "words",
+        "riff",
+        "ones",
+        "aiff",
+        "au",
+        "channels",
+        "slow",
+        "fast",
+        "no-samples",
+        "no-bytes",
+    ],
 )
 def test_what_is_no_sound_is_refused(data: bytes, code: str) -> None:
     error = refusal(data)

@@ -175,6 +175,30 @@ def palette(**options: Any) -> bytes:
         (plain("CMYK", (0, 255, 255, 0), format_="JPEG", quality=100), (254, 0, 0)),
         (plain("L", 100, format_="JPEG", quality=100), (100, 100, 100)),
     ],
+    ids=[
+        "grey",
+        "white",
+        "black",
+        "grey16",
+        "white16",
+        "ppm16",
+        "palette",
+        "palette-other-clear",
+        "palette-clear",
+        "palette-half",
+        "rgb",
+        "rgb-clear",
+        "rgb-other-clear",
+        "grey-clear",
+        "rgba",
+        "rgba-clear",
+        "rgba-half",
+        "webp-clear",
+        "la",
+        "la-clear",
+        "cmyk",
+        "grey-jpeg",
+    ],
 )
 def test_every_kind_of_pixel_becomes_rgb_on_white(data: bytes, rgb: tuple[int, int, int]) -> None:
     image = decode_image(data)
@@ -202,7 +226,9 @@ def test_a_truncated_file_is_refused(format_: str, part: float) -> None:
     assert error.code == "not_decodable"
 
 
-@pytest.mark.parametrize("data", [b"\0", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6\n", b"RIFF"])
+@pytest.mark.parametrize(
+    "data", [b"\0", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"P6\n", b"RIFF"], ids=repr
+)
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     assert refusal(data).code == "not_decodable"
 
