@@ -66,6 +66,7 @@ def engine_from_onnx(
         precision = "bf16"  # a hundredth of the work, and the scores of its masked attention are wide
     if precision == "int8":
         model = _quantized(model, stage, calibration)
+    _name_by_position(model)
     openvino.save_model(model, str(folder / MODEL_FILE), compress_to_fp16=False)
     weights = onnx_path.with_name(onnx_path.name + ".data")
     sidecar = EngineSidecar(
@@ -97,6 +98,13 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
         subset_size=len(calibration),
         ignored_scope=nncf.IgnoredScope(types=list(NOT_QUANTISED), validate=False),
     )
+
+
+def _name_by_position(model: openvino.Model) -> None:
+    """OpenVINO numbers nodes by a counter of the whole process: the same model would never be the same file twice."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
 def _nncf() -> str:
