@@ -13,7 +13,7 @@ import pytest
 from cmt_cli.export import golden_sample
 from cmt_cli.state import State
 from cmt_export import export as export_module
-from cmt_export import parity
+from cmt_export import parity, tensorrt_engine
 from cmt_export.checkpoint import Checkpoint, save_checkpoint
 from cmt_export.engine import EngineSidecar, Precision, sha256_of
 from cmt_export.export import PARITY_BATCHES, ExportOptions, GoldenSample, export, recipe_of
@@ -23,7 +23,7 @@ from cmt_export.parity import TOLERANCES, ParityError
 from cmt_export.plan_file import read_plan
 from cmt_export.release import Release, open_release, release_numbers
 from cmt_export.tensorrt_contract import inspect_engine
-from cmt_export.tensorrt_module import TensorRt
+from cmt_export.tensorrt_module import TensorRt, load_tensorrt
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
@@ -123,6 +123,10 @@ def test_a_release_has_the_parity_of_every_step(fp32: Release) -> None:
         tolerance = TOLERANCES["fp32"]
         wanted = tolerance.probability if row["what"].startswith("emotion") else tolerance.relative
         assert (row["precision"], row["tolerance"]) == ("fp32", wanted)
+    for name in COMPILED:
+        row = EngineSidecar.read(fp32.stage_folder(name)).parity
+        assert row in rows
+        assert (row["what"], row["engine"]) == (name, "openvino")
 
 
 def test_a_release_holds_what_its_stages_need(fp32: Release) -> None:
@@ -170,8 +174,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
 
 
 @needs_rtx
-def test_tensorrt_plans_are_built_and_keep_the_contract(quick: ExportOptions, store: Path) -> None:
+def test_tensorrt_plans_are_built_and_keep_the_contract(
+    quick: ExportOptions, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And another engine makes another release, which shares the stages that no engine runs."""
+    for module in (export_module, tensorrt_engine):  # also where a GPU would have TensorRT itself chosen
+        monkeypatch.setattr(module, "load_tensorrt", lambda flavour: load_tensorrt("tensorrt_rtx"))
     told: list[float] = []
     options = ExportOptions(engine="tensorrt", precision="fp16")
     plans, built = export(options, store, golden_sample(), lambda _, done: told.append(done))
@@ -188,7 +196,7 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(quick: ExportOptions, st
         assert came == {s.name: (s.dtype, (-1, *sizes[s.name])) for s in specs}
         assert read_plan(folder / "model.plan").rtx
         sidecar = EngineSidecar.read(folder)
-        assert (sidecar.engine, sidecar.precision) == ("tensorrt", "fp16")
+        assert (sidecar.engine, sidecar.precision, sidecar.parity) == ("tensorrt", "fp16", {})
     assert {row["engine"] for row in plans.manifest.parity} == {"onnx"}  # a plan can't be run here
     assert "tensorrt_rtx" in plans.manifest.versions
 

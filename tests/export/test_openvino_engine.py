@@ -88,6 +88,13 @@ def test_the_sidecar_says_how_it_came_to_be(small_engine: Path) -> None:
     )
 
 
+def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path) -> None:
+    """Releases share what is equal; OpenVINO's own names of nodes go on counting from one model to the next."""
+    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp32")
+    for path in small_engine.iterdir():
+        assert sha256_of(tmp_path / path.name) == sha256_of(path), path.name
+
+
 def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; none came"):
         engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8")
