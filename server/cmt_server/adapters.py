@@ -20,16 +20,21 @@ from cmt_export.engine import open_engine
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.preprocess import collate, open_config, open_preprocessors
+from cmt_pipeline.preprocess import Preprocessor, collate, open_config, open_preprocessors
 from cmt_pipeline.stages import ALL_READY, STAGES, Stage
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
+
+#: What became of one item: its ready tensors, or why it is refused.
+Outcome = dict[str, Array] | InvalidInput
 
 
 class PreprocessModel:
     """`preprocess`: bytes [batch, 1] of some modalities -> their ready tensors.
 
-    Items are prepared on a few threads: decoders and resamplers work outside Python's lock.
+    Items are prepared on a few threads: decoders and resamplers work outside Python's lock. A refusal travels as a
+    value: as a raised error its traceback would hold on to the request, and with it to shared memory, until Python's
+    cycle collector next runs.
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
@@ -44,13 +49,13 @@ class PreprocessModel:
     def finalize(self) -> None:
         self._pool.shutdown()
 
-    def _start(self, request: Any) -> dict[Modality, list[Future[dict[str, Array]]]]:
-        started: dict[Modality, list[Future[dict[str, Array]]]] = {}
+    def _start(self, request: Any) -> dict[Modality, list[Future[Outcome]]]:
+        started: dict[Modality, list[Future[Outcome]]] = {}
         for modality in MODALITIES:
             files = _tensor(request, modality)
             if files is not None:
                 prepare = self._preprocessors[modality]
-                started[modality] = [self._pool.submit(prepare, data) for data in files[:, 0]]
+                started[modality] = [self._pool.submit(_prepared, prepare, data) for data in files[:, 0]]
         return started
 
 
@@ -121,25 +126,32 @@ def _tensor(request: Any, name: str) -> Any:
     return None if tensor is None else tensor.as_numpy()
 
 
-def _collected(started: Mapping[Modality, Sequence[Future[dict[str, Array]]]]) -> dict[str, Array]:
+def _prepared(prepare: Preprocessor, data: bytes) -> Outcome:
+    try:
+        return prepare(data)
+    except InvalidInput as error:
+        return InvalidInput(error.field, error.code, error.message)
+
+
+def _collected(started: Mapping[Modality, Sequence[Future[Outcome]]]) -> Outcome:
+    """The ready tensors of a request's items, or the first refusal, which of several items names its own."""
     outputs: dict[str, Array] = {}
     for modality, futures in started.items():
         items = []
         for index, future in enumerate(futures):
-            try:
-                items.append(future.result())
-            except InvalidInput as error:
-                if len(futures) == 1:
-                    raise
-                message = f"item {index} of {len(futures)}: {error.message}"
-                raise InvalidInput(error.field, error.code, message) from None
+            outcome = future.result()
+            if isinstance(outcome, InvalidInput):
+                which = f"item {index} of {len(futures)}: " if len(futures) > 1 else ""
+                return InvalidInput(outcome.field, outcome.code, which + outcome.message)
+            items.append(outcome)
         outputs |= collate(modality, items)
     return outputs
 
 
-def _answer(run: Callable[[], dict[str, Array]]) -> Any:
+def _answer(run: Callable[[], Outcome]) -> Any:
     try:
-        return _response(run())
+        outcome = run()
+        return _refusal(outcome) if isinstance(outcome, InvalidInput) else _response(outcome)
     except Exception as error:
         return _refusal(error)
 

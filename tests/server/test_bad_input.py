@@ -194,8 +194,11 @@ def test_a_refused_request_is_let_go_of(
         burst = [{**as_request(GOOD), "image": filler}] * 40  # type: ignore[list-item]
         client.predict_many(burst, concurrency=8)  # type: ignore[arg-type]
         before = _resident_bytes(running.pid)
-        assert all(isinstance(r, InvalidInput) for r in client.predict_many(burst, concurrency=8))  # type: ignore[arg-type]
-        assert _resident_bytes(running.pid) - before < 80 << 20  # leaked, they would take 160 MiB
+        for _ in range(4):
+            refused = client.predict_many(burst, concurrency=8)  # type: ignore[arg-type]
+            assert all(isinstance(result, InvalidInput) for result in refused)
+        # Leaked, they would take 640 MiB. Allocators keep some for reuse.
+        assert _resident_bytes(running.pid) - before < 250 << 20
         running.control.drain(running.options.pipelines, timeout_s=5.0)
 
 
