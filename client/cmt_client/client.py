@@ -164,7 +164,7 @@ class EmotionClient(_Client):
 
 
 class AsyncEmotionClient(_Client):
-    """The same for asyncio, within one event loop. Parameters as EmotionClient's. Close it, or use `with`."""
+    """The same for asyncio, within one event loop. Parameters as EmotionClient's. Close it, or use `async with`."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,11 +160,6 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
             f"has unexpected {loaded.unexpected_keys[:3]}"
         )
     return Checkpoint(config, model.eval(), folder / TOKENIZER_FILE)
-
-
-def as_trained(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint, no longer marked untrained."""
-    return replace(checkpoint, config=replace(checkpoint.config, trained=True))
 
 
 def _backbone(modality: Modality, preset: EncoderPreset, random_weights: bool) -> tuple[nn.Module, EncoderConfig]:

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from cmt_pipeline.triton_config import LABELS_FILE
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.checkpoint import Checkpoint
     from cmt_export.parity import ParityRow, References
+    from cmt_export.samples import Batch
 
 #: Called with what is being done, and how far along it is from 0 to 1.
 Progress = Callable[[str, float], None]
@@ -135,7 +136,7 @@ class _Build:
         self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
 
     def run(self, recipe: str) -> Release:
-        from cmt_export.parity import ParityError, pipeline_parity, references, stage_parity
+        from cmt_export.parity import ParityError, pipeline_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
@@ -148,14 +149,7 @@ class _Build:
                 folder.mkdir(parents=True)
                 (folder / ADAPTER_FILE).write_text(adapter(stage))
                 if stage.compiled:
-                    expected = references(self.checkpoint.model, stage, compared)
-                    onnx = self._onnx(stage, expected, rows)
-                    self._compile(stage, onnx, folder)
-                    if name != "tensorrt":  # which only a GPU runs
-                        engine = engines[stage.name] = open_engine(folder)
-                        sidecar = EngineSidecar.read(folder)
-                        rows.append(stage_parity(engine, name, stage, sidecar.precision, expected))
-                        replace(sidecar, parity=asdict(rows[-1])).write(folder)
+                    self._engine(stage, folder, compared, rows, engines)
                 else:
                     (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
                 if stage.kind == "preprocess":
@@ -177,6 +171,26 @@ class _Build:
                 versions=_versions(self.options.engine),
                 recipe=recipe,
             )
+
+    def _engine(
+        self,
+        stage: Stage,
+        folder: Path,
+        compared: Sequence[Batch],
+        rows: list[ParityRow],
+        engines: dict[str, Engine],
+    ) -> None:
+        """Compiles a stage into its folder; adds its parity to `rows` and, where this machine runs it, its engine."""
+        from cmt_export.parity import references, stage_parity
+
+        expected = references(self.checkpoint.model, stage, compared)
+        self._compile(stage, self._onnx(stage, expected, rows), folder)
+        if self.options.engine == "tensorrt":  # which only a GPU runs
+            return
+        engine = engines[stage.name] = open_engine(folder)
+        sidecar = EngineSidecar.read(folder)
+        rows.append(stage_parity(engine, self.options.engine, stage, sidecar.precision, expected))
+        replace(sidecar, parity=asdict(rows[-1])).write(folder)
 
     def _onnx(self, stage: Stage, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""

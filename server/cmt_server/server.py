@@ -104,7 +104,7 @@ class TritonServer:
     def stop(self, drain: bool = True) -> None:
         """Refuses new requests, lets those in flight finish, ends the server and its stubs, removes its memory regions.
 
-        Bounded: after drain_timeout_s what is still in flight is given up.
+        Bounded: draining gets drain_timeout_s, exiting as long again; what is still in flight then is given up.
         """
         process = self._process
         if process is None:

@@ -22,7 +22,6 @@ from cmt_export.checkpoint import (
     Checkpoint,
     CheckpointConfig,
     CheckpointError,
-    as_trained,
     checkpoint_from_preset,
     load_checkpoint,
     save_checkpoint,
@@ -82,7 +81,7 @@ def test_weights_that_were_trained_further_are_saved(checkpoint: Checkpoint, tmp
     """Then config.json no longer names a source."""
     encoders = dict(checkpoint.config.encoders)
     encoders["text"] = replace(encoders["text"], weights_from=None, weights_sha256=None)
-    trained = as_trained(replace(checkpoint, config=replace(checkpoint.config, encoders=encoders)))
+    trained = replace(checkpoint, config=replace(checkpoint.config, encoders=encoders, trained=True))
     save_checkpoint(trained, tmp_path / "trained")
     assert set(load_file(tmp_path / "trained/model.safetensors")) == set(checkpoint.model.state_dict())
     loaded = load_checkpoint(tmp_path / "trained")
