@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from cmt_export.release import Release
-from cmt_server.install import InstallOptions, install_release
+from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer
 
 
 def server_on(release: Release, folder: Path, install: InstallOptions | None = None) -> TritonServer:
     """A server, not yet started, on free ports of this machine and a repository of its own."""
-    install_release(release, folder / "repository", install)
+    Repository(folder / "repository").install(release, install)
     options = ServerOptions(folder / "repository", folder / "server", http_port=0, grpc_port=0, metrics_port=0)
     return TritonServer(options)

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
+from cmt_client.canary import Canary, CanaryMode
 from cmt_client.encode import AudioInput, ImageInput, TextInput
-from cmt_client.errors import EmotionError, ServerUnavailable
+from cmt_client.errors import EmotionError, ServerUnavailable, ServiceError
 from cmt_client.operations import GetModelConfig, Infer, Operation
 from cmt_client.requests import Item, from_item, from_tensors
 from cmt_client.result import Emotion, Releases, emotions_from
@@ -33,7 +34,8 @@ DEFAULT_CONCURRENCY = 8
 class _Client:
     """What both clients know."""
 
-    def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
+    def __init__(self, timeout_s: float, retries: int, limits: Limits, canary: CanaryMode) -> None:
+        self._canary = Canary(canary)
         self._timeout_s = timeout_s
         self._retries = retries
         self._limits = limits
@@ -48,8 +50,10 @@ class EmotionClient(_Client):
 
     url: `grpc://host:port`, `http://host:port`, `grpcs://…`, `https://…`, or `host:port` for gRPC. timeout_s:
     for a whole answer, retries included; retries: further tries when the server is unavailable (nothing else
-    is repeated); limits: those that the server was started with; transport: instead of `url`'s own, for
-    tests; root_certificates: PEM file of the authorities to trust under TLS.
+    is repeated); limits: those that the server was started with; canary: `follow` sends the share of requests
+    that an upgrade under way asks for to the release on trial, and asks the live one when that fails, `only` sends
+    all there; transport: instead of `url`'s own, for tests; root_certificates: PEM file of the authorities to trust
+    under TLS.
 
     Raises ValueError for a URL that isn't one. Nothing is sent before the first question. Close it, or use
     `with`.
@@ -62,11 +66,12 @@ class EmotionClient(_Client):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         limits: Limits = DEFAULT_LIMITS,
+        canary: CanaryMode = "off",
         transport: Transport | None = None,
         root_certificates: Path | None = None,
     ) -> None:
         self._transport = transport or connect(url, limits, root_certificates)
-        super().__init__(timeout_s, retries, limits)
+        super().__init__(timeout_s, retries, limits, canary)
 
     def predict(
         self,
@@ -149,6 +154,21 @@ class EmotionClient(_Client):
         return self._ask(from_item(item, self._limits), budget)[0]
 
     def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
+        question = self._canary.question(request)
+        if question is not None:
+            try:
+                self._canary.learn(request, (self._call(question, budget)).parameters)
+            except ServiceError:
+                self._canary.learn(request, {})
+        routed = self._canary.routed(request)
+        if not self._canary.falls_back(request, routed):
+            return self._answered(routed, budget)
+        try:
+            return self._answered(routed, budget.half())
+        except ServiceError:
+            return self._answered(request, budget)
+
+    def _answered(self, request: Infer, budget: Budget) -> list[Emotion]:
         answer = self._call(request, budget)
         info = self._releases.of(answer)
         if info is None:
@@ -173,11 +193,12 @@ class AsyncEmotionClient(_Client):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
         limits: Limits = DEFAULT_LIMITS,
+        canary: CanaryMode = "off",
         transport: AsyncTransport | None = None,
         root_certificates: Path | None = None,
     ) -> None:
         self._transport = transport or connect_async(url, limits, root_certificates)
-        super().__init__(timeout_s, retries, limits)
+        super().__init__(timeout_s, retries, limits, canary)
 
     async def predict(
         self,
@@ -248,6 +269,21 @@ class AsyncEmotionClient(_Client):
         return (await self._ask(request, budget))[0]
 
     async def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
+        question = self._canary.question(request)
+        if question is not None:
+            try:
+                self._canary.learn(request, (await self._call(question, budget)).parameters)
+            except ServiceError:
+                self._canary.learn(request, {})
+        routed = self._canary.routed(request)
+        if not self._canary.falls_back(request, routed):
+            return await self._answered(routed, budget)
+        try:
+            return await self._answered(routed, budget.half())
+        except ServiceError:
+            return await self._answered(request, budget)
+
+    async def _answered(self, request: Infer, budget: Budget) -> list[Emotion]:
         answer = await self._call(request, budget)
         info = self._releases.of(answer)
         if info is None:

@@ -74,8 +74,9 @@ DENIED = frozenset({"StatusCode.PERMISSION_DENIED", "StatusCode.UNAUTHENTICATED"
 INVALID = frozenset({"StatusCode.INVALID_ARGUMENT", "400"})
 
 # Texts of Triton 2.51 that say more than its status: it answers UNAVAILABLE for a restricted protocol and a
-# model that isn't ready, and INVALID_ARGUMENT for the statistics of an unknown model.
+# model that isn't ready, INVALID_ARGUMENT for the statistics of an unknown model, INTERNAL for a stage without process.
 RESTRICTED = re.compile(r"is restricted, expecting header")
+UNHEALTHY = re.compile(r"[Ss]tub process .*is not healthy")  # its process was killed and is being started again
 UNKNOWN_MODEL = re.compile(r"unknown model|is not at ready state|^requested model '.*' is not available")
 
 #: What Triton says of tensors that don't fit a model: pattern (its group: the tensor) -> InvalidInput's code.
@@ -146,7 +147,7 @@ def _from_server(text: str, status: str | None, where: str, otherwise: type[Serv
         return UnknownPipeline(full, status)
     if status in LATE:
         return DeadlineExceeded(f"{where} didn't answer in time ({text})", status)
-    if status in UNAVAILABLE:
+    if status in UNAVAILABLE or UNHEALTHY.search(text):
         return ServerUnavailable(f"{full}; is the server running?", status)
     return (_tensor_fault(text) if status in INVALID else None) or otherwise(full, status)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cmt_client.errors import InferenceFailed
 from cmt_client.operations import InferAnswer, ModelDescription
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.pipelines import pipeline_of
 from cmt_pipeline.release_info import ReleaseInfo
 
 
@@ -77,7 +77,7 @@ def releases_of(description: ModelDescription) -> dict[int, ReleaseInfo]:
 
 def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
     """One Emotion for each item of the batch. Raises InferenceFailed if the tensors aren't an answer's."""
-    spec_names = [spec.name for spec in PIPELINES[answer.model].outputs]
+    spec_names = [spec.name for spec in pipeline_of(answer.model).outputs]
     missing = [name for name in spec_names if name not in answer.outputs]
     if missing:
         raise InferenceFailed(f"{answer.model} answered without {', '.join(missing)}")
@@ -93,7 +93,7 @@ def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
             f"{answer.model} answered with NaN or infinity (release {info.release}, {info.precision})"
         )
     rows = zip(logits, probabilities, valence_arousal, attention, strict=True)
-    return [_emotion(PIPELINES[answer.model].modalities, info, *row) for row in rows]
+    return [_emotion(pipeline_of(answer.model).modalities, info, *row) for row in rows]
 
 
 def _emotion(

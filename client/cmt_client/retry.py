@@ -40,6 +40,10 @@ class Budget:
             raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s")
         return left
 
+    def half(self) -> Budget:
+        """Half of what is left and no retries, for a try that has another to fall back on."""
+        return Budget(self.remaining_s() / 2, 0, self._clock, self._jitter)
+
     def pause_s(self, error: ServerUnavailable) -> float:
         """Seconds to wait before the next try: twice as long each time, less a random part.
 

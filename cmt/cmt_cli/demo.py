@@ -33,7 +33,7 @@ def demo(
     chosen = State(state)
     release = run_export(ExportOptions(precision=precision), chosen)  # type: ignore[arg-type]
     options = ServerOptions(
-        repository=chosen.repository.absolute(),
+        repository=(chosen.root / "demo").absolute(),  # what `cmt serve` served last stays as it is
         work=chosen.server.absolute(),
         http_port=0,
         grpc_port=0,

@@ -7,10 +7,13 @@ import sys
 import typer
 
 from cmt_cli.demo import demo
+from cmt_cli.doctor import doctor
 from cmt_cli.export import export
 from cmt_cli.predict import predict
+from cmt_cli.release import release
 from cmt_cli.serve import serve
 from cmt_cli.status import status
+from cmt_cli.upgrade import rollback, upgrade
 
 app = typer.Typer(
     name="cmt",
@@ -20,8 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, export, serve, predict, status):
+for verb in (demo, export, serve, predict, status, upgrade, rollback, doctor):
     app.command()(verb)
+app.add_typer(release)
 
 
 def main() -> None:

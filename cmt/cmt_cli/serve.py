@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ WATCH_S = 0.5
 
 
 def serve(
-    release: Annotated[int | None, typer.Option(help="Its number; the newest by default.")] = None,
+    release: Annotated[
+        int | None, typer.Option(help="Its number; by default the one served last here, else the newest.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine need it said.")
     ] = "127.0.0.1",
@@ -41,11 +44,11 @@ def serve(
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
-    from cmt_export.release import open_release
     from cmt_server.server import ServerOptions
+    from cmt_server.supervise import Supervisor
 
     chosen = State(state)
-    served = open_release(chosen.releases, release)
+    served = chosen_release(chosen, release)
     options = ServerOptions(
         repository=chosen.repository.absolute(),
         work=chosen.server.absolute(),
@@ -58,31 +61,50 @@ def serve(
     )
     with stop_signal() as stopped, serving(chosen, served, options, limits_from(limit)) as server:
         _announce_table(server)
+        supervisor = Supervisor(server, _say)
         while not stopped.wait(WATCH_S):
-            server.check()
+            supervisor.look()
         _say("draining: requests in flight finish, new ones are refused")
+
+
+def chosen_release(state: State, number: int | None) -> Release:
+    """The release asked for; else the one that was live here last, which an upgrade may have chosen; else the newest.
+
+    A release that an upgrade turned down is never served because it is the newest.
+    """
+    from cmt_export.release import open_release, release_numbers
+    from cmt_server.repository import Repository
+
+    live = Repository(state.repository).live() if number is None else None
+    newer = [n for n in release_numbers(state.releases) if live and n > live.release]
+    if live and newer:
+        _say(
+            f"serving release {live.release}, as last time; {', '.join(map(str, newer))} newer: --release, cmt upgrade"
+        )
+    return open_release(state.releases, number if live is None else live.release)
 
 
 @contextlib.contextmanager
 def serving(state: State, release: Release, options: ServerOptions, limits: Limits) -> Iterator[TritonServer]:
     """A server on this release, announced in the state folder while it runs. Only one at a time for a state folder."""
     from cmt_cli.show import progress_bar
-    from cmt_server.install import InstallOptions, install_release
+    from cmt_server.repository import InstallOptions, Repository
     from cmt_server.server import TritonServer
 
     with only_one(state.root / "serve.lock"):
-        install_release(release, options.repository, InstallOptions(limits))
+        repository = Repository(options.repository)
+        with repository.lock():
+            repository.install(release, InstallOptions(limits))
         server = TritonServer(options)
         with progress_bar("serve") as progress:
             server.start(lambda ready, total: progress("waiting until every pipeline answers", ready / total))
         try:
             state.announce(
                 RunningServer(
-                    pid=server.pid or 0,
+                    pid=os.getpid(),
                     http_url=server.http_url,
                     grpc_url=server.grpc_url,
                     metrics_url=f"http://{options.host}:{server.metrics_port}/metrics",
-                    release=release.number,
                     control_token=options.control_token,
                 )
             )

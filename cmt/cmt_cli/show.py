@@ -28,6 +28,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     for module, names in {
         "cmt_client": ("EmotionError",),
         "cmt_server.errors": ("ServerError",),
+        "cmt_rollout.errors": ("RolloutError",),
         "cmt_export.engine": ("EngineError",),
         "cmt_export.release": ("ReleaseError",),
         "cmt_export.checkpoint": ("CheckpointError",),

@@ -22,13 +22,15 @@ DEFAULT_URL = "grpc://127.0.0.1:8001"
 
 @dataclass(frozen=True)
 class RunningServer:
-    """server.json: how to reach the server that runs on this state. Readable by its owner alone: it has the token."""
+    """server.json: how to reach the server that runs on this state. Readable by its owner alone: it has the token.
+
+    pid: of the process that looks after it.
+    """
 
     pid: int
     http_url: str
     grpc_url: str
     metrics_url: str
-    release: int
     control_token: str
 
 

@@ -1,7 +1,8 @@
 """The pipelines: one ensemble for each subset of modalities and each entrance.
 
 `emotion` takes all three, a subset is named for what it takes (`emotion_image_text`). The raw entrance takes files as
-bytes; the `_tensors` entrance takes what `preprocess` makes of them, for clients that preprocess themselves.
+bytes; the `_tensors` entrance takes what `preprocess` makes of them, for clients that preprocess themselves. While a
+release is on trial, its pipelines stand beside the live ones under names of their own (`candidate_emotion`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from cmt_pipeline.tensors import TensorSpec
 
 Entrance = Literal["raw", "tensors"]
 ENTRANCES: tuple[Entrance, ...] = ("raw", "tensors")
+
+CANDIDATE_PREFIX = "candidate_"
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,13 @@ def _checked(name: str) -> str:
 PIPELINES: dict[str, Pipeline] = {
     pipeline.name: pipeline for pipeline in (Pipeline(s, e) for e in ENTRANCES for s in SUBSETS)
 }
+
+
+def candidate_of(name: str) -> str:
+    """The name of a pipeline of the release on trial."""
+    return f"{CANDIDATE_PREFIX}{name}"
+
+
+def pipeline_of(name: str) -> Pipeline:
+    """The pipeline that a model is, live or on trial. KeyError for another model."""
+    return PIPELINES[name.removeprefix(CANDIDATE_PREFIX)]

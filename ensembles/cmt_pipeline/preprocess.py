@@ -6,6 +6,8 @@ holds `preprocess.json`.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +28,9 @@ Preprocessor = Callable[[bytes], dict[str, Array]]
 
 CONFIG_FILE = "preprocess.json"
 TOKENIZER_FILE = "tokenizer.json"
+
+#: The distributions that prepare; another version of one may give other tensors for the same bytes.
+LIBRARIES = ("pillow", "soundfile", "soxr", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,19 @@ def make_preprocessors(
         "audio": AudioPreprocessor(config.normalize_audio, limits),
         "text": TextPreprocessor(tokenizer, config.pad_token, limits),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Which versions prepare on this machine."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def fingerprint(config: PreprocessConfig, tokenizer: Path) -> str:
+    """SHA-256 over all that decides what bytes become here: configuration, tokenizer.json, library versions."""
+    digest = hashlib.sha256(config.to_json().encode())
+    digest.update(json.dumps(library_versions(), sort_keys=True).encode())
+    digest.update(tokenizer.read_bytes())
+    return digest.hexdigest()
 
 
 def open_preprocessors(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[Modality, Preprocessor]:

@@ -44,8 +44,8 @@ def adapter(stage: Stage) -> str:
     )
 
 
-def configuration_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Every file of a model repository that isn't an artefact: path -> content."""
+def stage_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Every file of the stages that isn't an artefact: path -> content."""
     files: dict[str, bytes] = {}
     for stage in STAGES.values():
         files[f"{stage.name}/{CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
@@ -55,14 +55,22 @@ def configuration_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()
             f"{stage.name}/{WARMUP_FOLDER}/{name}": data for name, data in _warmup_files(stage, served.limits).items()
         }
     files[f"{FUSE.name}/{LABELS_FILE}"] = ("\n".join(labels) + "\n").encode()
-    for pipeline in PIPELINES.values():
-        files[f"{pipeline.name}/{CONFIG_FILE}"] = to_pbtxt(pipeline_config(pipeline, served)).encode()
     return files
+
+
+def pipeline_files(served: Served = REFERENCE, prefix: str = "") -> dict[str, bytes]:
+    """The configuration of every pipeline, its name behind `prefix`: path -> content."""
+    return {
+        f"{prefix}{pipeline.name}/{CONFIG_FILE}": to_pbtxt(
+            pipeline_config(pipeline, served, f"{prefix}{pipeline.name}")
+        ).encode()
+        for pipeline in PIPELINES.values()
+    }
 
 
 def reference_files() -> dict[str, bytes]:
     """The files of model_repository/ in git: path -> content."""
-    files = configuration_files(labels=labels_of(DEFAULT_LABEL_SET))
+    files = stage_files(labels=labels_of(DEFAULT_LABEL_SET)) | pipeline_files()
     for stage in STAGES.values():
         files[f"{stage.name}/1/{ADAPTER_FILE}"] = adapter(stage).encode()
     for pipeline in PIPELINES.values():

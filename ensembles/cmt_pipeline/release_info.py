@@ -13,6 +13,11 @@ from dataclasses import asdict, dataclass
 
 PREFIX = "release_"
 
+#: Parameter of the live pipelines: the release that they answered from before.
+PREVIOUS_RELEASE = "previous_release"
+#: Parameter of a candidate's pipelines: the share of requests that clients should send there, from 0 to 1.
+CANARY_SHARE = "canary_share"
+
 
 @dataclass(frozen=True)
 class ReleaseInfo:

@@ -56,7 +56,9 @@ class Served:
     versions: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of each stage, as its version policy lists
     pins: Mapping[str, int] = field(default_factory=dict)  # stage -> version that the pipelines use; 1 if not named
     labels: int = -1
-    releases: tuple[ReleaseInfo, ...] = ()
+    release: int = 1  # its number is the pipelines' version
+    releases: tuple[ReleaseInfo, ...] = ()  # all whose answers may still be under way, described for clients
+    parameters: Mapping[str, str] = field(default_factory=dict)  # further ones of the pipelines
     limits: Limits = DEFAULT_LIMITS
     tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
 
@@ -92,9 +94,14 @@ def tensorrt_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     return config
 
 
-def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE) -> ModelConfig:
-    """The ensemble of a pipeline. Its steps pin stage versions, so that no answer mixes two releases."""
-    config = ModelConfig(name=pipeline.name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
+def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE, name: str | None = None) -> ModelConfig:
+    """The ensemble of a pipeline. Its steps pin stage versions, so that no answer mixes two releases.
+
+    Its own version is pinned too. Seen on Triton 2.51: loading a stage reloads every ensemble above it with the
+    configuration it had, but with the newest version folder it finds; answers would name the wrong release.
+    """
+    config = ModelConfig(name=name or pipeline.name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
+    config.version_policy.specific.versions.append(served.release)
     _add_tensors(config.input, pipeline.inputs, served.labels)
     _add_tensors(config.output, pipeline.outputs, served.labels)
     for step in pipeline.steps:
@@ -105,6 +112,8 @@ def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE) -> ModelConf
         message.output_map.update(step.outputs)
     for info in served.releases:
         key, value = info.to_parameter()
+        config.parameters[key].string_value = value
+    for key, value in served.parameters.items():
         config.parameters[key].string_value = value
     return config
 

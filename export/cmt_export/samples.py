@@ -30,6 +30,8 @@ SENTENCES = (
     "She moved away last spring. I still set the table for two sometimes.",
 )
 
+MAX_WORDS = 80  # of a generated text: within the 128 tokens that are accepted
+
 EXTENSIONS: dict[Modality, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".webp"),
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
@@ -54,7 +56,8 @@ def generated_bytes(modality: Modality, rng: np.random.Generator, seconds: float
         return _picture(rng)
     if modality == "audio":
         return _voice(rng, seconds)
-    return " ".join(rng.choice(SENTENCES, int(rng.integers(1, 5)))).encode()
+    words = " ".join(rng.choice(SENTENCES, int(rng.integers(1, 5)))).split()
+    return " ".join(words[:MAX_WORDS]).encode()
 
 
 def batches(preprocessors: dict[Modality, Preprocessor], sizes: Sequence[int], seed: int = 0) -> list[Batch]:

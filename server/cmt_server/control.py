@@ -13,11 +13,12 @@ from cmt_server.errors import ServerError
 #: Header that carries the token of the restricted APIs.
 CONTROL_HEADER = "cmt-control"
 TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 300.0
 POLL_S = 0.02
 
 
 class ControlApi:
-    """Readiness, index and unloading of one server."""
+    """Readiness, index, loading and unloading of one server."""
 
     def __init__(self, host: str, port: int, token: str) -> None:
         self._host, self._port, self._token = host, port, token
@@ -37,6 +38,12 @@ class ControlApi:
         entries: list[dict[str, Any]] = json.loads(body)
         return entries
 
+    def load(self, name: str) -> None:
+        """Loads a model or brings it up to date; back when it is ready. Raises ServerError."""
+        status, body = self._call("POST", f"/v2/repository/models/{name}/load", b"{}", LOAD_TIMEOUT_S)
+        if status != http.client.OK:
+            raise ServerError(f"{name} can't be loaded: {body[:500].decode(errors='replace')}")
+
     def drain(self, pipelines: Iterable[str], timeout_s: float) -> None:
         """Unloads the pipelines, so that new requests are refused, and waits for those in flight.
 
@@ -55,8 +62,10 @@ class ControlApi:
             raise ServerError(f"the server went away while it drained: {error}") from error
         raise ServerError(f"requests were still in flight after {timeout_s:g} s of draining")
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+    def _call(
+        self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
             connection.request(method, path, body, {CONTROL_HEADER: self._token})
             response = connection.getresponse()

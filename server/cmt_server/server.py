@@ -19,6 +19,7 @@ from cmt_pipeline.pipelines import PIPELINES
 from cmt_server.binary import find_tritonserver
 from cmt_server.control import CONTROL_HEADER, ControlApi
 from cmt_server.errors import ServerError
+from cmt_server.repository import Repository
 
 #: Model control loads code, and a registered memory region can be read back: both want the token.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
@@ -134,7 +135,6 @@ class TritonServer:
     def _arguments(self) -> list[str]:
         options = self.options
         arguments = {
-            "model-repository": options.repository,
             "model-control-mode": "explicit",
             "strict-readiness": "false",
             "http-address": options.host,
@@ -153,6 +153,7 @@ class TritonServer:
         flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in arguments.items()]
         flags += [f"--backend-config=python,shm-region-prefix-name={self._regions}"]
         flags += ["--backend-config=python,stub-timeout-seconds=300"]
+        flags += [f"--model-repository={folder}" for folder in Repository(options.repository).model_folders]
         return flags + [f"--load-model={name}" for name in options.pipelines]
 
     def _wait_ready(self, progress: ReadyProgress | None) -> None:

@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from cmt_pipeline.labels import LABEL_SETS, labels_of
 from cmt_pipeline.limits import MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.pipelines import PIPELINES, Pipeline
-from cmt_pipeline.reference import configuration_files, reference_files, write_files
+from cmt_pipeline.reference import reference_files, stage_files, write_files
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
@@ -238,7 +238,7 @@ def test_the_tensors_between_steps_fit_by_the_configurations_alone(pipeline: Pip
 
 def test_labels_are_those_of_the_set() -> None:
     assert (REPOSITORY / "fuse/labels.txt").read_text().split() == list(labels_of("meld"))
-    files = configuration_files(labels=labels_of("iemocap4"))
+    files = stage_files(labels=labels_of("iemocap4"))
     assert files["fuse/labels.txt"] == b"anger\nhappiness\nneutral\nsadness\n"
 
 

@@ -24,7 +24,7 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_export.engine import Precision
 from cmt_export.release import Release
 from cmt_pipeline.limits import Limits
-from cmt_server.install import InstallOptions
+from cmt_server.repository import InstallOptions
 from cmt_server.server import TritonServer
 from items import as_request, difference, random_items, ready_of, reference
 from serving import server_on

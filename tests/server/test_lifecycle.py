@@ -28,7 +28,7 @@ from cmt_export.release import Release, ReleaseError, open_release
 from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError
-from cmt_server.install import install_release
+from cmt_server.repository import Repository
 from cmt_server.server import ServerOptions, TritonServer
 from serving import server_on
 
@@ -187,13 +187,13 @@ def test_a_damaged_release_is_never_served(release_of: ReleaseOf, tmp_path: Path
     data[1000] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ReleaseError, match=r"model\.bin has sha256 .* the manifest says"):
-        install_release(open_release(store), tmp_path / "repository")
+        Repository(tmp_path / "repository").install(open_release(store))
     assert not (tmp_path / "repository").exists()
 
 
 def test_a_stage_that_cant_load_says_why(release_of: ReleaseOf, tmp_path: Path) -> None:
     server = server_on(release_of("fp32"), tmp_path)
-    model = next((tmp_path / "repository" / "encode_text").glob("*/model.xml"))
+    model = next((tmp_path / "repository" / "stages" / "encode_text").glob("*/model.xml"))
     model.unlink()
     before = regions()
     with pytest.raises(ServerError, match=r"encode_text.*model\.xml"):
@@ -203,7 +203,7 @@ def test_a_stage_that_cant_load_says_why(release_of: ReleaseOf, tmp_path: Path) 
 
 
 def test_a_port_in_use_says_so(release_of: ReleaseOf, tmp_path: Path) -> None:
-    install_release(release_of("fp32"), tmp_path / "repository")
+    Repository(tmp_path / "repository").install(release_of("fp32"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,0 +1,144 @@
+"""`cmt upgrade` and `cmt rollback`: from one release to another while requests are answered."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_rollout.options import Event, Report, RolloutOptions
+
+if TYPE_CHECKING:
+    from cmt_rollout.server_target import ServerTarget
+
+TOKEN_VARIABLE = "CMT_CONTROL_TOKEN"  # noqa: S105
+
+ServerOption = Annotated[
+    list[str] | None,
+    typer.Option("--server", help="URL=REPOSITORY of a server, repeatable; the one running here by default."),
+]
+TokenOption = Annotated[
+    str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Control token of the servers named; better in the variable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
+
+
+def upgrade(
+    release: Annotated[int | None, typer.Argument(help="Its number; the newest of the store by default.")] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    canary_share: Annotated[
+        float, typer.Option(help="Share of following clients' requests while on trial.")
+    ] = RolloutOptions.canary_share,
+    canary_s: Annotated[float, typer.Option(help="Seconds on trial; 0 leaves it out.")] = RolloutOptions.canary_s,
+    watch_s: Annotated[float, typer.Option(help="Seconds it is watched with all traffic.")] = RolloutOptions.watch_s,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the old release loaded: an instant rollback.")] = False,
+    requests: Annotated[
+        Path | None, typer.Option(help="Folder of files like those of your users, to compare both releases with.")
+    ] = None,
+    max_flips: Annotated[
+        float, typer.Option(help="Share of answers whose label may change.")
+    ] = RolloutOptions.max_flips,
+    max_distance: Annotated[
+        float, typer.Option(help="Mean distance of probabilities, 0 to 1.")
+    ] = RolloutOptions.max_distance,
+    max_slowdown: Annotated[
+        float, typer.Option(help="Median latency over the running release's.")
+    ] = RolloutOptions.max_slowdown,
+    max_errors: Annotated[float, typer.Option(help="Share of requests that may fail.")] = RolloutOptions.max_errors,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Moves a running server to another release without losing a request, and back if anything speaks against it.
+
+    Example: [bold]cmt upgrade 2 --canary-share 0.1 --canary-s 60 --keep[/]
+    """
+    from cmt_export.release import open_release
+    from cmt_rollout.rollout import upgrade as run
+
+    options = RolloutOptions(
+        canary_share=canary_share,
+        canary_s=canary_s,
+        watch_s=watch_s,
+        keep=keep,
+        requests=requests,
+        max_flips=max_flips,
+        max_distance=max_distance,
+        max_slowdown=max_slowdown,
+        max_errors=max_errors,
+    )
+    chosen = open_release(State(state).releases, release)
+    with targets_of(State(state), server, token) as targets, reporting(as_json) as report:
+        run(targets, chosen, options, report)
+
+
+def rollback(
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Moves a running server back to the release before: at once while that is still loaded.
+
+    Example: [bold]cmt rollback[/]
+    """
+    from cmt_export.release import open_release
+    from cmt_rollout.rollout import rollback as run
+
+    store = State(state).releases
+    with targets_of(State(state), server, token) as targets, reporting(as_json) as report:
+        run(targets, lambda number: open_release(store, number), report)
+
+
+@contextlib.contextmanager
+def targets_of(state: State, servers: list[str] | None, token: str | None) -> Iterator[list[ServerTarget]]:
+    """The servers named, else the one that runs on this state. ValueError for a name that isn't URL=REPOSITORY."""
+    from cmt_rollout.server_target import ServerTarget
+    from cmt_server.errors import ServerError
+    from cmt_server.repository import Repository
+
+    with contextlib.ExitStack() as stack:
+        targets = []
+        for given in servers or []:
+            url, separator, folder = given.partition("=")
+            if not separator or not Path(folder, "stages").is_dir():
+                raise ValueError(
+                    f"--server came as {given!r}; expected URL=REPOSITORY, such as "
+                    "grpc://127.0.0.1:8001=.cmt/repository, with the folder that the server reads"
+                )
+            targets.append(ServerTarget(url, Repository(Path(folder)), token))
+        if not servers:
+            running = state.running()
+            if running is None:
+                raise ServerError(f"no server runs on {state.root}; start one with `cmt serve`, or name it: --server")
+            targets.append(ServerTarget(running.grpc_url, Repository(state.repository), running.control_token))
+        for target in targets:
+            stack.callback(target.close)
+        yield targets
+
+
+@contextlib.contextmanager
+def reporting(as_json: bool) -> Iterator[Report]:
+    """Shows steps as they come: a line each, with what is under way below them on a terminal."""
+    from cmt_cli.show import console
+
+    if as_json:
+        yield lambda event: typer.echo(json.dumps(asdict(event)))
+        return
+    with console.status("") as status:
+
+        def show(event: Event) -> None:
+            if event.state == "started":
+                status.update(f"{event.step} {event.target}")
+                return
+            mark = "[green]✓[/]" if event.state == "passed" else "[bold red]✗[/]"
+            console.print(f"{mark} {event.step:<10}{event.seconds:7.1f} s  ", end="", highlight=False)
+            console.print(event.detail, markup=False, highlight=False)
+
+        yield show

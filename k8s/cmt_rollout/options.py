@@ -1,0 +1,87 @@
+"""Options and steps of an upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Step = Literal[
+    "recover",
+    "preflight",
+    "load",
+    "golden",
+    "drift",
+    "canary",
+    "flip",
+    "watch",
+    "retire",
+    "rollback",
+]
+#: In the order of an upgrade; `rollback` comes in their place when one of them says no.
+STEPS: tuple[Step, ...] = (
+    "recover",
+    "preflight",
+    "load",
+    "golden",
+    "drift",
+    "canary",
+    "flip",
+    "watch",
+    "retire",
+)
+
+State = Literal["started", "progress", "passed", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an upgrade is doing: one line for people, and for a log."""
+
+    step: Step
+    target: str
+    state: State
+    detail: str = ""
+    seconds: float = 0.0
+
+
+Report = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How much an upgrade asks of a release before and after it takes the traffic.
+
+    canary_share: of the requests of clients that follow it, for canary_s; watch_s: how long the release is watched
+    once it has all traffic, before the old one goes; keep: leave the old one loaded after that, so that a rollback is
+    instant; requests: folder of files like those that users send, image_audio_text triples by name order (generated
+    ones without it), of which `samples` are asked; max_flips: share of answers whose label may differ from the
+    running release's; max_distance: mean total variation distance of their probabilities, from 0 to 1;
+    max_slowdown: median latency over the running release's, asked in turns; max_errors: share of requests that may
+    fail beyond the running release's own.
+    """
+
+    canary_share: float = 0.1
+    canary_s: float = 10.0
+    watch_s: float = 10.0
+    keep: bool = False
+    requests: Path | None = None
+    samples: int = 28
+    max_flips: float = 0.2
+    max_distance: float = 0.2
+    max_slowdown: float = 2.0
+    max_errors: float = 0.0
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("canary_share", "max_flips", "max_distance", "max_errors"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} came as {getattr(self, name)}; expected a share from 0 to 1")
+        for name in ("canary_s", "watch_s", "drain_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} came as {getattr(self, name)}; expected seconds, 0 or more")
+        if self.max_slowdown < 1:
+            raise ValueError(f"max_slowdown came as {self.max_slowdown}; expected 1 or more")
+        if self.samples < 7:
+            raise ValueError(f"samples came as {self.samples}; expected 7 or more, one for each subset of modalities")

@@ -1,0 +1,228 @@
+"""Traffic: a process of its own that keeps asking a server, and writes down what became of every request.
+
+Closed loops ask again as soon as they are answered; an open loop sends at random moments (Poisson) whatever the server
+does, and its latency counts from the moment at which a request was meant to be sent. Requests are seeded and cover
+all seven subsets of modalities. Nothing is retried, so that every failure shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from cmt_client import AsyncEmotionClient, EmotionError, Item
+from cmt_client.canary import CanaryMode
+from cmt_export.samples import generated_bytes
+from cmt_pipeline.modality import SUBSETS, Modality, ordered
+
+TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 90.0
+
+Loop = Literal["closed", "open"]
+
+
+@dataclass(frozen=True)
+class TrafficPlan:
+    """Who asks what. closed_grpc, closed_http: closed loops; open_rate: requests a second of the open loop, over both
+
+    protocols in turns; its clients follow a canary. items: different requests, audio_s: seconds of sound in each.
+    """
+
+    grpc_url: str
+    http_url: str
+    closed_grpc: int = 2
+    closed_http: int = 1
+    open_rate: float = 5.0
+    items: int = 28
+    audio_s: float = 0.9
+    seed: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What became of one request. due_s, came_s: CLOCK_MONOTONIC; due: when it was meant to be sent."""
+
+    loop: Loop
+    protocol: str
+    item: int
+    due_s: float
+    came_s: float
+    release: int = 0
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.came_s - self.due_s) * 1e3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was asked. sent: how many requests were, whether anything came back or not."""
+
+    asked: tuple[Asked, ...]
+    sent: int
+
+    @property
+    def lost(self) -> int:
+        """Requests that got neither an answer nor an error."""
+        return self.sent - len(self.asked)
+
+
+class Traffic:
+    """The process, as a context manager; it asks from entering until `stop`."""
+
+    def __init__(self, plan: TrafficPlan, log: Path) -> None:
+        self.plan, self.log = plan, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Traffic:
+        command = [sys.executable, "-m", "cmt_perf.traffic", str(self.log), json.dumps(asdict(self.plan))]
+        self._process = subprocess.Popen(command)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> Outcome:
+        """No new requests; waits for those in flight. Everything that was asked, in the order of the answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(STOP_TIMEOUT_S)
+        sent = int(self.log.with_suffix(".sent").read_text())
+        return Outcome(tuple(self.so_far()), sent)
+
+    def so_far(self) -> list[Asked]:
+        """What is written down by now."""
+        return list(_read(self.log)) if self.log.exists() else []
+
+    def wait_for(self, answers: int, timeout_s: float = 120.0) -> None:
+        """Until so many requests have been answered or have failed. TimeoutError, or ServerError of the process."""
+        deadline = time.monotonic() + timeout_s
+        while sum(1 for _ in _lines(self.log)) < answers:
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError("the traffic ended by itself; what it printed says why")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {answers} answers within {timeout_s:g} s")
+            time.sleep(0.1)
+
+
+def traffic_items(plan: TrafficPlan) -> list[Item]:
+    """The requests, every subset in turn; the same for the same plan."""
+    rng = np.random.default_rng(plan.seed)
+    made = []
+    for index in range(plan.items):
+        files = {m: generated_bytes(m, rng, plan.audio_s) for m in SUBSETS[index % len(SUBSETS)]}
+        made.append(_item(files))
+    return made
+
+
+def _item(files: dict[Modality, bytes]) -> Item:
+    item: Item = {}
+    for modality in ordered(files):
+        item[modality] = files[modality].decode() if modality == "text" else files[modality]
+    return item
+
+
+def _read(log: Path) -> Iterator[Asked]:
+    for line in _lines(log):
+        values = json.loads(line)
+        yield Asked(**{**values, "probabilities": tuple(values["probabilities"])})
+
+
+def _lines(log: Path) -> Iterator[str]:
+    """Whole lines; the last may still be being written."""
+    if log.exists():
+        yield from (line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n"))
+
+
+class _Asker:
+    """The traffic itself, in its own process."""
+
+    def __init__(self, plan: TrafficPlan, log: IO[str]) -> None:
+        self.plan, self.log = plan, log
+        self.items = traffic_items(plan)
+        self.stopped = asyncio.Event()
+        self.rng = np.random.default_rng(plan.seed + 1)
+        self.sent = 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopped.set)
+        async with contextlib.AsyncExitStack() as stack:
+            plain = await self._clients(stack, "off")
+            following = await self._clients(stack, "follow")
+            loops = [self._closed("grpc", plain["grpc"]) for _ in range(self.plan.closed_grpc)]
+            loops += [self._closed("http", plain["http"]) for _ in range(self.plan.closed_http)]
+            await asyncio.gather(*loops, self._open(following))
+
+    async def _clients(self, stack: contextlib.AsyncExitStack, canary: CanaryMode) -> dict[str, AsyncEmotionClient]:
+        urls = {"grpc": self.plan.grpc_url, "http": self.plan.http_url}
+        return {
+            name: await stack.enter_async_context(
+                AsyncEmotionClient(url, timeout_s=TIMEOUT_S, retries=self.plan.retries, canary=canary)
+            )
+            for name, url in urls.items()
+        }
+
+    async def _closed(self, protocol: str, client: AsyncEmotionClient) -> None:
+        while not self.stopped.is_set():
+            await self._ask("closed", protocol, client, time.monotonic())
+
+    async def _open(self, clients: dict[str, AsyncEmotionClient]) -> None:
+        if self.plan.open_rate <= 0:
+            return
+        sent: set[asyncio.Task[None]] = set()
+        due = time.monotonic()
+        for protocol in _turns(tuple(clients)):
+            due += float(self.rng.exponential(1 / self.plan.open_rate))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), max(0.0, due - time.monotonic()))
+            if self.stopped.is_set():
+                break
+            task = asyncio.create_task(self._ask("open", protocol, clients[protocol], due))
+            sent.add(task)
+            task.add_done_callback(sent.discard)
+        await asyncio.gather(*sent)
+
+    async def _ask(self, loop: Loop, protocol: str, client: AsyncEmotionClient, due: float) -> None:
+        index = int(self.rng.integers(len(self.items)))
+        self.sent += 1
+        answer: dict[str, Any] = {}
+        try:
+            emotion = await client.predict(**self.items[index])
+            answer = {"release": emotion.release, "probabilities": tuple(emotion.probabilities.values())}
+        except EmotionError as error:
+            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+            await asyncio.sleep(0.05)  # a server that is down is asked no faster than this
+        asked = Asked(loop, protocol, index, due, time.monotonic(), **answer)
+        self.log.write(json.dumps(asdict(asked)) + "\n")
+
+
+def _turns(names: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from names
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    with path.open("a", buffering=1) as file:
+        asker = _Asker(TrafficPlan(**json.loads(sys.argv[2])), file)
+        asyncio.run(asker.run())
+    path.with_suffix(".sent").write_text(str(asker.sent))

@@ -1,0 +1,205 @@
+"""What an upgrade is measured with: a supervised server, a driver in a process of its own, and the truth.
+
+The truth is what each release answers when it is served alone. An answer under traffic is sound if the release that
+it names gives just that; one that no release gives was made by two of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmt_client import EmotionClient, EmotionError, Item
+from cmt_export.release import Release
+from cmt_perf.traffic import Asked, Outcome
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_server.repository import Repository
+from cmt_server.server import ServerOptions, TritonServer
+from cmt_server.supervise import Supervisor
+
+LOOK_S = 0.3
+DRIVER_TIMEOUT_S = 300.0
+
+#: Release -> the probabilities that it gives for each request of the traffic.
+Truth = dict[int, list[tuple[float, ...]]]
+
+
+@dataclass
+class Rig:
+    """A server on a release, looked after as `cmt serve` does. mends: what the supervisor had to do."""
+
+    server: TritonServer
+    state: Path
+    mends: list[str] = field(default_factory=list)
+
+    @property
+    def repository(self) -> Repository:
+        return Repository(self.server.options.repository)
+
+    def driver(self, verb: str, *arguments: str) -> Driver:
+        """`cmt upgrade` or `cmt rollback` on this server."""
+        return Driver(self, verb, arguments)
+
+    def live(self) -> int:
+        """The release that all pipelines answer from; 0 if they don't agree or one doesn't answer."""
+        live = self.repository.live()
+        with EmotionClient(self.server.grpc_url) as client:
+            try:
+                answered = client.predict(text="Who is there?").release
+            except EmotionError:
+                return 0
+        ready = all(self.server.control.model_ready(name) for name in PIPELINES)
+        return answered if ready and live is not None and live.release == answered else 0
+
+    def memory_mb(self) -> float:
+        """Proportional set size of the server and its stages' processes, together."""
+        total_kb = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
+                if session == self.server.pid:
+                    rollup = (process / "smaps_rollup").read_text()
+                    total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        return total_kb / 1024
+
+
+@contextlib.contextmanager
+def rig_on(release: Release, folder: Path, repository: Path | None = None) -> Iterator[Rig]:
+    """A rig that serves a release of the store `folder`/releases on free ports, until the block ends."""
+    served = repository or folder / "repository"
+    Repository(served).install(release)
+    server = TritonServer(ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0))
+    rig = Rig(server, folder)
+    over = threading.Event()
+
+    def look_after() -> None:
+        supervisor = Supervisor(server, rig.mends.append)
+        while not over.wait(LOOK_S):
+            supervisor.look()
+
+    with server:
+        thread = threading.Thread(target=look_after, name="supervisor")
+        thread.start()
+        try:
+            yield rig
+        finally:
+            over.set()
+            thread.join()
+
+
+class Driver:
+    """An upgrade or a rollback in a process of its own, whose steps are read as it reports them."""
+
+    def __init__(self, rig: Rig, verb: str, arguments: Sequence[str]) -> None:
+        place = f"{rig.server.grpc_url}={rig.server.options.repository}"
+        command = [sys.executable, "-m", "cmt_cli.main", verb, *arguments, "--json"]
+        command += ["--server", place, "--state", str(rig.state)]
+        self.events: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "CMT_CONTROL_TOKEN": rig.server.options.control_token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Events as they come, each with the moment `at` (CLOCK_MONOTONIC), until the driver ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = {**json.loads(line), "at": time.monotonic()}
+            self.events.append(event)
+            yield event
+
+    def finish(self) -> str:
+        """Waits for its end. What it said on its way out; empty if all went well."""
+        for _ in self.steps():
+            pass
+        assert self.process.stderr is not None
+        said = self.process.stderr.read().strip()
+        self.process.wait(DRIVER_TIMEOUT_S)
+        return said if self.process.returncode else ""
+
+    def kill_at(self, step: str, state: str = "started") -> bool:
+        """SIGKILL at an event; whether it came to that."""
+        for event in self.steps():
+            if (event["step"], event["state"]) == (step, state):
+                self.process.kill()
+                break
+        self.process.wait(DRIVER_TIMEOUT_S)
+        return self.process.returncode < 0
+
+    def moment(self, step: str, state: str) -> float:
+        """When an event came."""
+        return next(float(e["at"]) for e in self.events if (e["step"], e["state"]) == (step, state))
+
+
+def truth_of(releases: Sequence[Release], items: Sequence[Item], folder: Path) -> Truth:
+    """What each release answers, served alone and asked one by one."""
+    truth: Truth = {}
+    for release in releases:
+        with rig_on(release, folder / f"alone-{release.number}") as rig, EmotionClient(rig.server.grpc_url) as client:
+            truth[release.number] = [tuple(client.predict(**item).probabilities.values()) for item in items]
+    return truth
+
+
+def separation(truth: Truth) -> float:
+    """The least distance (largest difference of a probability) between two releases' answers to one request."""
+    answers = [np.array(answers) for answers in truth.values()]
+    pairs = [(a, b) for index, a in enumerate(answers) for b in answers[index + 1 :]]
+    return min((float(np.abs(a - b).max(axis=1).min()) for a, b in pairs), default=float("inf"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of the traffic. mixed: answers that no release gives; mislabelled: that another one gives."""
+
+    answers: int
+    errors: int
+    lost: int
+    mixed: int
+    mislabelled: int
+    by_release: dict[int, int]
+    first_errors: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        return not (self.errors or self.lost or self.mixed or self.mislabelled)
+
+
+def verdict_on(outcome: Outcome, truth: Truth, tolerance: float) -> Verdict:
+    """Compares every answer with the truth; tolerance: largest difference of a probability."""
+    answered = [asked for asked in outcome.asked if not asked.error]
+    errors = [asked.error for asked in outcome.asked if asked.error]
+    makers = [_makers(asked, truth, tolerance) for asked in answered]
+    releases = [asked.release for asked in answered]
+    return Verdict(
+        answers=len(answered),
+        errors=len(errors),
+        lost=outcome.lost,
+        mixed=sum(not made for made in makers),
+        mislabelled=sum(bool(made) and release not in made for made, release in zip(makers, releases, strict=True)),
+        by_release={release: releases.count(release) for release in sorted(set(releases))},
+        first_errors=tuple(dict.fromkeys(errors))[:3],
+    )
+
+
+def _makers(asked: Asked, truth: Truth, tolerance: float) -> list[int]:
+    """The releases that give this answer to this request."""
+    came = np.array(asked.probabilities)
+    return [
+        release
+        for release, answers in truth.items()
+        if len(answers[asked.item]) == len(came) and np.abs(came - answers[asked.item]).max() <= tolerance
+    ]

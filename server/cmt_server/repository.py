@@ -1,0 +1,311 @@
+"""The model repository that a server reads, and how releases come into it, take the traffic and leave.
+
+    releases/3.json                   manifest of every release whose stages lie here
+    stages/encode_text/{1,3}/         stage versions, with the configuration that says which of them are loaded
+    pipelines -> .pipelines-2         the pipelines that take traffic: this link alone says which release is live
+    candidate/candidate_emotion/      the pipelines of a release on trial
+
+Every change leaves a repository from which a server can start, whenever it is cut off: a stage version appears whole,
+and one link moves all pipelines together. Nothing here talks to a server; k8s/cmt_rollout says when to do what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmt_export.engine import sha256_of
+from cmt_export.manifest import Manifest, StageVersion, read_manifest
+from cmt_export.release import Release
+from cmt_pipeline.limits import Limits
+from cmt_pipeline.pipelines import CANDIDATE_PREFIX
+from cmt_pipeline.reference import CONFIG_FILE, pipeline_files, stage_files, write_files
+from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE
+from cmt_pipeline.stages import STAGES
+from cmt_pipeline.triton_config import (
+    DEFAULT_TUNING,
+    LABELS_FILE,
+    TENSORRT_CONFIG,
+    Served,
+    StageTuning,
+    from_pbtxt,
+    to_pbtxt,
+)
+from cmt_server.durable import point_link, publish_folder, remove_folder, replace_file, sync_folder, sync_tree
+from cmt_server.errors import RepositoryBusy, RepositoryError
+
+#: Seen on Triton 2.51: its python backend writes bytecode whatever the environment says, the next poll takes that for
+#: a change, and every load of anything restarts the stage. A file of this name keeps Python from making the folder.
+NO_BYTECODE = "__pycache__"
+
+
+@dataclass(frozen=True)
+class InstallOptions:
+    """limits: what the service accepts; tuning: how each stage runs on this machine."""
+
+    limits: Limits = field(default_factory=Limits)
+    tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the pipelines link to. previous: the release that they answered from before, resident or not."""
+
+    release: int
+    previous: int | None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository in a folder. Whoever changes one that a server reads holds `lock`."""
+
+    root: Path
+
+    @property
+    def stages(self) -> Path:
+        return self.root / "stages"
+
+    @property
+    def pipelines(self) -> Path:
+        return self.root / "pipelines"
+
+    @property
+    def candidate(self) -> Path:
+        return self.root / "candidate"
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """What tritonserver gets as --model-repository; a flat repository, like that in git, is one folder."""
+        if not self.stages.is_dir():
+            return (self.root,)
+        return (self.stages, self.pipelines, self.candidate)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one who changes the repository; ends with its process. RepositoryBusy if somebody has it."""
+        path = self.root.with_name(f".{self.root.name}.lock")
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RepositoryBusy(
+                    f"process {file.read().strip() or '?'} is changing {self.root}; wait until it is done"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def live(self) -> Live | None:
+        """Which release the pipelines link to; None where nothing was installed. Raises RepositoryError."""
+        path = self.pipelines / "emotion" / CONFIG_FILE
+        try:
+            config = from_pbtxt(path.read_text())
+            previous = config.parameters[PREVIOUS_RELEASE].string_value
+            return Live(config.version_policy.specific.versions[0], int(previous) if previous else None)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, IndexError) as error:
+            raise RepositoryError(f"{path} can't be read ({error}); serve a release afresh: --release N") from error
+
+    def manifests(self) -> dict[int, Manifest]:
+        """Of every release that lies here, by number. Raises ReleaseError."""
+        found = (read_manifest(path) for path in (self.root / "releases").glob("*.json"))
+        return {manifest.number: manifest for manifest in sorted(found, key=lambda m: m.number)}
+
+    def install(self, release: Release, options: InstallOptions | None = None) -> None:
+        """Replaces the whole repository by one that serves this release alone, every file verified first.
+
+        Not for a repository that a server is reading.
+        """
+        release.verify()
+        live = self.live()
+        draft = Repository(self.root.with_name(f".{self.root.name}-{os.getpid()}"))
+        remove_folder(draft.root)
+        draft._make(release.manifest)
+        draft._bring(release, release.manifest.stages)
+        previous = live.release if live and live.release != release.number else None
+        draft._configure(release.manifest, options or InstallOptions(), previous)
+        old = self.root.with_name(f".{self.root.name}-{os.getpid()}-old")
+        if self.root.exists():
+            self.root.rename(old)
+        draft.root.rename(self.root)
+        sync_folder(self.root.parent)
+        remove_folder(old)
+
+    def add(self, release: Release) -> None:
+        """Lays the stage versions of a release beside those that are there. Nothing is loaded by that.
+
+        Raises RepositoryError where a number is taken by something else, ReleaseError for a damaged release, OSError
+        for a full disk.
+        """
+        known = self.manifests().get(release.number)
+        if known is not None and known.digest != release.digest:
+            raise RepositoryError(
+                f"release {release.number} ({release.digest[:12]}) came; {self.root} serves another release "
+                f"{release.number} ({known.digest[:12]}). Export or pull it under a number of its own"
+            )
+        release.verify()
+        missing = {}
+        for name, stage in release.manifest.stages.items():
+            if self.version_folder(name, stage.version).is_dir():
+                self._verify(name, stage)
+            else:
+                missing[name] = stage
+        self._bring(release, missing)
+        replace_file(self._manifest_file(release.number), release.manifest.to_json().encode(), self._drafts())
+
+    def load_only(self, numbers: Collection[int]) -> None:
+        """Lets the stages' configurations name the versions of these releases alone; a load brings them about."""
+        chosen = [manifest for number, manifest in self.manifests().items() if number in numbers]
+        for name in STAGES:
+            versions = sorted({manifest.stages[name].version for manifest in chosen})
+            for path in (self.stages / name / CONFIG_FILE, self.stages / name / TENSORRT_CONFIG):
+                if path.is_file():
+                    self._set_versions(path, versions)
+
+    def write_candidate(self, number: int, canary_share: float) -> None:
+        """The pipelines of a release on trial, under names of their own. canary_share: for clients that follow it."""
+        served = self._served(number, {CANARY_SHARE: f"{canary_share:g}"})
+        for name, content in pipeline_files(served, CANDIDATE_PREFIX).items():
+            publish_folder(self.candidate / Path(name).parent, _pipeline_writer(content, (number,)), self._drafts())
+
+    def remove_candidate(self) -> None:
+        """The pipelines of a release on trial go."""
+        for folder in self.candidate.iterdir():
+            remove_folder(folder, self._drafts())
+
+    def flip(self, number: int, previous: int | None) -> None:
+        """All pipelines pin the stages of a release that lies here. One rename: all of them or none."""
+        numbers = [int(path.name.rpartition("-")[2]) for path in self.root.glob(".pipelines-*")]
+        target = self.root / f".pipelines-{max(numbers, default=0) + 1}"
+        parameters = {} if previous is None else {PREVIOUS_RELEASE: str(previous)}
+        files = pipeline_files(self._served(number, parameters))
+        resident = tuple(self.manifests())
+
+        def fill(folder: Path) -> None:
+            for name, content in files.items():
+                (folder / name).parent.mkdir()
+                _pipeline_writer(content, resident)((folder / name).parent)
+
+        publish_folder(target, fill, self._drafts())
+        point_link(self.pipelines, target.name)
+        self._sweep()
+
+    def remove(self, number: int) -> None:
+        """A release leaves: its manifest, and every stage version that no other release here needs."""
+        self._forget(number)
+        self._sweep()
+
+    def version_folder(self, stage: str, version: int) -> Path:
+        """Where a stage version lies."""
+        return self.stages / stage / str(version)
+
+    def touch(self, stage: str, version: int) -> None:
+        """Lets the next load start this stage version anew, though nothing in it changed."""
+        os.utime(self.version_folder(stage, version) / "model.py")
+
+    def _make(self, manifest: Manifest) -> None:
+        for folder in (self.root / "releases", self.candidate, *(self.stages / name for name in STAGES)):
+            folder.mkdir(parents=True)
+        replace_file(self._manifest_file(manifest.number), manifest.to_json().encode(), self._drafts())
+
+    def _bring(self, release: Release, stages: Mapping[str, StageVersion]) -> None:
+        for name, stage in stages.items():
+            source = release.stage_folder(name)
+
+            def fill(folder: Path, source: Path = source) -> None:
+                # Copies: a link elsewhere would change the file's ctime, which Triton takes for a new version.
+                shutil.copytree(source, folder, ignore=shutil.ignore_patterns(LABELS_FILE), dirs_exist_ok=True)
+                (folder / NO_BYTECODE).touch()
+
+            publish_folder(self.version_folder(name, stage.version), fill, self._drafts())
+            self._verify(name, stage)
+
+    def _configure(self, manifest: Manifest, options: InstallOptions, previous: int | None) -> None:
+        """Writes everything that isn't an artefact, for a server that serves this release alone."""
+        info = manifest.info
+        served = Served(
+            versions={name: (stage.version,) for name, stage in manifest.stages.items()},
+            labels=len(info.labels),
+            limits=options.limits,
+            tuning=options.tuning,
+        )
+        write_files(self.stages, stage_files(served, info.labels))
+        sync_tree(self.stages)
+        self.flip(manifest.number, previous)
+
+    def _served(self, number: int, parameters: Mapping[str, str]) -> Served:
+        """What the pipelines of a release that lies here say."""
+        manifests = self.manifests()
+        info = manifests[number].info
+        return Served(
+            pins={name: stage.version for name, stage in manifests[number].stages.items()},
+            labels=len(info.labels),
+            release=number,
+            releases=tuple(manifest.info for manifest in manifests.values()),
+            parameters=parameters,
+        )
+
+    def _verify(self, name: str, stage: StageVersion) -> None:
+        folder = self.version_folder(name, stage.version)
+        for path, sha256 in stage.files.items():
+            if path == LABELS_FILE:
+                continue
+            came = sha256_of(folder / path) if (folder / path).is_file() else None
+            if came != sha256:
+                raise RepositoryError(
+                    f"{folder / path} has sha256 {came}, the manifest says {sha256}: damaged, or another release "
+                    f"brought version {stage.version} of {name}. Serve a release afresh (--release N), or export anew"
+                )
+
+    def _set_versions(self, path: Path, versions: list[int]) -> None:
+        config = from_pbtxt(path.read_text())
+        if list(config.version_policy.specific.versions) != versions:
+            config.version_policy.specific.versions[:] = versions
+            replace_file(path, to_pbtxt(config).encode(), self._drafts())
+
+    def _forget(self, number: int) -> None:
+        self._manifest_file(number).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Removes stage versions that no manifest names, pipelines that no link names, and drafts."""
+        manifests = self.manifests().values()
+        for name in STAGES:
+            needed = {str(manifest.stages[name].version) for manifest in manifests}
+            for folder in (self.stages / name).iterdir():
+                if folder.name.isdigit() and folder.name not in needed:
+                    remove_folder(folder, self._drafts())
+        linked = os.readlink(self.pipelines) if self.pipelines.is_symlink() else None
+        for folder in self.root.glob(".pipelines-*"):
+            if folder.name != linked:
+                remove_folder(folder)
+        remove_folder(self._drafts())
+
+    def _manifest_file(self, number: int) -> Path:
+        return self.root / "releases" / f"{number}.json"
+
+    def _drafts(self) -> Path:
+        folder = self.root / ".drafts"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _pipeline_writer(config: bytes, numbers: Iterable[int]) -> Callable[[Path], None]:
+    """Fills a pipeline's folder: its configuration, and a folder for each release that may be asked for.
+
+    Triton reloads ensembles when a stage beneath them loads, each with the version that it has, and needs its folder.
+    """
+
+    def fill(folder: Path) -> None:
+        (folder / CONFIG_FILE).write_bytes(config)
+        for number in numbers:
+            (folder / str(number)).mkdir()
+
+    return fill
