@@ -14,13 +14,22 @@ ROOT = Path(__file__).parents[1]
 
 #: Package -> the packages of this repository that it may import, top floor first.
 MAY_IMPORT = {
-    "cmt_cli": {"cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_cli": {"cmt_rollout", "cmt_perf", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_rollout": {"cmt_perf", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_perf": {"cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
     "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
     "cmt_server": {"cmt_export", "cmt_pipeline"},
     "cmt_export": {"cmt_pipeline"},
     "cmt_pipeline": set[str](),
 }
-FOLDERS = {"cmt_cli": "cmt", "cmt_client": "client", "cmt_server": "server", "cmt_export": "export"}
+FOLDERS = {
+    "cmt_cli": "cmt",
+    "cmt_rollout": "k8s",
+    "cmt_perf": "perf",
+    "cmt_client": "client",
+    "cmt_server": "server",
+    "cmt_export": "export",
+}
 HEAVY = (
     "torch",
     "openvino",
@@ -92,7 +101,14 @@ def test_importing_brings_in_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cmt_export.export", "cmt_export.release", "cmt_export.engine", "cmt_pipeline.preprocess", "cmt_server.server"],
+    [
+        "cmt_export.export",
+        "cmt_export.release",
+        "cmt_export.prune",
+        "cmt_export.engine",
+        "cmt_pipeline.preprocess",
+        "cmt_server.server",
+    ],
 )
 def test_modules_that_start_a_command_stay_light(module: str) -> None:
     assert not loaded_by(f"import {module}") & set(HEAVY)

@@ -36,8 +36,8 @@ from cmt_client.operations import (
 )
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES
-from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINES, candidate_of, pipeline_of
+from cmt_pipeline.release_info import CANARY_SHARE, ReleaseInfo
 from cmt_pipeline.stages import STAGES
 
 T = TypeVar("T")
@@ -50,11 +50,14 @@ class FakeTransport:
     """Answers as a healthy server with one release would; every pipeline is ready and says `label`.
 
     calls: the operations that came, in order; timeouts_s: what each was given; release: what it serves, may
-    be replaced; unloaded: models that it says it doesn't have; closed: whether it was.
+    be replaced; candidate: a release on trial beside it, if any, which clients should send canary_share of their
+    requests; unloaded: models that it says it doesn't have; closed: whether it was.
     """
 
     def __init__(self, release: ReleaseInfo = FAKE_RELEASE, label: str = "joy") -> None:
         self.release = release
+        self.candidate: ReleaseInfo | None = None
+        self.canary_share = 0.0
         self.label = label
         self.calls: list[Operation[Any]] = []
         self.timeouts_s: list[float] = []
@@ -108,14 +111,19 @@ class FakeTransport:
         return self._infer(operation)
 
     def _models(self) -> Sequence[str]:
-        return [name for name in (*PIPELINES, *STAGES) if name not in self.unloaded]
+        on_trial = map(candidate_of, PIPELINES) if self.candidate else ()
+        return [name for name in (*PIPELINES, *on_trial, *STAGES) if name not in self.unloaded]
+
+    def _release_of(self, model: str) -> ReleaseInfo:
+        return self.candidate if self.candidate and model.startswith(CANDIDATE_PREFIX) else self.release
 
     def _infer(self, request: Infer) -> InferAnswer:
-        labels = self.release.labels
+        release = self._release_of(request.model)
+        labels = release.labels
         batch = len(next(iter(request.inputs.values())))
         probabilities = np.full(len(labels), 0.4 / (len(labels) - 1), np.float32)
         probabilities[labels.index(self.label)] = 0.6
-        present = np.array([m in PIPELINES[request.model].modalities for m in MODALITIES], np.float32)
+        present = np.array([m in pipeline_of(request.model).modalities for m in MODALITIES], np.float32)
         row = {
             "logits": np.log(probabilities),
             "probabilities": probabilities,
@@ -123,14 +131,18 @@ class FakeTransport:
             "attention": present / present.sum(),
         }
         outputs = {name: np.tile(row[name], (batch, 1)) for name in request.outputs}
-        return InferAnswer(request.model, self.release.release, outputs)
+        return InferAnswer(request.model, release.release, outputs)
 
     def _describe(self, model: str) -> ModelDescription:
+        part = STAGES[model] if model in STAGES else pipeline_of(model)
         inputs, outputs = (
             tuple(TensorInfo(spec.name, "STRING" if spec.dtype == "BYTES" else spec.dtype, spec.dims) for spec in specs)
-            for specs in ((PIPELINES | STAGES)[model].inputs, (PIPELINES | STAGES)[model].outputs)
+            for specs in (part.inputs, part.outputs)
         )
-        return ModelDescription(model, 8, inputs, outputs, dict([self.release.to_parameter()]))
+        parameters = dict([self._release_of(model).to_parameter()])
+        if model.startswith(CANDIDATE_PREFIX):
+            parameters[CANARY_SHARE] = str(self.canary_share)
+        return ModelDescription(model, 8, inputs, outputs, parameters)
 
     def _statistics(self, model: str) -> ModelStatistics:
         count = sum(isinstance(call, Infer) and call.model == model for call in self.calls)

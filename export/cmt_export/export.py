@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 import cmt_export
 import cmt_pipeline
 from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
+from cmt_export.holds import held, remove_unheld
 from cmt_export.release import (
+    GOLDEN_FOLDER,
     STAGES_FOLDER,
     GoldenAnswer,
     Release,
@@ -26,11 +29,11 @@ from cmt_export.release import (
 from cmt_export.tensorrt_module import load_tensorrt
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
-from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, make_preprocessors
+from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, fingerprint, library_versions, make_preprocessors
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.reference import ADAPTER_FILE, adapter
 from cmt_pipeline.release_info import ReleaseInfo
-from cmt_pipeline.stages import COMPILED_STAGES, STAGES, Stage
+from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
 from cmt_pipeline.tensors import Array, Arrays
 from cmt_pipeline.triton_config import LABELS_FILE
 
@@ -75,9 +78,13 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """The files that golden answers are made for: bytes by modality."""
+    """The files that golden answers are made for: bytes by modality. Without all three there are no golden answers."""
 
     files: Mapping[Modality, bytes] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return set(self.files) == set(MODALITIES)
 
 
 def export(options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> tuple[Release, bool]:
@@ -94,7 +101,8 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
     """SHA-256 over options, checkpoint and calibration files, our own source and the versions it runs with."""
     digest = hashlib.sha256(_onnx_key(options).encode())
     digest.update(json.dumps(asdict(options), default=str, sort_keys=True).encode())
-    digest.update(json.dumps([_versions(options.engine), _target(options.engine)], sort_keys=True).encode())
+    versions = [_versions(options.engine), library_versions(), _target(options.engine)]
+    digest.update(json.dumps(versions, sort_keys=True).encode())
     for modality in MODALITIES:
         digest.update(golden.files.get(modality, b""))
     for path in sorted(options.calibration.rglob("*")) if options.calibration else ():
@@ -125,7 +133,6 @@ class _Build:
         self.options, self.store, self.golden, self.progress = options, store, golden, progress
         self.steps = 2 + 2 * len(COMPILED_STAGES)
         self.done = 0
-        self.onnx_cache = _fresh_cache(store / ".onnx", _onnx_key(options))
         self._step("loading the checkpoint")
         if options.checkpoint is not None:
             self.checkpoint: Checkpoint = load_checkpoint(options.checkpoint, options.checkpoint_sha256)
@@ -136,45 +143,55 @@ class _Build:
         self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
 
     def run(self, recipe: str) -> Release:
-        from cmt_export.parity import ParityError, pipeline_parity
+        from cmt_export.parity import TOLERANCES, ParityError, pipeline_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
-        name, precision = self.options.engine, self.options.precision
+        name, precision, config = self.options.engine, self.options.precision, self.checkpoint.config
+        labels = labels_of(config.label_set)
         rows: list[ParityRow] = []
         engines: dict[str, Engine] = {}
-        with draft_folder(self.store) as draft:
-            for stage in STAGES.values():
-                folder = draft / STAGES_FOLDER / stage.name
-                folder.mkdir(parents=True)
-                (folder / ADAPTER_FILE).write_text(adapter(stage))
-                if stage.compiled:
-                    self._engine(stage, folder, compared, rows, engines)
-                else:
-                    (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
-                if stage.kind == "preprocess":
-                    (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
+        cache = _fresh_cache(self.store / ".onnx", _onnx_key(self.options))
+        with cache as onnx_cache, draft_folder(self.store) as draft:
+            self._write_sources(draft, labels)
+            for stage in COMPILED_STAGES:
+                self._engine(stage, onnx_cache, draft / STAGES_FOLDER / stage.name, compared, rows, engines)
             self._step("comparing whole pipelines with PyTorch")
             if engines:
                 rows += pipeline_parity(engines, name, self.checkpoint.model, precision, compared)
-            config = self.checkpoint.config
-            labels = labels_of(config.label_set)
-            (draft / STAGES_FOLDER / "fuse" / LABELS_FILE).write_text("\n".join(labels) + "\n")
             if not all(row.passed for row in rows):
                 raise ParityError(rows)
             return release_from_engines(
                 self.store,
                 draft,
-                ReleaseInfo(0, config.label_set, labels, config.preset, self.options.engine, precision, config.trained),
+                ReleaseInfo(0, config.label_set, labels, config.preset, name, precision, config.trained),
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
-                versions=_versions(self.options.engine),
+                golden_tolerance=TOLERANCES[precision].probability,
+                preprocess=fingerprint(config.preprocess, self.checkpoint.tokenizer),
+                versions=_versions(name),
                 recipe=recipe,
             )
+
+    def _write_sources(self, draft: Path, labels: tuple[str, ...]) -> None:
+        """Every stage's folder with all that isn't compiled, and the golden files."""
+        for stage in STAGES.values():
+            folder = draft / STAGES_FOLDER / stage.name
+            folder.mkdir(parents=True)
+            (folder / ADAPTER_FILE).write_text(adapter(stage))
+            if not stage.compiled:
+                (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
+            if stage.kind == "preprocess":
+                (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
+        (draft / STAGES_FOLDER / FUSE.name / LABELS_FILE).write_text("\n".join(labels) + "\n")
+        for modality, data in self.golden.files.items() if self.golden.complete else ():
+            (draft / GOLDEN_FOLDER).mkdir(exist_ok=True)
+            (draft / GOLDEN_FOLDER / modality).write_bytes(data)
 
     def _engine(
         self,
         stage: Stage,
+        onnx_cache: Path,
         folder: Path,
         compared: Sequence[Batch],
         rows: list[ParityRow],
@@ -184,7 +201,7 @@ class _Build:
         from cmt_export.parity import references, stage_parity
 
         expected = references(self.checkpoint.model, stage, compared)
-        self._compile(stage, self._onnx(stage, expected, rows), folder)
+        self._compile(stage, self._onnx(stage, onnx_cache, expected, rows), folder)
         if self.options.engine == "tensorrt":  # which only a GPU runs
             return
         engine = engines[stage.name] = open_engine(folder)
@@ -192,19 +209,19 @@ class _Build:
         rows.append(stage_parity(engine, self.options.engine, stage, sidecar.precision, expected))
         replace(sidecar, parity=asdict(rows[-1])).write(folder)
 
-    def _onnx(self, stage: Stage, expected: References, rows: list[ParityRow]) -> Path:
+    def _onnx(self, stage: Stage, cache: Path, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
         from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
         from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
         from cmt_export.parity import stage_parity
 
         self._step(f"{stage.name}: PyTorch to ONNX")
-        folder = self.onnx_cache / stage.name
+        folder = cache / stage.name
         path = folder / MODEL_FILE
         if not path.is_file():
             draft = folder.with_name(f".{stage.name}-{os.getpid()}")
             onnx_from_checkpoint(self.checkpoint.model, stage, draft)
-            draft.rename(folder)
+            _keep(draft, folder)
         rows.append(stage_parity(OnnxRuntimeEngine(path), "onnx", stage, "fp32", expected))
         return path
 
@@ -232,7 +249,7 @@ class _Build:
         if not kept.is_dir():
             draft = kept.with_name(f".{kept.name}-{os.getpid()}")
             engine_from_onnx(onnx, stage, draft, options)
-            draft.rename(kept)
+            _keep(draft, kept)
         shutil.copytree(kept, folder, dirs_exist_ok=True)
 
     def _calibration(self, stage: Stage) -> list[Arrays]:
@@ -249,7 +266,7 @@ class _Build:
         from cmt_export.model import run_model
         from cmt_pipeline.preprocess import collate
 
-        if set(self.golden.files) != set(MODALITIES):
+        if not self.golden.complete:
             return []
         ready: dict[Modality, dict[str, Array]] = {
             m: collate(m, [self.preprocessors[m](self.golden.files[m])]) for m in MODALITIES
@@ -267,13 +284,22 @@ class _Build:
         self.done += 1
 
 
-def _fresh_cache(root: Path, key: str) -> Path:
-    """The cache folder of a key; those of other keys are removed."""
-    for stale in root.glob("*"):
-        if stale.name != key:
-            shutil.rmtree(stale, ignore_errors=True)
-    (root / key).mkdir(parents=True, exist_ok=True)
-    return root / key
+@contextlib.contextmanager
+def _fresh_cache(root: Path, key: str) -> Iterator[Path]:
+    """The cache folder of a key, held; those of other keys that no export holds are removed."""
+    remove_unheld(folder for folder in root.glob("*") if folder.name != key)
+    with held(root / key) as folder:
+        yield folder
+
+
+def _keep(draft: Path, folder: Path) -> None:
+    """Gives a draft its name in a cache; that of an export which came first stays."""
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(draft)
 
 
 def _versions(engine: EngineName) -> dict[str, str]:

@@ -90,6 +90,7 @@ class Traffic:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Traffic:
+        self.log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "cmt_perf.traffic", str(self.log), json.dumps(asdict(self.plan))]
         self._process = subprocess.Popen(command)
         return self

@@ -19,6 +19,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.text_format import ParseError
+
 from cmt_export.engine import sha256_of
 from cmt_export.manifest import Manifest, StageVersion, read_manifest
 from cmt_export.release import Release
@@ -29,7 +31,6 @@ from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import (
     DEFAULT_TUNING,
-    LABELS_FILE,
     TENSORRT_CONFIG,
     Served,
     StageTuning,
@@ -111,7 +112,7 @@ class Repository:
             return Live(config.version_policy.specific.versions[0], int(previous) if previous else None)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, ParseError) as error:
             raise RepositoryError(f"{path} can't be read ({error}); serve a release afresh: --release N") from error
 
     def manifests(self) -> dict[int, Manifest]:
@@ -222,7 +223,7 @@ class Repository:
 
             def fill(folder: Path, source: Path = source) -> None:
                 # Copies: a link elsewhere would change the file's ctime, which Triton takes for a new version.
-                shutil.copytree(source, folder, ignore=shutil.ignore_patterns(LABELS_FILE), dirs_exist_ok=True)
+                shutil.copytree(source, folder, dirs_exist_ok=True)
                 (folder / NO_BYTECODE).touch()
 
             publish_folder(self.version_folder(name, stage.version), fill, self._drafts())
@@ -256,8 +257,6 @@ class Repository:
     def _verify(self, name: str, stage: StageVersion) -> None:
         folder = self.version_folder(name, stage.version)
         for path, sha256 in stage.files.items():
-            if path == LABELS_FILE:
-                continue
             came = sha256_of(folder / path) if (folder / path).is_file() else None
             if came != sha256:
                 raise RepositoryError(

@@ -165,7 +165,7 @@ SAYINGS = [
     ),
     ("StatusCode.UNAVAILABLE", "503", "Exceeds maximum queue size", ServerUnavailable),
     ("StatusCode.INTERNAL", "500", "in ensemble 'emotion', engine broke", InferenceFailed),
-    ("StatusCode.INTERNAL", "500", "in ensemble 'e', Stub process 'x_0_0' is not healthy.", InferenceFailed),
+    ("StatusCode.INTERNAL", "500", "in ensemble 'e', Stub process 'x_0_0' is not healthy.", ServerUnavailable),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from cmt_export.checkpoint import Checkpoint, save_checkpoint
 from cmt_export.engine import EngineSidecar, Precision, sha256_of
 from cmt_export.export import PARITY_BATCHES, ExportOptions, GoldenSample, export, recipe_of
 from cmt_export.gpu import Gpu
+from cmt_export.manifest import Tensor
 from cmt_export.model import run_model
 from cmt_export.parity import TOLERANCES, ParityError
 from cmt_export.plan_file import read_plan
@@ -27,7 +29,7 @@ from cmt_export.tensorrt_module import TensorRt, load_tensorrt
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
-from cmt_pipeline.preprocess import collate, open_preprocessors
+from cmt_pipeline.preprocess import TOKENIZER_FILE, collate, fingerprint, open_config, open_preprocessors
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
 from cmt_pipeline.tensors import Array
 from small_graphs import needs_rtx
@@ -146,15 +148,26 @@ def test_a_release_holds_what_its_stages_need(fp32: Release) -> None:
 def test_golden_answers_are_those_of_pytorch(fp32: Release, checkpoint: Checkpoint) -> None:
     preprocessors = open_preprocessors(fp32.stage_folder("preprocess"))
     assert [answer.modalities for answer in fp32.manifest.golden] == list(SUBSETS)
+    assert fp32.golden_files() == golden_sample().files
+    assert fp32.manifest.golden_tolerance == TOLERANCES["fp32"].probability
     for answer in fp32.manifest.golden:
         tensors: dict[str, Array] = {}
         for m in answer.modalities:
-            tensors |= collate(m, [preprocessors[m](golden_sample().files[m])])
+            tensors |= collate(m, [preprocessors[m](fp32.golden_files()[m])])
         wanted = run_model(checkpoint.model, tensors)
         assert set(answer.probabilities) == set(labels_of("meld"))
         came = [answer.probabilities[label] for label in labels_of("meld")]
         assert came == pytest.approx(wanted["probabilities"][0].tolist(), abs=1e-5)
         assert [answer.valence, answer.arousal] == pytest.approx(wanted["valence_arousal"][0].tolist(), abs=1e-5)
+
+
+def test_a_manifest_says_what_a_server_of_the_release_looks_like(fp32: Release) -> None:
+    folder = fp32.stage_folder("preprocess")
+    assert fp32.manifest.preprocess == fingerprint(open_config(folder), folder / TOKENIZER_FILE)
+    text = fp32.manifest.tensors["encode_text"]
+    assert text.inputs == {name: Tensor("INT64", (-1,)) for name in ("input_ids", "attention_mask")}
+    assert text.outputs["text_features"] == Tensor("FP32", (-1, 256))
+    assert fp32.manifest.tensors["fuse"].outputs["probabilities"] == Tensor("FP32", (7,))
 
 
 def test_the_same_recipe_is_not_built_twice(fp32: Release, state: State) -> None:
@@ -238,6 +251,27 @@ def test_an_interrupt_leaves_no_release(quick: ExportOptions, store: Path) -> No
     assert [path.name for path in store.iterdir()] == [".onnx"]
 
 
+def test_exports_at_once_leave_each_other_their_graphs(tmp_path: Path) -> None:
+    root = tmp_path / ".onnx"
+    with export_module._fresh_cache(root, "first") as first:
+        (first / "graph").write_text("")
+        with export_module._fresh_cache(root, "second") as second, export_module._fresh_cache(root, "first") as again:
+            assert (first / "graph").is_file()
+            assert again == first
+            assert second.is_dir()
+        with export_module._fresh_cache(root, "third"):
+            assert sorted(path.name for path in root.iterdir()) == ["first", "third"]
+
+
+def test_of_two_drafts_of_a_graph_the_first_stays(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "graph").write_text(name)
+        export_module._keep(tmp_path / name, tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "graph").read_text() == "first"
+
+
 def test_a_checkpoint_is_exported_with_what_it_says_of_itself(
     quick: ExportOptions, store: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,8 +280,9 @@ def test_a_checkpoint_is_exported_with_what_it_says_of_itself(
     digest = sha256_of(tmp_path / "checkpoint" / "model.safetensors")
     options = replace(quick, checkpoint=tmp_path / "checkpoint", checkpoint_sha256=digest, label_set="iemocap4")
     graphs = store / ".onnx" / export_module._onnx_key(ExportOptions())
-    monkeypatch.setattr(export_module, "_fresh_cache", lambda root, key: graphs)  # the same weights, so the same graphs
+    # the same weights, so the same graphs
+    monkeypatch.setattr(export_module, "_fresh_cache", lambda root, key: contextlib.nullcontext(graphs))
     release, built = export(options, store, GoldenSample(), silent)
     assert built
     assert release.manifest.info.label_set == "meld"
-    assert release.manifest.golden == []
+    assert (release.manifest.golden, release.golden_files()) == ([], {})

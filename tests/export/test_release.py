@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 
 from cmt_export import release as release_module
+from cmt_export.engine import sha256_of
+from cmt_export.manifest import Tensor, digest_of_files
 from cmt_export.release import (
     MANIFEST_FILE,
-    GoldenAnswer,
     Manifest,
     Release,
     ReleaseError,
@@ -28,33 +30,18 @@ from cmt_export.release import (
     release_from_engines,
     release_numbers,
 )
-from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import STAGES
-
-INFO = ReleaseInfo(0, "meld", ("joy", "anger"), "mini", "openvino", "fp32", trained=False)
-GOLDEN = GoldenAnswer(("image", "text"), {"joy": 0.25, "anger": 0.75}, valence=-0.5, arousal=0.5)
-
-
-def write_stages(draft: Path, contents: Mapping[str, str]) -> None:
-    """Two files a stage, one of them in a folder; a stage that isn't named has the same content every time."""
-    for name in STAGES:
-        folder = draft / "stages" / name
-        (folder / "more").mkdir(parents=True)
-        (folder / "model.bin").write_text(f"{name} {contents.get(name, '')}")
-        (folder / "more" / "labels.txt").write_text("joy\nanger\n")
-
-
-def release_draft(store: Path, draft: Path, recipe: str = "recipe") -> Release:
-    parity = [{"what": "fuse", "error": 1e-7}]
-    return release_from_engines(
-        store, draft, INFO, parity=parity, golden=[GOLDEN], versions={"torch": "2"}, recipe=recipe
-    )
-
-
-def make(store: Path, recipe: str = "recipe", **contents: str) -> Release:
-    with draft_folder(store) as draft:
-        write_stages(draft, contents)
-        return release_draft(store, draft, recipe)
+from small_releases import (
+    FILES_OF_A_STAGE,
+    GOLDEN,
+    GOLDEN_FILES,
+    INFO,
+    make,
+    release_draft,
+    rewrite,
+    write_golden,
+    write_stages,
+)
 
 
 def versions(release: Release) -> dict[str, int]:
@@ -63,12 +50,6 @@ def versions(release: Release) -> dict[str, int]:
 
 def inode(release: Release, stage: str) -> int:
     return (release.stage_folder(stage) / "model.bin").stat().st_ino
-
-
-def rewrite(path: Path, content: bytes) -> None:
-    """As a disk or a person would, past the read-only flag."""
-    path.chmod(0o644)
-    path.write_bytes(content)
 
 
 def names(store: Path) -> list[str]:
@@ -100,9 +81,45 @@ def test_a_manifest_says_all_and_is_read_back(tmp_path: Path) -> None:
     assert (made.manifest.golden, made.manifest.recipe) == ([GOLDEN], "how")
     assert made.manifest.stages.keys() == STAGES.keys()
     for name, stage in made.manifest.stages.items():
-        assert stage.files.keys() == {"model.bin", "more/labels.txt"}
+        assert stage.files.keys() == FILES_OF_A_STAGE
         assert (made.folder / "stages" / name) == made.stage_folder(name)
     assert Manifest.from_json(made.manifest.to_json()) == made.manifest
+
+
+def test_golden_files_travel_with_a_release(tmp_path: Path) -> None:
+    release = make(tmp_path)
+    assert release.golden_files() == GOLDEN_FILES
+    rewrite(release.folder / "golden" / "text", b"Well!")
+    for read in (release.golden_files, release.verify):
+        with pytest.raises(ReleaseError, match=f"release 1: {release.folder}/golden/text has sha256"):
+            read()
+
+
+def test_a_release_without_golden_files_has_none(tmp_path: Path) -> None:
+    with draft_folder(tmp_path) as draft:
+        write_stages(draft, {})
+        release = release_from_engines(
+            tmp_path, draft, INFO, parity=[], golden=[], golden_tolerance=0.02, preprocess="", versions={}, recipe=""
+        )
+    release.verify()
+    assert open_release(tmp_path).golden_files() == {}
+
+
+def test_the_digest_is_that_of_the_manifest_file(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    for release in (first, second):
+        assert release.digest == sha256_of(release.folder / MANIFEST_FILE)
+    assert first.digest != second.digest
+
+
+def test_tensors_have_the_label_count(tmp_path: Path) -> None:
+    tensors = make(tmp_path).manifest.tensors
+    assert tensors.keys() == STAGES.keys()
+    assert tensors["fuse"].outputs["logits"] == Tensor("FP32", (2,))
+    assert tensors["encode_audio"].inputs == {
+        "input_values": Tensor("FP32", (-1,)),
+        "num_samples": Tensor("INT64", (1,)),
+    }
 
 
 def test_unchanged_stages_are_shared(tmp_path: Path) -> None:
@@ -164,6 +181,146 @@ def test_damage_is_found_and_named(damage: Callable[[Release], object], file: st
         open_release(tmp_path).verify()
 
 
+def add_symlink(release: Release) -> None:
+    (release.stage_folder("fuse") / "link").symlink_to("/etc/hosts")
+
+
+def link_a_stage(release: Release) -> None:
+    """The right files, but behind a link."""
+    release.stage_folder("fuse").rename(release.folder.parent / "elsewhere")
+    release.stage_folder("fuse").symlink_to(release.folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: (r.folder / "stages" / "encode_video").mkdir(), "the folder .*/1/stages/encode_video is none of"),
+        (lambda r: (r.folder / "stages" / "notes").write_text(""), "1/stages/notes has sha256 .* says None"),
+        (lambda r: (r.folder / "extra").write_text(""), "1/extra has sha256 .* says None"),
+        (lambda r: os.mkfifo(r.folder / "stages" / "pipe"), "1/stages/pipe is a special file"),
+        (add_symlink, "fuse/link is a symlink"),
+        (link_a_stage, "1/stages/fuse is a symlink"),
+    ],
+    ids=["folder", "file beside stages", "file beside manifest", "pipe", "link", "stage behind a link"],
+)
+def test_what_the_manifest_doesnt_name_is_found(
+    damage: Callable[[Release], object], message: str, tmp_path: Path
+) -> None:
+    release = make(tmp_path)
+    damage(release)
+    with pytest.raises(ReleaseError, match=message):
+        open_release(tmp_path).verify()
+
+
+SHA = "0" * 64
+
+
+def with_file(values: dict[str, Any], path: str, sha256: str = SHA) -> None:
+    """Adds a file to a stage, with all digests right."""
+    stage = values["stages"]["fuse"]
+    stage["files"][path] = sha256
+    stage["digest"] = digest_of_files(stage["files"])
+    values["sizes"][sha256] = 1
+
+
+def without(values: dict[str, Any], *path: str) -> None:
+    *parents, last = path
+    del functools.reduce(dict.__getitem__, parents, values)[last]
+
+
+def put(values: dict[str, Any], value: object, *path: str) -> None:
+    *parents, last = path
+    functools.reduce(dict.__getitem__, parents, values)[last] = value
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "parent": (lambda v: with_file(v, "../../../../etc/cron.d/x"), r"'\.\./.*', which leaves its folder"),
+    "parent inside": (lambda v: with_file(v, "a/../b"), "'a/../b', which leaves its folder"),
+    "absolute": (lambda v: with_file(v, "/etc/passwd"), "'/etc/passwd', which is absolute"),
+    "empty path": (lambda v: with_file(v, ""), "which leaves its folder or names a folder"),
+    "backslash": (lambda v: with_file(v, "a\\b"), "which has a backslash"),
+    "long path": (lambda v: with_file(v, "a" * 600), "longer than 512"),
+    "file in a file": (lambda v: with_file(v, "model.bin/x"), "'model.bin' both as a file and as a folder"),
+    "no sha256": (lambda v: with_file(v, "x", "../../x"), "expected a sha256"),
+    "digest": (lambda v: put(v, SHA, "stages", "fuse", "digest"), "stage fuse has the digest 000.*; its files give"),
+    "unknown stage": (lambda v: put(v, v["stages"]["fuse"], "stages", "../up"), "stages are unknown or missing: ../up"),
+    "stage missing": (lambda v: without(v, "stages", "fuse"), "stages are unknown or missing: fuse"),
+    "tensors missing": (lambda v: without(v, "tensors", "fuse"), "tensors are unknown or missing: fuse"),
+    "size missing": (lambda v: v["sizes"].popitem(), "sizes are unknown or missing"),
+    "size below zero": (lambda v: put(v, -1, "sizes", next(iter(v["sizes"]))), "negative"),
+    "golden path": (lambda v: put(v, SHA, "golden_files", "../x"), "golden_files names ../x"),
+    "golden file missing": (lambda v: without(v, "golden_files", "text"), "sizes are unknown|golden has answers"),
+    "field missing": (lambda v: without(v, "recipe"), "manifest lacks recipe"),
+    "field unknown": (lambda v: put(v, 1, "surprise"), "manifest has unknown fields: 'surprise'"),
+    "no list": (lambda v: put(v, "joy", "info", "labels"), "manifest.info.labels came as 'joy'; expected a list"),
+    "no object": (lambda v: put(v, [], "stages"), r"manifest.stages came as \[\]; expected an object"),
+    "no number": (lambda v: put(v, "1", "stages", "fuse", "version"), "fuse.version came as '1'; expected int"),
+    "truth is no number": (lambda v: put(v, True, "info", "release"), "info.release came as True; expected int"),
+    "null": (lambda v: put(v, None, "recipe"), "manifest.recipe came as None; expected str"),
+    "endless": (lambda v: put(v, float("inf"), "golden_tolerance"), "Infinity came"),
+    "huge number": (lambda v: put(v, 1 << 80, "info", "release"), "a very large integer"),
+    "terminal codes": (lambda v: put(v, "\x1b[2J", "info", "preset"), "expected printable characters"),
+    "release 0": (lambda v: put(v, 0, "info", "release"), "release came as 0"),
+    "another's number": (lambda v: put(v, 9, "info", "release"), "holds the manifest of release 9"),
+    "stage of the future": (lambda v: put(v, 2, "stages", "fuse", "version"), "version 2; expected 1 to 1"),
+    "modality": (lambda v: put(v["golden"][0], ["smell"], "modalities"), "expected one of image, audio, text"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_manifest_is_refused_by_name(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path).folder / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    change(values)
+    rewrite(path, json.dumps(values).encode())
+    with pytest.raises(ReleaseError, match=f"{tmp_path}/1.*{message}"):
+        open_release(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"[1]", "it is no JSON object"),
+        (b"\xff\xfe", "is no manifest"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "limit|format"),
+        (b" " * ((4 << 20) + 1), "more than 4,194,304 bytes"),
+    ],
+    ids=["empty", "cut", "list", "bytes", "deep", "digits", "huge"],
+)
+def test_what_is_no_manifest_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
+    path = make(tmp_path).folder / MANIFEST_FILE
+    rewrite(path, content)
+    with pytest.raises(ReleaseError, match=f"{path}.*({message})"):
+        open_release(tmp_path)
+
+
+def test_a_manifest_behind_a_link_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path).folder / MANIFEST_FILE
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ReleaseError, match=f"{path} is no plain file"):
+        open_release(tmp_path)
+
+
+def test_an_export_goes_on_beside_releases_that_cant_be_read(tmp_path: Path) -> None:
+    rewrite(make(tmp_path).folder / MANIFEST_FILE, b'{"format": 1}')
+    assert find_release(tmp_path, "recipe") is None
+    assert make(tmp_path).number == 2
+    assert find_release(tmp_path, "recipe") == open_release(tmp_path, 2)
+
+
+def test_a_damaged_file_is_not_shared(tmp_path: Path) -> None:
+    rewrite(make(tmp_path).stage_folder("fuse") / "model.bin", b"damaged")
+    second = make(tmp_path)
+    second.verify()
+    assert versions(second) == dict.fromkeys(STAGES, 1)
+
+
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
@@ -181,7 +338,8 @@ def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from test_release import draft_folder, make, release_draft, release_module, write_stages
+from cmt_export import release as release_module
+from small_releases import draft_folder, make, release_draft, write_stages
 store, how = Path(sys.argv[1]), sys.argv[2]
 if how == "draft":
     with draft_folder(store) as draft:
@@ -201,7 +359,7 @@ else:
 
 
 def run(store: Path, how: str) -> subprocess.Popen[str]:
-    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
+    paths = [path for path in sys.path if path]
     program = f"import sys; sys.path[:0] = {paths}\n{PROGRAM}"
     return subprocess.Popen(
         [sys.executable, "-c", program, str(store), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -218,6 +376,16 @@ def test_a_killed_export_leaves_no_release(moment: str, tmp_path: Path) -> None:
     assert release_numbers(tmp_path) == [1]
     assert find_release(tmp_path, "recipe") == open_release(tmp_path, 1)
     assert make(tmp_path, fuse="later").number == 2
+    assert names(tmp_path) == ["1", "2"]  # the draft of the dead is gone
+
+
+def test_a_draft_in_use_is_left_alone(tmp_path: Path) -> None:
+    with draft_folder(tmp_path) as draft:
+        write_stages(draft, {"fuse": "slow"})
+        assert make(tmp_path, fuse="quick").number == 1
+        write_golden(draft)
+        assert release_draft(tmp_path, draft).number == 2
+    assert names(tmp_path) == ["1", "2"]
 
 
 def test_of_writers_at_once_each_makes_a_release_or_is_told(tmp_path: Path) -> None:
@@ -275,6 +443,6 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path) -> None:
     release = make(tmp_path)
     path = release.folder / MANIFEST_FILE
     values = json.loads(path.read_text())
-    rewrite(path, json.dumps(values | {"format": 2}).encode())
-    with pytest.raises(ReleaseError, match="a manifest of format 2 came; this version reads format 1"):
+    rewrite(path, json.dumps(values | {"format": 1}).encode())
+    with pytest.raises(ReleaseError, match=f"{path}: a manifest of format 1 came; this version reads format 2: export"):
         open_release(tmp_path)

@@ -1,0 +1,54 @@
+"""The conditions of a measurement, which stand beside every number."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cmt_export.release import Release
+
+PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "torch", "numpy", "tritonclient")
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
+
+
+def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
+    """Machine, versions, commit, command and load average; of a release its preset, engine and precision."""
+    told: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_features": [name for name in CPU_FEATURES if name in _flags()],
+        "load_average": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    if release is not None:
+        info = release.manifest.info
+        told["release"] = {name: getattr(info, name) for name in ("preset", "engine", "precision", "trained")}
+    return told | more
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() or "unknown"
+
+
+def _cpu() -> str:
+    return next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
+
+
+def _flags() -> list[str]:
+    return next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
+
+
+def _cpuinfo() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()

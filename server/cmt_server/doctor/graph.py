@@ -1,0 +1,87 @@
+"""The graph of an ensemble: what its steps produce and wait for, and which may run at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cmt_server.doctor.repository import Model, Repository
+
+
+def steps_of(ensemble: Model) -> list[Any]:
+    """The steps' messages, in the order of the configuration."""
+    return list(ensemble.config.ensemble_scheduling.step)
+
+
+def step_name(ensemble: Model, index: int) -> str:
+    """How findings name a step: by its place, counted from 1, and its model."""
+    return f"step {index + 1} ({steps_of(ensemble)[index].model_name})"
+
+
+def member(repository: Repository, step: Any) -> Model | None:
+    """The configuration of a step's model, if it was read."""
+    return repository.models.get(step.model_name)
+
+
+def parallel_steps(ensemble: Model) -> dict[int, list[int]]:
+    """Index of each step -> indices of the steps that neither wait for it nor are waited for, where there are any."""
+    before = _ancestors(ensemble)
+    parallel = {
+        step: [other for other in before if other != step and other not in before[step] and step not in before[other]]
+        for step in before
+    }
+    return {step: others for step, others in parallel.items() if others}
+
+
+def refusals(repository: Repository, model: Model) -> Iterator[str]:
+    """Settings by which a model, or a member of it when it is an ensemble, turns requests away."""
+    for inner in _models_within(repository, model):
+        for place, policy in queue_policies(inner):
+            if policy.max_queue_size:
+                yield f"{inner.name}: {place} has max_queue_size {policy.max_queue_size}"
+            if policy.default_timeout_microseconds and policy.timeout_action == policy.REJECT:
+                yield f"{inner.name}: {place} rejects after {policy.default_timeout_microseconds} us"
+
+
+def queue_policies(model: Model) -> Iterator[tuple[str, Any]]:
+    """Where each queue policy of a model stands, and its message."""
+    batching = model.config.dynamic_batching
+    yield "default_queue_policy", batching.default_queue_policy
+    for level in sorted(batching.priority_queue_policy):
+        yield f"priority_queue_policy {level}", batching.priority_queue_policy[level]
+
+
+def _models_within(repository: Repository, model: Model) -> Iterator[Model]:
+    """The models that do the work: itself, or those that an ensemble leads to."""
+    waiting, seen = [model], {model.name}
+    while waiting:
+        current = waiting.pop()
+        if not current.is_ensemble:
+            yield current
+        for step in steps_of(current):
+            inner = member(repository, step)
+            if inner is not None and inner.name not in seen:
+                seen.add(inner.name)
+                waiting.append(inner)
+
+
+def _ancestors(ensemble: Model) -> dict[int, set[int]]:
+    """Index of each step -> the steps that it waits for, directly or not. Ends for a graph with cycles too."""
+    steps = steps_of(ensemble)
+    producers = {tensor: index for index, step in enumerate(steps) for tensor in step.output_map.values()}
+    direct = {
+        index: {producers[tensor] for tensor in step.input_map.values() if tensor in producers}
+        for index, step in enumerate(steps)
+    }
+    return {index: _reachable(index, direct) for index in direct}
+
+
+def _reachable(start: int, edges: dict[int, set[int]]) -> set[int]:
+    found: set[int] = set()
+    waiting = list(edges[start])
+    while waiting:
+        index = waiting.pop()
+        if index not in found:
+            found.add(index)
+            waiting += edges[index]
+    return found

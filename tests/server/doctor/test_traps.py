@@ -1,0 +1,364 @@
+"""The traps themselves, on the real tritonserver: what the doctor says of a repository happens when it is served.
+
+Each test asks the doctor about the repository that is served, then walks into the trap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmt_server.doctor.diagnosis import Diagnosis, diagnose
+from cmt_server.doctor.running import RunningTriton
+from tiny_triton import Step, TinyServer, ensemble, python_model, write_model
+
+TOKEN = "secret"
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+SHARED_CACHE = "--cache-config=local,size=1048576"
+
+X, Y = {"x": "x"}, {"y": "y"}
+BATCH = "max_batch_size: 8 dynamic_batching { }"
+CACHE = "response_cache { enable: true }"
+ALL = "version_policy { all { } }"
+SAMPLE = 'inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 zero_data: true } }'
+CHAIN = (Step("one", X, {"y": "middle"}), Step("one", {"x": "middle"}, Y))
+FAN = (Step("refusing", X, Y), Step("slow", X, {"y": "z"}))
+
+
+def queue(policy: str) -> str:
+    return f"max_batch_size: 1 dynamic_batching {{ default_queue_policy {{ {policy} }} }}"
+
+
+def in_a_batch(number: float = 1.0, length: int = 1) -> tuple[list[int], list[float]]:
+    return [1, length], [number] * length
+
+
+def at_once(server: TinyServer, model: str, inputs: Sequence[Any], **more: Any) -> list[tuple[int, Any]]:
+    """Answers to requests that are sent together; status 0 where the connection broke or nothing came."""
+
+    def ask(value: Any) -> tuple[int, Any]:
+        try:
+            return server.infer(model, x=value, **more)
+        except OSError as error:
+            return 0, repr(error)
+
+    with ThreadPoolExecutor(len(inputs)) as senders:
+        return list(senders.map(ask, inputs))
+
+
+def named(diagnosis: Diagnosis) -> set[tuple[str, str]]:
+    return {(one.rule.id, one.model) for one in diagnosis.findings}
+
+
+def write_models(repository: Path) -> None:
+    """Models that the ensembles use, and models with a trap of their own."""
+    one_warm = f'model_warmup {{ name: "w" batch_size: 1 {SAMPLE} }}'
+    models = {
+        "one": python_model(),
+        "batching": python_model(more=BATCH),
+        "integers": python_model().replace("FP32", "INT64"),
+        "needy": python_model(("x", "w")).replace(" optional: true", ""),
+        "cached": python_model(outputs=("y", "z"), more=CACHE, dims=-1),
+        "override": python_model(more=queue("allow_timeout_override: true"), sleep_ms=500),
+        "default": python_model(
+            more=queue("allow_timeout_override: true default_timeout_microseconds: 60000000"), sleep_ms=500
+        ),
+        "alone": python_model(more="max_batch_size: 8", sleep_ms=100),
+        "together": python_model(more=BATCH, sleep_ms=100, dims=-1),
+        "preferred": python_model(more=BATCH.replace("{ }", "{ preferred_batch_size: [4] }"), sleep_ms=300),
+        "unpreferred": python_model(more=BATCH, sleep_ms=300),
+        "tail": python_model(more=queue("max_queue_size: 1"), sleep_ms=100),
+        "cold": python_model(first_ms=500),
+        "skipped": python_model(first_ms=500, more=f'model_warmup {{ name: "w" {SAMPLE} }}'),
+        "warm": python_model(first_ms=500, more=one_warm),
+        "misnamed": f'name: "other"\n{python_model()}',
+    }
+    for name, config in models.items():
+        write_model(repository, name, config)
+    write_model(repository, "stage", python_model(add_version=10), (1, 2))
+    write_model(repository, "named", python_model(more="version_policy { specific { versions: [1, 3] } }"))
+    for name in ("left", "right"):
+        write_model(repository, name, python_model(more=ALL, add_version=10))
+    write_model(repository, "changing", python_model(more=ALL, add=1))
+
+
+def write_ensembles(repository: Path) -> None:
+    one = (Step("one", X, Y),)
+    sides = (Step("left", X, Y), Step("right", X, {"y": "z"}))
+    floating = (Step("left", X, Y, -1), Step("right", X, {"y": "z"}, -1))
+    ensembles = {
+        "exposed": ensemble(CHAIN, outputs=("middle", "y")),
+        "closed": ensemble(sides, outputs=("y", "z")),
+        "floats": ensemble(floating, outputs=("y", "z")),
+        "no_input": ensemble(
+            [Step("batching", X, Y), Step("batching", {"x": "w"}, {"y": "z"})],
+            inputs=("x", "w?"),
+            outputs=("y", "z"),
+            more="max_batch_size: 8",
+        ),
+        "stale": ensemble([Step("changing", X, Y)], more=CACHE),
+        "refuses_last": ensemble(
+            [Step("batching", X, {"y": "m"}), Step("tail", {"x": "m"}, Y)], more="max_batch_size: 1"
+        ),
+        "ragged": ensemble([Step("together", X, Y)], more="max_batch_size: 8")
+        .replace("dims: 1 }", "dims: -1 allow_ragged_batch: true }", 1)
+        .replace("dims: 1", "dims: -1"),
+        "no_version": ensemble([Step("one", X, Y, None)]),
+        "not_loaded": ensemble([Step("stage", X, Y, 1)]),
+        "not_there": ensemble([Step("stage", X, Y, 9)]),
+        "no_model": ensemble([Step("nowhere", X, Y)]),
+        "unproduced": ensemble([Step("one", {"x": "ghost"}, Y)]),
+        "unused": ensemble(one, inputs=("x", "w")),
+        "output_unproduced": ensemble([Step("one", X, {"y": "z"})]),
+        "produced_twice": ensemble([Step("one", X, Y), Step("one", X, Y)]),
+        "wrong_input": ensemble([Step("one", {"q": "x"}, Y)]),
+        "wrong_output": ensemble([Step("one", X, {"q": "y"})]),
+        "wrong_type": ensemble([Step("integers", X, Y)]),
+        "unmapped": ensemble([Step("needy", X, Y)]),
+        "big_batch": ensemble([Step("batching", X, Y)], more="max_batch_size: 9"),
+        "has_instances": ensemble(one, more="instance_group { kind: KIND_CPU }"),
+        "has_optimization": ensemble(one, more="optimization { priority: PRIORITY_MAX }"),
+        "has_warmup": ensemble(one, more=f'model_warmup {{ name: "w" batch_size: 1 {SAMPLE} }}'),
+        "has_batching": ensemble([Step("batching", X, Y)], more=BATCH),
+    }
+    for name, config in ensembles.items():
+        write_model(repository, name, config)
+
+
+#: Models that Triton doesn't load, and the rule that says so.
+NOT_LOADED = {
+    "misnamed": "name-differs-from-folder",
+    "twin": "model-in-two-folders",
+    "no_version": "step-version-missing",
+    "not_loaded": "step-unavailable",
+    "not_there": "step-unavailable",
+    "no_model": "step-unavailable",
+    "unproduced": "ensemble-wiring",
+    "unused": "ensemble-wiring",
+    "output_unproduced": "ensemble-wiring",
+    "produced_twice": "ensemble-wiring",
+    "wrong_input": "ensemble-wiring",
+    "wrong_output": "ensemble-wiring",
+    "wrong_type": "ensemble-wiring",
+    "unmapped": "ensemble-wiring",
+    "big_batch": "ensemble-batch-above-member",
+    "has_instances": "ensemble-settings",
+    "has_optimization": "ensemble-settings",
+    "has_warmup": "ensemble-settings",
+    "has_batching": "unreadable-config",
+}
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The repository of most tests, and a second one with a model that both have."""
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    write_models(first)
+    write_ensembles(first)
+    for repository in (first, second):
+        write_model(repository, "twin", python_model())
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def found(repositories: tuple[Path, Path]) -> set[tuple[str, str]]:
+    """(rule, model) of what the doctor finds, before a test changes a file."""
+    return named(diagnose(repositories))
+
+
+@pytest.fixture(scope="module")
+def triton(
+    found: set[tuple[str, str]], repositories: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TinyServer]:
+    flags = (*EXPLICIT, SHARED_CACHE, f"--model-repository={repositories[1]}")
+    with TinyServer(repositories[0], tmp_path_factory.mktemp("server"), flags, TOKEN) as running:
+        yield running
+
+
+def test_what_triton_does_not_load_is_what_the_doctor_says_it_does_not(
+    triton: TinyServer, found: set[tuple[str, str]]
+) -> None:
+    loaded = {entry["name"] for entry in triton.index() if entry.get("state") == "READY"}
+    assert {entry["name"] for entry in triton.index()} - loaded == set(NOT_LOADED)
+    refused = {(rule, model) for rule, model in found if rule in set(NOT_LOADED.values())}
+    assert refused == {(rule, model) for model, rule in NOT_LOADED.items()}
+
+
+def test_exposed_intermediate(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "exposed-intermediate"] == ["exposed"]
+    assert triton.infer("exposed", x=1.0)[0] == 200
+    status, error = triton.infer("exposed", ["y"], x=1.0)
+    assert status == 400
+    assert "unexpected deadlock" in error
+    assert triton.infer("closed", ["z"], x=1.0)[0] == 200
+
+
+def test_step_without_input(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "step-without-input"] == ["no_input"]
+    status, error = triton.infer("no_input", x=in_a_batch())
+    assert status == 400
+    assert "request has 0 inputs" in error
+    assert triton.infer("no_input", x=in_a_batch(), w=in_a_batch())[0] == 200
+
+
+def test_floating_step_version(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert {model for rule, model in found if rule == "floating-step-version"} == {"floats"}
+    second = triton.repository / "left" / "2"
+    second.mkdir()
+    (second / "model.py").write_text((second.parent / "1" / "model.py").read_text())
+    assert triton.load("left")[0] == 200  # and `right` not yet
+    assert triton.infer("floats", x=0.0) == (200, {"y": [20.0], "z": [10.0]})
+    assert triton.infer("closed", x=0.0) == (200, {"y": [10.0], "z": [10.0]})
+
+
+def test_version_never_loaded(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "version-never-loaded"] == ["stage"]
+    assert triton.ask("/v2/models/stage/versions/2/ready")[0] == 200
+    assert triton.ask("/v2/models/stage/versions/1/infer", {"inputs": []})[0] == 404
+
+
+def test_policy_without_version(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert ("policy-without-version", "named") in found
+    assert [e["state"] for e in triton.index() if e["name"] == "named"] == ["READY"]
+
+
+def test_stale_ensemble_cache(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "stale-ensemble-cache"] == ["stale"]
+    assert triton.infer("stale", x=1.0)[1] == {"y": [2.0]}
+    file = triton.repository / "changing" / "config.pbtxt"
+    file.write_text(
+        file.read_text().replace('key: "add" value { string_value: "1"', 'key: "add" value { string_value: "9"')
+    )
+    assert triton.load("changing")[0] == 200
+    assert triton.infer("changing", x=1.0)[1] == {"y": [10.0]}
+    assert triton.infer("stale", x=1.0)[1] == {"y": [2.0]}, "the old answer still comes"
+    assert triton.infer("stale", x=2.0)[1] == {"y": [11.0]}
+
+
+def test_cache_key_ignores_the_outputs_asked_for(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert ("cache-key", "cached") in found
+    question = ([2], [1.0, 2.0])
+    assert triton.infer("cached", ["y"], x=question)[1] == {"y": [1.0, 2.0]}
+    assert triton.infer("cached", ["z"], x=question)[1] == {"y": [1.0, 2.0]}
+
+
+def test_timeout_override_without_default(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "timeout-override-without-default"] == ["override"]
+    impatient = {"timeout": 100_000}  # us
+    ignored = at_once(triton, "override", [in_a_batch()] * 3, parameters=impatient)
+    heeded = at_once(triton, "default", [in_a_batch()] * 3, parameters=impatient)
+    assert [status for status, _ in ignored] == [200] * 3
+    assert 503 in [status for status, _ in heeded]
+
+
+def test_batch_without_batcher(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "batch-without-batcher"] == ["alone"]
+    before = triton.counts("together")
+    for model in ("alone", "together"):
+        at_once(triton, model, [in_a_batch()] * 6)
+    assert triton.counts("alone") == (6, 6)
+    assert triton.counts("together")[1] - before[1] < 6
+
+
+def test_ensemble_ragged_batch(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "ensemble-ragged-batch"] == ["ragged"]
+    _, before = triton.counts("together")
+    at_once(triton, "ragged", [in_a_batch(length=length) for length in range(1, 7)])
+    assert triton.counts("together")[1] - before == 6
+
+
+def test_preferred_batch_size(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    """Six wait while one is computed: a batch of four and one of two, where one of six would do."""
+    assert [model for rule, model in found if rule == "preferred-batch-size"] == ["preferred"]
+    for model in ("preferred", "unpreferred"):
+        with ThreadPoolExecutor(1) as first:
+            first.submit(triton.infer, model, x=in_a_batch())
+            time.sleep(0.1)
+            at_once(triton, model, [in_a_batch()] * 6)
+    assert triton.counts("preferred") == (7, 3)
+    assert triton.counts("unpreferred") == (7, 2)
+
+
+def test_warmup(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert {model for rule, model in found if rule == "warmup-never-runs"} == {"skipped"}
+    assert ("no-warmup", "cold") in found
+    assert ("no-warmup", "warm") not in found
+    took_ms = {}
+    for model in ("cold", "skipped", "warm"):
+        start = time.perf_counter()
+        triton.infer(model, x=1.0)
+        took_ms[model] = (time.perf_counter() - start) * 1e3
+    assert min(took_ms["cold"], took_ms["skipped"]) > 500 > took_ms["warm"]
+
+
+def test_a_last_step_may_refuse(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert ("refusal-beside-sibling", "refuses_last") not in found
+    statuses = [status for status, _ in at_once(triton, "refuses_last", [in_a_batch()] * 8)]
+    assert set(statuses) == {200, 503}
+    assert triton.unload("refuses_last")[0] == 200
+    assert triton.settled("refuses_last") == "UNAVAILABLE"
+
+
+def test_a_server_that_wants_a_token_is_closed_and_its_configurations_are_read_with_it(triton: TinyServer) -> None:
+    stranger = RunningTriton(triton.url).observe()
+    assert (stranger.control_open, stranger.shared_memory_open, stranger.index) == (False, False, None)
+    seen = RunningTriton(triton.url, TOKEN).observe()
+    assert (seen.local, seen.version, seen.control_open, seen.shared_memory_open) == (True, (2, 51), False, False)
+    rules = named(diagnose([], seen))
+    assert ("exposed-intermediate", "exposed") in rules
+    assert ("preferred-batch-size", "preferred") in rules
+    assert ("preferred-batch-size", "unpreferred") not in rules, "what Triton fills in itself"
+    assert not {rule for rule, _ in rules} & {"step-unavailable", "ensemble-wiring", "ensemble-settings"}
+
+
+def fan_out(repository: Path, policy: str) -> None:
+    write_model(repository, "refusing", python_model(more=queue(policy), sleep_ms=100))
+    write_model(repository, "slow", python_model(more=BATCH, sleep_ms=300))
+    write_model(repository, "fan", ensemble(FAN, outputs=("y", "z"), more="max_batch_size: 1"))
+
+
+def test_a_full_queue_beside_a_sibling_crashes_the_server(tmp_path: Path) -> None:
+    fan_out(tmp_path / "repository", "max_queue_size: 1")
+    assert ("refusal-beside-sibling", "fan") in named(diagnose([tmp_path / "repository"]))
+    with TinyServer(tmp_path / "repository", tmp_path / "server", EXPLICIT) as server:
+        statuses = [status for status, _ in at_once(server, "fan", [in_a_batch()] * 12, timeout_s=10)]
+        assert 0 in statuses
+        assert server.process.wait(10) < 0, "ended by a signal"
+
+
+def test_an_open_server_with_a_leaked_request_and_a_failed_version(tmp_path: Path) -> None:
+    """A time-out beside a sibling leaks; a version that doesn't load poisons the server's readiness."""
+    repository = tmp_path / "repository"
+    fan_out(repository, "default_timeout_microseconds: 50000")
+    write_model(repository, "broken", python_model(broken=2))
+    assert ("refusal-beside-sibling", "fan") in named(diagnose([repository]))
+    with TinyServer(repository, tmp_path / "server", EXPLICIT) as server:
+        healthy = RunningTriton(server.url).observe()
+        ours = {"model-control-open", "shared-memory-open", "failed-version", "readiness-poisoned", "stuck-unloading"}
+        assert {rule for rule, _ in named(diagnose([], healthy))} & ours == {"model-control-open", "shared-memory-open"}
+
+        assert 503 in [status for status, _ in at_once(server, "fan", [in_a_batch()] * 6)]
+        assert server.unload("fan")[0] == 200
+        write_model(repository, "broken", python_model(broken=2), (2,))
+        assert server.load("broken")[0] == 400
+        assert server.ask("/v2/health/ready")[0] == 400
+        assert server.ask("/v2/models/broken/ready")[0] == 200
+
+        diagnosis = diagnose([], RunningTriton(server.url).observe(patience_s=1))
+        rules = named(diagnosis)
+        assert {rule for rule, _ in rules} & ours == ours
+        assert {("stuck-unloading", "fan"), ("failed-version", "broken")} <= rules
+        assert any("broken on purpose" in one.what for one in diagnosis.findings)
+
+
+def test_a_server_without_model_control_is_not_open_to_it(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "one", python_model())
+    with TinyServer(tmp_path / "repository", tmp_path / "server") as server:
+        seen = RunningTriton(server.url).observe()
+    assert not seen.control_open
+    assert seen.shared_memory_open
