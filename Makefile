@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format test-base model-repository clean
+.PHONY: demo test check format test-base model-repository bench-upgrade clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -31,6 +31,10 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
+	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	$(BIN)/python -m cmt_perf.upgrade .cmt/upgrade
 
 clean:
 	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

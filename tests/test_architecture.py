@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 #: Package -> the packages of this repository that it may import, top floor first.
 MAY_IMPORT = {
-    "cmt_cli": {"cmt_rollout", "cmt_perf", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
-    "cmt_rollout": {"cmt_perf", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
-    "cmt_perf": {"cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_cli": {"cmt_rollout", "cmt_perf", "cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_rollout": {"cmt_perf", "cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
+    "cmt_training": {"cmt_export", "cmt_pipeline"},
     "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
     "cmt_server": {"cmt_export", "cmt_pipeline"},
     "cmt_export": {"cmt_pipeline"},
@@ -26,6 +27,7 @@ FOLDERS = {
     "cmt_cli": "cmt",
     "cmt_rollout": "k8s",
     "cmt_perf": "perf",
+    "cmt_training": "training",
     "cmt_client": "client",
     "cmt_server": "server",
     "cmt_export": "export",
@@ -94,7 +96,7 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_brings_in_nothing_heavy() -> None:
     """`cmt --help` answers at once, and a client needs neither frameworks nor codecs."""
-    loaded = loaded_by("import cmt_pipeline, cmt_export, cmt_server, cmt_client, cmt_cli.main")
+    loaded = loaded_by(f"import {', '.join(MAY_IMPORT)}, cmt_cli.main")
     assert loaded >= set(MAY_IMPORT)
     assert not loaded & set(HEAVY)
 

@@ -8,8 +8,8 @@ from typing import Any
 from cmt_client.operations import GetModelConfig, GetStatistics, ModelReady, ModelStatistics
 from cmt_client.result import releases_of
 from cmt_client.transport import Transport
-from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.pipelines import PIPELINES, candidate_of
+from cmt_pipeline.release_info import CANARY_SHARE, ReleaseInfo
 from cmt_pipeline.stages import STAGES
 
 DEFAULT_STATUS_TIMEOUT_S = 10.0
@@ -26,20 +26,37 @@ class PipelineStatus:
 
 
 @dataclass(frozen=True)
+class TrialStatus:
+    """A release on trial: its pipelines answer beside the live ones. canary_share: what following clients send it."""
+
+    release: ReleaseInfo | None
+    canary_share: float
+
+
+@dataclass(frozen=True)
 class ServerStatus:
-    """Every pipeline in contract order, and each loaded version of every stage."""
+    """Every pipeline in contract order, and each loaded version of every stage; the release on trial, if any.
+
+    Triton's own readiness isn't asked: on 2.51 it says no for as long as any model loads or has failed to.
+    """
 
     pipelines: tuple[PipelineStatus, ...]
     stages: tuple[ModelStatistics, ...]
+    trial: TrialStatus | None = None
 
     @property
     def ready(self) -> bool:
         """Whether any pipeline answers."""
         return any(pipeline.ready for pipeline in self.pipelines)
 
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The releases that pipelines answer from: one, or two for the moment of a flip."""
+        return tuple(sorted({p.release.release for p in self.pipelines if p.release is not None}))
+
     def to_json(self) -> dict[str, Any]:
         """The same, of types that `json.dumps` takes."""
-        return {**asdict(self), "ready": self.ready}
+        return {**asdict(self), "ready": self.ready, "live": list(self.live)}
 
 
 def server_status(transport: Transport, timeout_s: float = DEFAULT_STATUS_TIMEOUT_S) -> ServerStatus:
@@ -54,7 +71,17 @@ def server_status(transport: Transport, timeout_s: float = DEFAULT_STATUS_TIMEOU
             for name in PIPELINES
         ),
         stages=tuple(s for s in loaded if s.name in STAGES),
+        trial=_trial_status(loaded, transport, timeout_s),
     )
+
+
+def _trial_status(loaded: tuple[ModelStatistics, ...], transport: Transport, timeout_s: float) -> TrialStatus | None:
+    versions = [s.version for s in loaded if s.name == candidate_of("emotion")]
+    if not versions:
+        return None
+    description = transport.call(GetModelConfig(candidate_of("emotion")), timeout_s)
+    share = description.parameters.get(CANARY_SHARE, "0")
+    return TrialStatus(releases_of(description).get(max(versions)), float(share))
 
 
 def _pipeline_status(

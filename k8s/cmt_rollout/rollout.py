@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from cmt_client import EmotionError, Item
+import tenacity
+
+from cmt_client import EmotionError, Item, ServerUnavailable
 from cmt_export.release import Release, ReleaseError
 from cmt_rollout.errors import RollbackFailed, RolloutError, StepFailed
 from cmt_rollout.judge import Comparison, golden_faults, live_like
@@ -25,6 +27,7 @@ from cmt_server.errors import ServerError
 #: What a target may raise; anything of it is a no.
 FAULTS = (EmotionError, ServerError, ReleaseError, OSError)
 UNJUDGED = RolloutOptions(canary_s=0, max_flips=1, max_distance=1, max_slowdown=float("inf"))
+COMES_BACK_S = 120.0
 PAUSE_S = 0.2  # between requests that only watch
 
 
@@ -103,10 +106,13 @@ class _Upgrade:
     def run(self) -> None:
         self._each("recover", lambda target: target.recover(self.release.number))
         self.before = {target.name: (target.live(), target.previous()) for target in self.targets}
-        waiting = [target for target in self.targets if target.live() != self.release.number]
-        if not waiting:
-            return
-        self.targets = waiting
+        everywhere = self.targets
+        self.targets = [target for target in self.targets if target.live() != self.release.number]
+        self._move()
+        self.targets = everywhere  # one that had it already may not have retired the old one yet
+        self._each("retire", self._retire)
+
+    def _move(self) -> None:
         self._each("preflight", self._preflight)
         try:
             self._each("load", self._load)
@@ -118,7 +124,6 @@ class _Upgrade:
         except BaseException as error:
             self._back(error)
             raise
-        self._each("retire", self._retire)
 
     def _each(self, name: Step, work: Callable[[Target], str]) -> None:
         for target in self.targets:
@@ -211,7 +216,7 @@ class _Upgrade:
         lost = []
         for target in reversed(self.targets):
             try:
-                _Step(self.report, "rollback", target).run(partial(self._back_on, target))
+                _Step(self.report, "rollback", target).run(partial(_patiently, partial(self._back_on, target)))
             except RolloutError as error:
                 lost.append(str(error))
         if lost:
@@ -224,6 +229,17 @@ class _Upgrade:
         target.end_trial()
         target.retire((live,), self.options.drain_s)
         return f"release {live} has all traffic, as before"
+
+
+def _patiently(work: Callable[[], str]) -> str:
+    """Again while nobody answers: a server that died is started again by whoever looks after it."""
+    again = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(ServerUnavailable),
+        stop=tenacity.stop_after_delay(COMES_BACK_S),
+        wait=tenacity.wait_fixed(PAUSE_S),
+        reraise=True,
+    )
+    return again(work)
 
 
 def _judged(step: Step, target: Target, comparison: Comparison, options: RolloutOptions) -> str:

@@ -39,7 +39,7 @@ class TritonPythonModel(EngineModel):
 CHANGES = {
     "nan": 'outputs["probabilities"] = outputs["probabilities"] * np.nan',
     "wrong_dims": 'outputs["probabilities"] = outputs["probabilities"][:, 1:]',
-    "slow": "time.sleep(0.25)",
+    "slow": "time.sleep(0.6)",
 }
 
 

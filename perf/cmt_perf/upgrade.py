@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,8 @@ from cmt_export.release import Release, open_release, release_numbers
 from cmt_perf import faults
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import Asked, Traffic, TrafficPlan, traffic_items
-from cmt_perf.upgrade_rig import Driver, Rig, Truth, Verdict, rig_on, separation, truth_of, verdict_on
+from cmt_perf.upgrade_report import plot
+from cmt_perf.upgrade_rig import Driver, Rig, Truth, Verdict, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
 from cmt_server.supervise import stage_processes
@@ -36,8 +38,20 @@ from cmt_server.supervise import stage_processes
 UNLIKE = ("--max-flips", "1", "--max-distance", "1", "--max-slowdown", "5")
 SHORT = (*UNLIKE, "--canary-s", "2", "--watch-s", "2")
 FLIP_MARGIN_S = 0.5
+TICK_S = 2
 SETTLE_ANSWERS = 60
-KILLED_STEPS = ("recover", "preflight", "load", "golden", "drift", "canary", "flip", "watch", "retire")
+#: Step -> how many seconds into it the driver is killed.
+KILLED_AFTER_S = {
+    "recover": 0.0,
+    "preflight": 0.1,
+    "load": 2.0,
+    "golden": 0.3,
+    "drift": 0.3,
+    "canary": 1.0,
+    "flip": 0.1,
+    "watch": 1.0,
+    "retire": 0.2,
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,8 @@ def sustained(trial: Trial, answers: int) -> dict[str, Any]:
         "mends": mends,
         "flip_s": [round(end - start, 3) for start, end in flips],
         **_latencies(before, asked, flips, upgrades),
+        "timeline": _timeline(asked),
+        "steps": [_steps(driver, asked[0].due_s) for driver in drivers],
         "memory": {name: round(value, 1) for name, value in memory.items()},
     }
 
@@ -119,9 +135,7 @@ def naive(trial: Trial) -> dict[str, Any]:
     """The same traffic while stages are replaced one by one beneath pipelines whose steps take the latest version."""
     with trial.under_load("naive") as (rig, traffic):
         repository, control = rig.repository, rig.server.control
-        for config in repository.pipelines.glob("*/config.pbtxt"):
-            text = config.read_text()
-            config.write_text(text.replace(f"model_version: {trial.releases[0].number}", "model_version: -1"))
+        unpin(repository)
         for name in PIPELINES:
             control.load(name)
         traffic.wait_for(len(traffic.so_far()) + SETTLE_ANSWERS)
@@ -142,15 +156,15 @@ def fault_rows(trial: Trial) -> Iterator[FaultRow]:
         "wrong dims (in the manifest)": faults.other_tensors(trial.store, base),
         "wrong dims (in the answers)": faults.changed_answers(trial.store, base, "wrong_dims"),
         "NaN outputs": faults.changed_answers(trial.store, base, "nan"),
-        "slow new release (250 ms more)": faults.changed_answers(trial.store, base, "slow"),
+        "slow new release (600 ms more)": faults.changed_answers(trial.store, base, "slow"),
         "different label set": faults.other_labels(trial.store, base),
     }
     for name, release in bad.items():
         yield _bad_release(trial, name, release)
     yield from _full_disk(trial)
     yield _server_killed(trial)
-    for step in KILLED_STEPS:
-        yield _driver_killed(trial, step)
+    for step, after_s in KILLED_AFTER_S.items():
+        yield _driver_killed(trial, step, after_s)
     yield _stage_killed(trial)
 
 
@@ -193,11 +207,11 @@ def _server_killed(trial: Trial) -> FaultRow:
         return _row(trial, "server killed during load", told, rig, traffic, trial.releases[1])
 
 
-def _driver_killed(trial: Trial, step: str) -> FaultRow:
-    """SIGKILL of the driver when a step has begun; then the upgrade again."""
+def _driver_killed(trial: Trial, step: str, after_s: float) -> FaultRow:
+    """SIGKILL of the driver in a step; then the upgrade again."""
     number = str(trial.releases[1].number)
     with trial.under_load("fault") as (rig, traffic):
-        killed = rig.driver("upgrade", number, *SHORT).kill_at(step)
+        killed = rig.driver("upgrade", number, *SHORT).kill_in(step, after_s)
         left = rig.live()
         again = rig.driver("upgrade", number, *SHORT)
         said = again.finish()
@@ -268,6 +282,30 @@ def _latencies(
     }
 
 
+def _timeline(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """For each TICK_S since the first request: answers by release, median and p99 latency."""
+    start = asked[0].due_s
+    ticks: dict[int, list[Asked]] = {}
+    for one in asked:
+        ticks.setdefault(int((one.came_s - start) / TICK_S), []).append(one)
+    return [
+        {
+            "s": tick * TICK_S,
+            "answers": dict(sorted(Counter(str(a.release) for a in found if not a.error).items())),
+            "errors": sum(bool(a.error) for a in found),
+            "p50_ms": round(float(np.percentile([a.latency_ms for a in found], 50)), 1),
+            "p99_ms": round(float(np.percentile([a.latency_ms for a in found], 99)), 1),
+        }
+        for tick, found in sorted(ticks.items())
+    ]
+
+
+def _steps(driver: Driver, start: float) -> dict[str, list[float]]:
+    """Step -> [begin, end] in seconds since the first request."""
+    passed = [event for event in driver.events if event["state"] == "passed"]
+    return {e["step"]: [round(e["at"] - e["seconds"] - start, 2), round(e["at"] - start, 2)] for e in passed}
+
+
 def _window(driver: Driver, step: str) -> tuple[float, float]:
     return driver.moment(step, "started") - FLIP_MARGIN_S, driver.moment(step, "passed") + FLIP_MARGIN_S
 
@@ -333,6 +371,7 @@ def main(
         result["faults"] = [{**asdict(row), "right": row.right} for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

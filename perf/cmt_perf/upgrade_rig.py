@@ -24,6 +24,8 @@ from cmt_client import EmotionClient, EmotionError, Item
 from cmt_export.release import Release
 from cmt_perf.traffic import Asked, Outcome
 from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.reference import CONFIG_FILE
+from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
 from cmt_server.repository import Repository
 from cmt_server.server import ServerOptions, TritonServer
 from cmt_server.supervise import Supervisor
@@ -75,12 +77,12 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig_on(release: Release, folder: Path, repository: Path | None = None) -> Iterator[Rig]:
-    """A rig that serves a release of the store `folder`/releases on free ports, until the block ends."""
+def rig_on(release: Release, folder: Path, repository: Path | None = None, state: Path | None = None) -> Iterator[Rig]:
+    """A rig that serves a release on free ports until the block ends; `state`/releases is its driver's store."""
     served = repository or folder / "repository"
     Repository(served).install(release)
     server = TritonServer(ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0))
-    rig = Rig(server, folder)
+    rig = Rig(server, state or folder)
     over = threading.Event()
 
     def look_after() -> None:
@@ -131,10 +133,11 @@ class Driver:
         self.process.wait(DRIVER_TIMEOUT_S)
         return said if self.process.returncode else ""
 
-    def kill_at(self, step: str, state: str = "started") -> bool:
-        """SIGKILL at an event; whether it came to that."""
+    def kill_in(self, step: str, after_s: float) -> bool:
+        """SIGKILL some seconds into a step; whether it came to that."""
         for event in self.steps():
-            if (event["step"], event["state"]) == (step, state):
+            if (event["step"], event["state"]) == (step, "started"):
+                time.sleep(after_s)
                 self.process.kill()
                 break
         self.process.wait(DRIVER_TIMEOUT_S)
@@ -143,6 +146,15 @@ class Driver:
     def moment(self, step: str, state: str) -> float:
         """When an event came."""
         return next(float(e["at"]) for e in self.events if (e["step"], e["state"]) == (step, state))
+
+
+def unpin(repository: Repository) -> None:
+    """The naive way: steps that take whatever version of a stage is the latest."""
+    for path in repository.pipelines.glob(f"*/{CONFIG_FILE}"):
+        config = from_pbtxt(path.read_text())
+        for step in config.ensemble_scheduling.step:
+            step.model_version = -1
+        path.write_text(to_pbtxt(config))
 
 
 def truth_of(releases: Sequence[Release], items: Sequence[Item], folder: Path) -> Truth:

@@ -223,7 +223,10 @@ class Repository:
 
             def fill(folder: Path, source: Path = source) -> None:
                 # Copies: a link elsewhere would change the file's ctime, which Triton takes for a new version.
-                shutil.copytree(source, folder, dirs_exist_ok=True)
+                try:
+                    shutil.copytree(source, folder, dirs_exist_ok=True)
+                except shutil.Error as error:  # of every file that failed; the first says enough
+                    raise OSError(error.args[0][0][2]) from error
                 (folder / NO_BYTECODE).touch()
 
             publish_folder(self.version_folder(name, stage.version), fill, self._drafts())

@@ -37,7 +37,7 @@ def environment(server: TritonServer, state: State, release_of: Callable[[Precis
     """As a newcomer's shell, with the session's server where `cmt serve` would have put its own."""
     release_of("bf16")  # what the README exports; shared with other tests
     metrics = f"http://127.0.0.1:{server.metrics_port}/metrics"
-    state.announce(RunningServer(os.getpid(), server.http_url, server.grpc_url, metrics, 1, "unused"))
+    state.announce(RunningServer(os.getpid(), server.http_url, server.grpc_url, metrics, "unused"))
     binaries = Path(sys.executable).parent
     return {**os.environ, "CMT_STATE": str(state.root), "PATH": f"{binaries}:{os.environ['PATH']}"}
 

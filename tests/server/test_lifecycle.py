@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,9 +23,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from cmt_cli.serve import chosen_release
+from cmt_cli.state import State
 from cmt_client import EmotionClient, ServerUnavailable, ServiceError, UnknownPipeline
 from cmt_export.engine import Precision
 from cmt_export.release import Release, ReleaseError, open_release
+from cmt_perf.faults import damaged
 from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError
@@ -54,6 +58,16 @@ def descendants(pid: int) -> list[int]:
         if int(fields[3]) == pid and fields[0] != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def server_of(supervisor: int) -> int:
+    """The tritonserver that `cmt serve` started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, fields = path.read_text().rsplit(")", 1)
+            if int(fields.split()[1]) == supervisor and name.endswith("(tritonserver"):
+                return int(path.parent.name)
+    raise AssertionError(f"process {supervisor} has no tritonserver")
 
 
 def regions() -> set[str]:
@@ -98,6 +112,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     refusals: list[ServiceError] = []
     with serve_command(release_of("fp32"), tmp_path) as (process, announced):
         assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600  # it holds the token
+        triton = server_of(process.pid)
         with EmotionClient(str(announced["grpc_url"]), retries=0) as client:
             senders = [threading.Thread(target=_ask_on, args=(client, answered, refusals)) for _ in range(8)]
             for sender in senders:
@@ -111,7 +126,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     assert any(sent < signalled < came for sent, came in answered)
     # Every sender was refused in so many words; nobody was cut off while the server worked for it.
     assert [type(error) for error in refusals] == [UnknownPipeline] * 8, refusals
-    assert not descendants(int(str(announced["pid"])))
+    assert not descendants(triton)
     assert regions() <= before
     assert not (tmp_path / "server.json").exists()
 
@@ -131,11 +146,35 @@ def _ask_on(client: EmotionClient, answered: list[tuple[float, float]], refusals
 
 def test_a_killed_supervisor_takes_the_server_along(release_of: ReleaseOf, tmp_path: Path) -> None:
     before = regions()
-    with serve_command(release_of("fp32"), tmp_path) as (process, announced):
+    with serve_command(release_of("fp32"), tmp_path) as (process, _):
+        triton = server_of(process.pid)
+        assert descendants(triton)
         process.kill()
         process.wait()
-        assert wait_until(lambda: not descendants(int(str(announced["pid"]))))
+        assert wait_until(lambda: not descendants(triton))
     assert regions() <= before
+
+
+def test_serve_starts_a_server_that_died_again_on_its_ports(release_of: ReleaseOf, tmp_path: Path) -> None:
+    with serve_command(release_of("fp32"), tmp_path) as (process, announced):
+        os.kill(server_of(process.pid), signal.SIGKILL)
+        with EmotionClient(str(announced["grpc_url"]), retries=60) as client:
+            assert client.predict(text="Hello?").release == release_of("fp32").number
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_what_was_live_is_served_again_though_a_newer_release_lies_there(release_of: ReleaseOf, tmp_path: Path) -> None:
+    """An upgrade may have turned the newer one down."""
+    state = State(tmp_path)
+    first = release_of("fp32")
+    shutil.copytree(first.folder, state.releases / str(first.number))
+    assert chosen_release(state, None).number == first.number  # nothing was served yet: the newest
+    newer = damaged(state.releases, first).number
+    assert chosen_release(state, None).number == newer
+    Repository(state.repository).install(first)
+    assert chosen_release(state, None).number == first.number
+    assert chosen_release(state, newer).number == newer
 
 
 def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The repository that a server reads: releases come, take the traffic and leave, and a kill at any moment harms none."""
+"""The repository that a server reads: releases come, take the traffic and leave; a kill at any moment harms none."""
 
 from __future__ import annotations
 

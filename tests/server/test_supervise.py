@@ -57,9 +57,9 @@ def test_a_stage_whose_process_was_killed_is_started_again(watched: TritonServer
     version = next(version for stage, version in processes if stage == "encode_text")
     for process in processes["encode_text", version]:
         os.kill(process, signal.SIGKILL)
-    with EmotionClient(watched.grpc_url, retries=0) as client:
-        with pytest.raises(ServerUnavailable, match="not healthy"):  # which a client with retries tries again
-            client.predict(text="Hello?")
+    refused = pytest.raises(ServerUnavailable, match="not healthy")  # which a client with retries tries again
+    with EmotionClient(watched.grpc_url, retries=0) as client, refused:
+        client.predict(text="Hello?")
     look_until(supervisor, lambda: answered(watched))
     assert said == [f"the process of encode_text (version {version}) died; starting it again"]
     untouched = {stage: found for stage, found in processes.items() if stage[0] != "encode_text"}

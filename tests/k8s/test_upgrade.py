@@ -1,0 +1,215 @@
+"""Upgrades on the real server, under traffic, through the real `cmt upgrade` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cmt_cli.export import golden_sample
+from cmt_cli.state import State
+from cmt_client import EmotionClient
+from cmt_export.engine import Precision
+from cmt_export.export import ExportOptions, export
+from cmt_export.release import Release
+from cmt_perf import faults
+from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
+from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
+
+#: Random weights of two seeds differ by far more than a retrained release would.
+UNLIKE = ("--max-flips", "1", "--max-distance", "1", "--max-slowdown", "20", "--canary-s", "0.5", "--watch-s", "0.5")
+
+Pair = tuple[Release, Release]
+
+
+@pytest.fixture(scope="session")
+def pair(release_of: Callable[[Precision], Release], state: State) -> Pair:
+    """Two releases whose encoders and fusion differ."""
+    other, _ = export(ExportOptions(seed=1), state.releases, golden_sample(), lambda *_: None)
+    return release_of("fp32"), other
+
+
+@pytest.fixture(scope="session")
+def truth(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    """What each of them answers to the traffic's requests, served alone."""
+    return truth_of(pair, traffic_items(TrafficPlan("", "")), tmp_path_factory.mktemp("truth"))
+
+
+@pytest.fixture
+def rig(pair: Pair, state: State, tmp_path: Path) -> Iterator[Rig]:
+    """The first of them, served and looked after."""
+    with rig_on(pair[0], tmp_path, state=state.root) as rig:
+        yield rig
+
+
+@contextmanager
+def asked(rig: Rig, tmp_path: Path) -> Iterator[Traffic]:
+    plan = TrafficPlan(rig.server.grpc_url, rig.server.http_url, closed_grpc=1, closed_http=1, open_rate=4.0)
+    with Traffic(plan, tmp_path / "traffic.jsonl") as traffic:
+        traffic.wait_for(10)
+        yield traffic
+
+
+def some_more(traffic: Traffic, count: int = 15) -> None:
+    traffic.wait_for(len(traffic.so_far()) + count)
+
+
+def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
+    rig: Rig, pair: Pair, truth: Truth, tmp_path: Path
+) -> None:
+    first, second = (release.number for release in pair)
+    assert separation(truth) > 1e-3
+    with asked(rig, tmp_path) as traffic:
+        upgrade = rig.driver("upgrade", str(second), "--keep", "--canary-share", "0.5", *UNLIKE)
+        assert upgrade.finish() == ""
+        assert rig.live() == second
+        two = rig.memory_mb()
+        some_more(traffic)
+        assert rig.driver("rollback").finish() == ""
+        assert rig.live() == first
+        some_more(traffic)
+        assert rig.driver("upgrade", str(second), *UNLIKE).finish() == ""
+        some_more(traffic)
+        assert rig.live() == second
+        assert rig.memory_mb() < 0.85 * two  # the old release's memory came back
+        verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
+    assert verdict.clean, verdict
+    assert verdict.by_release.keys() == {first, second}
+    assert rig.mends == []
+    begun = upgrade.moment("canary", "started")
+    flipped = upgrade.moment("flip", "started")
+    on_trial = [a for a in traffic.so_far() if begun < a.came_s < flipped and a.release == second]
+    assert all(a.loop == "open" for a in on_trial)  # only clients that follow a canary met it
+    # What is left: one release, its stages, and pipelines that name it.
+    assert list(rig.repository.manifests()) == [second]
+    assert not list(rig.repository.candidate.iterdir())
+    entries = rig.server.control.index()
+    ready = {e["name"]: e["version"] for e in entries if e.get("state") == "READY"}
+    assert ready["fuse"] == str(pair[1].manifest.stages["fuse"].version)
+    assert not [name for name in ready if name.startswith("candidate_")]
+
+
+def bad(kind: str, state: State, base: Release) -> Release:
+    if kind in faults.CHANGES:
+        return faults.changed_answers(state.releases, base, kind)
+    return getattr(faults, kind)(state.releases, base)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def shared_rig(pair: Pair, state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One server that every bad release is tried on in turn: each must leave it as it was."""
+    with rig_on(pair[0], tmp_path_factory.mktemp("shared"), state=state.root) as rig:
+        yield rig
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "reason"),
+    [
+        ("damaged", "preflight", "has sha256"),
+        ("unloadable", "load", "doesn't open as an engine"),
+        ("other_tensors", "preflight", "the tensors of fuse aren't those"),
+        ("other_labels", "preflight", "its label set is iemocap4"),
+        ("wrong_dims", "", ""),  # the warm-up or the golden requests notice, whichever comes first
+        ("nan", "golden", "NaN or infinity"),
+        ("slow", "drift", "times as long"),
+    ],
+)
+def test_a_bad_release_never_reaches_traffic(
+    shared_rig: Rig, pair: Pair, truth: Truth, state: State, tmp_path: Path, kind: str, step: str, reason: str
+) -> None:
+    release = bad(kind, state, pair[1])
+    options = ["--max-slowdown", "2" if kind == "slow" else "20"]
+    with asked(shared_rig, tmp_path) as traffic:
+        said = shared_rig.driver("upgrade", str(release.number), *UNLIKE, *options).finish()
+        some_more(traffic)
+        verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
+    said = " ".join(said.split())
+    assert said.startswith(f"StepFailed: {step}")
+    assert reason in said
+    assert verdict.clean, verdict
+    assert verdict.by_release.keys() == {pair[0].number}
+    assert shared_rig.live() == pair[0].number
+    assert list(shared_rig.repository.manifests()) == [pair[0].number]
+
+
+@pytest.mark.parametrize(("step", "after_s"), [("load", 1.5), ("canary", 0.3), ("flip", 0.1), ("retire", 0.1)])
+def test_a_killed_driver_harms_nothing_and_the_next_one_goes_on(
+    rig: Rig, pair: Pair, truth: Truth, tmp_path: Path, step: str, after_s: float
+) -> None:
+    with asked(rig, tmp_path) as traffic:
+        assert rig.driver("upgrade", str(pair[1].number), *UNLIKE).kill_in(step, after_s)
+        some_more(traffic)
+        assert rig.live() in (pair[0].number, pair[1].number, 0)  # 0: pipelines between the two, each whole
+        assert rig.driver("upgrade", str(pair[1].number), *UNLIKE).finish() == ""
+        some_more(traffic)
+        verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
+    assert verdict.clean, verdict
+    assert rig.live() == pair[1].number
+    assert list(rig.repository.manifests()) == [pair[1].number]
+
+
+def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_release(
+    rig: Rig, pair: Pair, truth: Truth, tmp_path: Path
+) -> None:
+    with asked(rig, tmp_path) as traffic:
+        driver = rig.driver("upgrade", str(pair[1].number), *UNLIKE)
+        for event in driver.steps():
+            if (event["step"], event["state"]) == ("load", "started"):
+                os.kill(rig.server.pid or 0, signal.SIGKILL)
+        assert "StepFailed: load" in driver.finish()
+        assert rig.live() == pair[0].number
+        some_more(traffic)
+        verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
+    assert (verdict.mixed, verdict.mislabelled, verdict.lost) == (0, 0, 0)
+    assert all("ServerUnavailable" in error or "UnknownPipeline" in error for error in verdict.first_errors)
+    assert len(rig.mends) == 1
+    assert list(rig.repository.manifests()) == [pair[0].number]
+
+
+def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, truth: Truth, tmp_path: Path) -> None:
+    """The trap that pins exist for: stages replaced one by one beneath pipelines that pin nothing."""
+    repository, control = rig.repository, rig.server.control
+    unpin(repository)
+    for name in ("emotion_text", "emotion"):
+        control.load(name)
+    repository.add(pair[1])
+    repository.load_only([pair[1].number])
+    control.load("encode_text")
+    with EmotionClient(rig.server.grpc_url) as client:
+        items = traffic_items(TrafficPlan("", ""))
+        index = next(i for i, item in enumerate(items) if list(item) == ["text"])
+        came = list(client.predict(**items[index]).probabilities.values())
+    for answers in truth.values():
+        assert max(abs(a - b) for a, b in zip(came, answers[index], strict=True)) > separation(truth) / 3
+
+
+def test_two_drivers_at_once(rig: Rig, pair: Pair) -> None:
+    first = rig.driver("upgrade", str(pair[1].number), *UNLIKE)
+    for event in first.steps():
+        if event["step"] == "preflight":
+            break
+    assert "RepositoryBusy" in rig.driver("rollback").finish()
+    assert first.finish() == ""
+    assert rig.live() == pair[1].number
+
+
+def test_a_rollback_of_what_was_retired_loads_it_again(rig: Rig, pair: Pair) -> None:
+    assert rig.driver("upgrade", str(pair[1].number), *UNLIKE).finish() == ""
+    assert list(rig.repository.manifests()) == [pair[1].number]
+    assert rig.driver("rollback").finish() == ""
+    assert rig.live() == pair[0].number
+
+
+def test_a_wrong_token_changes_nothing(rig: Rig, pair: Pair, state: State) -> None:
+    command = [sys.executable, "-m", "cmt_cli.main", "upgrade", str(pair[1].number), "--state", str(state.root)]
+    command += ["--server", f"{rig.server.grpc_url}={rig.server.options.repository}", "--token", "wrong"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "PermissionDenied" in " ".join(done.stderr.split()) or "restricted" in done.stderr + done.stdout
+    assert rig.live() == pair[0].number
