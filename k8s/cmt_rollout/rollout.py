@@ -37,9 +37,7 @@ def upgrade(targets: Sequence[Target], release: Release, options: RolloutOptions
     Raises StepFailed with the reason, after the way back; RollbackFailed when that failed too; RepositoryBusy when
     another upgrade is at work.
     """
-    with contextlib.ExitStack() as locks:
-        for target in targets:
-            locks.enter_context(target.lock())
+    with _locked(targets):
         _Upgrade(targets, release, options, report).run()
 
 
@@ -49,21 +47,33 @@ def rollback(targets: Sequence[Target], fetch: Callable[[int], Release], report:
     fetch: gives the release of a number when it has to be loaded again; only its golden requests are asked then, not
     how far it is from the release that is left. Raises as `upgrade` does.
     """
-    before = {target.previous() for target in targets}
-    if len(before) != 1 or None in before:
-        told = ", ".join(f"{target.name}: {target.previous() or 'none'}" for target in targets)
-        raise StepFailed("rollback", "all", f"there is no one release before ({told}); name one: `cmt upgrade N`")
-    previous = next(number for number in before if number is not None)
-    if not all(previous in target.resident() for target in targets):
-        upgrade(targets, fetch(previous), UNJUDGED, report)
-        return
-    with contextlib.ExitStack() as locks:
-        for target in targets:
-            locks.enter_context(target.lock())
+    with _locked(targets):
+        previous = _previous(targets)
+        if not all(previous in target.resident() for target in targets):
+            _Upgrade(targets, fetch(previous), UNJUDGED, report).run()
+            return
         for target in targets:
             _Step(report, "recover", target).run(partial(target.recover, previous))
         for target in targets:
             _Step(report, "rollback", target).run(partial(_flipped, target, previous, target.live()))
+
+
+@contextlib.contextmanager
+def _locked(targets: Sequence[Target]) -> Iterator[None]:
+    with contextlib.ExitStack() as locks:
+        for target in targets:
+            locks.enter_context(target.lock())
+        yield
+
+
+def _previous(targets: Sequence[Target]) -> int:
+    """The one release that all targets answered from before. StepFailed if there isn't one."""
+    before = {target.previous() for target in targets}
+    previous = before.pop() if len(before) == 1 else None
+    if previous is None:
+        told = ", ".join(f"{target.name}: {target.previous() or 'none'}" for target in targets)
+        raise StepFailed("rollback", "all", f"there is no one release before ({told}); name one: `cmt upgrade N`")
+    return previous
 
 
 def _flipped(target: Target, release: int, previous: int | None) -> str:
