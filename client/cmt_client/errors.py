@@ -137,7 +137,8 @@ def own_input_error(error: pipeline_errors.InvalidInput) -> InvalidInput:
 
 
 def _from_server(text: str, status: str | None, where: str, otherwise: type[ServiceError]) -> EmotionError:
-    said = InvalidInput.from_wire(text.split(TRACEBACK)[0])
+    text = text.split(TRACEBACK)[0]
+    said = InvalidInput.from_wire(text)
     if said is not None:
         return own_input_error(said)
     full = f"{where}: {text}"

@@ -149,7 +149,7 @@ class FakeTransport:
         took = Timing(count, 1_000_000 * count)
         return ModelStatistics(
             model,
-            self.release.release,
+            self._release_of(model).release,
             count,
             count,
             took,

@@ -6,13 +6,17 @@ import sys
 
 import typer
 
+from cmt_cli.corpus import corpus
 from cmt_cli.demo import demo
+from cmt_cli.deploy import deploy
 from cmt_cli.doctor import doctor
+from cmt_cli.evaluate import compare, evaluate
 from cmt_cli.export import export
 from cmt_cli.predict import predict
 from cmt_cli.release import release
 from cmt_cli.serve import serve
 from cmt_cli.status import status
+from cmt_cli.train import train
 from cmt_cli.upgrade import rollback, upgrade
 
 app = typer.Typer(
@@ -23,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, export, serve, predict, status, upgrade, rollback, doctor):
+for verb in (demo, export, serve, predict, status, upgrade, rollback, deploy, doctor, corpus, train, evaluate, compare):
     app.command()(verb)
 app.add_typer(release)
 

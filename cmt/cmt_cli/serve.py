@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
+from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, RunningServer, State, StateOption
 
 if TYPE_CHECKING:
     from cmt_export.release import Release
@@ -44,7 +44,7 @@ def serve(
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
-    from cmt_server.server import ServerOptions
+    from cmt_server.server import ServerOptions, new_token
     from cmt_server.supervise import Supervisor
 
     chosen = State(state)
@@ -58,6 +58,7 @@ def serve(
         metrics_port=metrics_port,
         model_config_name=model_config_name or ("tensorrt" if served.manifest.info.engine == "tensorrt" else None),
         drain_timeout_s=drain_timeout_s,
+        control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
     )
     with stop_signal() as stopped, serving(chosen, served, options, limits_from(limit)) as server:
         _announce_table(server)

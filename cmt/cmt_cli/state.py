@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 STATE_VARIABLE = "CMT_STATE"
+#: The token that opens model control: what `cmt serve` asks for instead of one of its own, and other verbs give.
+TOKEN_VARIABLE = "CMT_CONTROL_TOKEN"  # noqa: S105
 
 #: The --state option of every verb that needs it.
 StateOption = Annotated[

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmt_cli.state import DEFAULT_STATE, State, StateOption
-from cmt_rollout.options import Event, Report, RolloutOptions
+from cmt_cli.on_cluster import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_READY_S,
+    ContextOption,
+    ForceOption,
+    KubernetesOption,
+    NamespaceOption,
+    Place,
+    ReadyOption,
+    kubernetes_target,
+)
+from cmt_cli.release import STORE_VARIABLE
+from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, State, StateOption
+from cmt_rollout.options import Event, Following, Report, RolloutOptions
 
 if TYPE_CHECKING:
     from cmt_rollout.server_target import ServerTarget
-
-TOKEN_VARIABLE = "CMT_CONTROL_TOKEN"  # noqa: S105
+    from cmt_rollout.target import Target
 
 ServerOption = Annotated[
     list[str] | None,
@@ -25,6 +36,12 @@ ServerOption = Annotated[
 ]
 TokenOption = Annotated[
     str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Control token of the servers named; better in the variable.")
+]
+PodsStoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", envvar=STORE_VARIABLE, help="URL of the store that a cluster's pods pull from, looked into first."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
@@ -52,10 +69,16 @@ def upgrade(
         float, typer.Option(help="Median latency over the running release's.")
     ] = RolloutOptions.max_slowdown,
     max_errors: Annotated[float, typer.Option(help="Share of requests that may fail.")] = RolloutOptions.max_errors,
+    kubernetes: KubernetesOption = False,
+    context: ContextOption = None,
+    namespace: NamespaceOption = DEFAULT_NAMESPACE,
+    store: PodsStoreOption = None,
+    ready_timeout_s: ReadyOption = DEFAULT_READY_S,
+    force_conflicts: ForceOption = False,
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Moves a running server to another release without losing a request, and back if anything speaks against it.
+    """Moves a server or a cluster's pods to another release without losing a request; back if anything is against it.
 
     Example: [bold]cmt upgrade 2 --canary-share 0.1 --canary-s 60 --keep[/]
     """
@@ -73,27 +96,60 @@ def upgrade(
         max_slowdown=max_slowdown,
         max_errors=max_errors,
     )
+    place = Place(context, namespace, ready_timeout_s, force_conflicts, store) if kubernetes else None
+    if place and keep:
+        raise ValueError("--keep came with --kubernetes; pods of two releases aren't kept beside each other")
     chosen = open_release(State(state).releases, release)
-    with targets_of(State(state), server, token) as targets, reporting(as_json) as report:
-        run(targets, chosen, options, report)
+    with reporting(as_json) as shown:
+        report = Following(shown)
+        with chosen_targets(State(state), server, token, place, canary_share, report.say) as targets:
+            run(targets, chosen, options, report)
 
 
 def rollback(
     server: ServerOption = None,
     token: TokenOption = None,
+    kubernetes: KubernetesOption = False,
+    context: ContextOption = None,
+    namespace: NamespaceOption = DEFAULT_NAMESPACE,
+    ready_timeout_s: ReadyOption = DEFAULT_READY_S,
+    force_conflicts: ForceOption = False,
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Moves a running server back to the release before: at once while that is still loaded.
+    """Moves a server or a cluster's pods back to the release before: at once while that is loaded, else pod by pod.
 
     Example: [bold]cmt rollback[/]
     """
     from cmt_export.release import open_release
     from cmt_rollout.rollout import rollback as run
 
-    store = State(state).releases
-    with targets_of(State(state), server, token) as targets, reporting(as_json) as report:
-        run(targets, lambda number: open_release(store, number), report)
+    releases = State(state).releases
+    place = Place(context, namespace, ready_timeout_s, force_conflicts) if kubernetes else None
+    with reporting(as_json) as shown:
+        report = Following(shown)
+        with chosen_targets(State(state), server, token, place, 0.0, report.say) as targets:
+            run(targets, lambda number: open_release(releases, number), report)
+
+
+@contextlib.contextmanager
+def chosen_targets(
+    state: State,
+    servers: list[str] | None,
+    token: str | None,
+    place: Place | None,
+    canary_share: float,
+    say: Callable[[str], None],
+) -> Iterator[Sequence[Target]]:
+    """The pods of a cluster where one is named, else servers. ValueError for both."""
+    if place and servers:
+        raise ValueError("--server came with --kubernetes; expected one of them")
+    if place:
+        with kubernetes_target(place, canary_share, say) as pods:
+            yield pods
+    else:
+        with targets_of(state, servers, token) as found:
+            yield found
 
 
 @contextlib.contextmanager
@@ -134,8 +190,8 @@ def reporting(as_json: bool) -> Iterator[Report]:
     with console.status("") as status:
 
         def show(event: Event) -> None:
-            if event.state == "started":
-                status.update(f"{event.step} {event.target}")
+            if event.state in ("started", "progress"):
+                status.update(f"{event.step} {event.target} {event.detail}")
                 return
             mark = "[green]✓[/]" if event.state == "passed" else "[bold red]✗[/]"
             console.print(f"{mark} {event.step:<10}{event.seconds:7.1f} s  ", end="", highlight=False)

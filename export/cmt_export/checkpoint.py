@@ -47,7 +47,10 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """config.json of a checkpoint. `trained` is False while any weight that decides an answer is random."""
+    """config.json of a checkpoint. `trained` is False while any weight that decides an answer is random.
+
+    model: `cmt`, or the baseline whose fusion stands in its place (`cmt_export.baselines`).
+    """
 
     preset: str
     label_set: str
@@ -55,6 +58,7 @@ class CheckpointConfig:
     encoders: Mapping[Modality, EncoderConfig]
     fusion: FusionSize
     preprocess: PreprocessConfig
+    model: str = "cmt"
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
@@ -82,15 +86,17 @@ class Checkpoint:
     tokenizer: Path
 
 
-def checkpoint_from_preset(name: str, label_set: str, *, random_weights: bool = False, seed: int = 0) -> Checkpoint:
+def checkpoint_from_preset(
+    name: str, label_set: str, *, model: str = "cmt", random_weights: bool = False, seed: int = 0
+) -> Checkpoint:
     """An untrained checkpoint: published encoder weights where the preset names them, the rest seeded random.
 
-    random_weights: replaces published weights that would come from a hub by random ones (sizes, and so times, stay).
-    Raises CheckpointError when published weights can't be had.
+    model: `cmt` or a baseline; random_weights: replaces published weights that would come from a hub by random ones
+    (sizes, and so times, stay). Raises CheckpointError when published weights can't be had.
     """
     import torch
 
-    from cmt_export.fusion import CrossModalFusion
+    from cmt_export.baselines import fusion_of
     from cmt_export.model import CrossModalTransformer
 
     preset = preset_of(name)
@@ -98,7 +104,7 @@ def checkpoint_from_preset(name: str, label_set: str, *, random_weights: bool = 
         torch.manual_seed(seed)
         backbones = {m: _backbone(m, preset.encoders[m], random_weights) for m in MODALITIES}
         encoders = {m: _wrapped(m, backbone) for m, (backbone, _) in backbones.items()}
-        fusion = CrossModalFusion(preset.fusion, len(labels_of(label_set)))
+        fusion = fusion_of(model, preset.fusion, len(labels_of(label_set)))
     text_config: Any = backbones["text"][0].config
     config = CheckpointConfig(
         preset=preset.name,
@@ -107,13 +113,17 @@ def checkpoint_from_preset(name: str, label_set: str, *, random_weights: bool = 
         encoders={m: encoder for m, (_, encoder) in backbones.items()},
         fusion=preset.fusion,
         preprocess=PreprocessConfig(vocabulary=text_config.vocab_size),
+        model=model,
     )
-    model = CrossModalTransformer(encoders, fusion).eval()
-    return Checkpoint(config, model, _tokenizer_of(preset, random_weights))
+    made = CrossModalTransformer(encoders, fusion).eval()
+    return Checkpoint(config, made, _tokenizer_of(preset, random_weights))
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes the checkpoint beside `folder` and then moves it there whole. FileExistsError if `folder` exists."""
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = False) -> None:
+    """Writes the checkpoint beside `folder` and then moves it there whole. FileExistsError if `folder` exists.
+
+    half: keeps matrices as fp16, and so in half the space; loading makes them fp32 again.
+    """
     from safetensors.torch import save_file
 
     if folder.exists():
@@ -122,7 +132,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         f"encoders.{m}.backbone." for m, encoder in checkpoint.config.encoders.items() if encoder.weights_from
     )
     state = checkpoint.model.state_dict()
-    kept = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(elsewhere or ("\0",))}
+    kept = {
+        name: (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
+        for name, tensor in state.items()
+        if not name.startswith(elsewhere or ("\0",))
+    }
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -137,7 +151,7 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from cmt_export.fusion import CrossModalFusion
+    from cmt_export.baselines import fusion_of
     from cmt_export.model import CrossModalTransformer
 
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
@@ -147,10 +161,11 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
         _check_digest(folder / WEIGHTS_FILE, sha256)
     config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
     encoders = {m: _wrapped(m, _load_backbone(m, config.encoders[m])) for m in MODALITIES}
-    model = CrossModalTransformer(encoders, CrossModalFusion(config.fusion, len(labels_of(config.label_set))))
     try:
+        fusion = fusion_of(config.model, config.fusion, len(labels_of(config.label_set)))
+        model = CrossModalTransformer(encoders, fusion)
         loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
+    except (SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: tensors of other shapes
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged or doesn't fit its config.json: {error}") from error
     elsewhere = tuple(f"encoders.{m}.backbone." for m, encoder in config.encoders.items() if encoder.weights_from)
     lacking = [key for key in loaded.missing_keys if not key.startswith(elsewhere or ("\0",))]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmt_export.baselines import Fusion
 from cmt_export.encoders import Features
 from cmt_export.fusion import CrossModalFusion
 from cmt_pipeline.modality import MODALITIES, Modality
@@ -17,9 +18,9 @@ from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array, Arrays
 
 
 class CrossModalTransformer(nn.Module):
-    """Encoders of the three modalities and their fusion."""
+    """Encoders of the three modalities and their fusion, or a baseline's in its place."""
 
-    def __init__(self, encoders: Mapping[Modality, nn.Module], fusion: CrossModalFusion) -> None:
+    def __init__(self, encoders: Mapping[Modality, nn.Module], fusion: CrossModalFusion | Fusion) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({m: encoders[m] for m in MODALITIES})
         self.fusion = fusion
@@ -29,6 +30,11 @@ class CrossModalTransformer(nn.Module):
 
         presence: [batch, 3], 1 where an item has the modality; without it, an item has whatever `inputs` has.
         """
+        fused = self.fusion(*self.encode(inputs, presence))
+        return {spec.name: tensor for spec, tensor in zip(FUSE.outputs, fused, strict=True)}
+
+    def encode(self, inputs: Mapping[str, Tensor], presence: Tensor | None = None) -> list[Tensor]:
+        """What the fusion takes: features and mask of each modality, stand-ins for those that `inputs` lacks."""
         encoded = {}
         for index, m in enumerate(MODALITIES):
             names = [spec.name for spec in READY[m]]
@@ -41,8 +47,7 @@ class CrossModalTransformer(nn.Module):
         if not encoded:
             raise ValueError(f"tensors {sorted(inputs)} came; expected those of one modality or more")
         stand_in = absent_like(next(iter(encoded.values()))[0])
-        fused = self.fusion(*(tensor for m in MODALITIES for tensor in encoded.get(m, stand_in)))
-        return {spec.name: tensor for spec, tensor in zip(FUSE.outputs, fused, strict=True)}
+        return [tensor for m in MODALITIES for tensor in encoded.get(m, stand_in)]
 
     def stage(self, stage: Stage) -> nn.Module:
         """The part that a compiled stage runs, with the contract's inputs and outputs in order."""

@@ -2,7 +2,10 @@
 
 RolloutError
 ├── StepFailed      a step found a reason against the release; `step`, `target` and `reason` say which
-└── RollbackFailed  a release was turned down and the way back failed too: somebody must look
+├── RollbackFailed  a release was turned down and the way back failed too: somebody must look
+└── ClusterError    a Kubernetes API server says no, or can't be reached; has `status`, its HTTP code
+    ├── ApplyConflict   others own the fields; `managers` names them
+    └── Stuck           a rollout on the cluster doesn't come to its end
 """
 
 from __future__ import annotations
@@ -22,3 +25,23 @@ class StepFailed(RolloutError):
 
 class RollbackFailed(RolloutError):
     """The old release couldn't be brought back everywhere; the message names the targets."""
+
+
+class ClusterError(RolloutError):
+    """The API server's no, or its silence. status: its HTTP code, None where no answer came."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ApplyConflict(ClusterError):
+    """Fields that we would set belong to other field managers."""
+
+    def __init__(self, message: str, managers: tuple[str, ...]) -> None:
+        super().__init__(message, 409)
+        self.managers = managers
+
+
+class Stuck(ClusterError):
+    """Pods don't get ready, and the message says why."""

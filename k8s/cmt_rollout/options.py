@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,25 @@ class Event:
 
 
 Report = Callable[[Event], None]
+
+
+class Following:
+    """A report that what happens within a step can be said to, as progress of that step."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last: Event | None = None
+        self._said = ""
+
+    def __call__(self, event: Event) -> None:
+        self._last, self._said = event, ""
+        self._report(event)
+
+    def say(self, detail: str) -> None:
+        """Progress; the same words twice in a row are said once."""
+        if self._last is not None and detail != self._said:
+            self._said = detail
+            self._report(replace(self._last, state="progress", detail=detail))
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,17 @@ def preflight(release: Release, repository: Repository, served: ModelDescription
     except ReleaseError as error:
         return [str(error)]
     manifest = release.manifest
-    reasons = [*_fits_contract(manifest), *_fits_served(manifest, served), *_fits_runtime(manifest)]
-    if not manifest.golden:
-        reasons.append("it has no golden requests to be checked with; export it with a sample of each modality")
+    reasons = [*fits(manifest, served), *_fits_runtime(manifest)]
     missing = _missing_bytes(manifest, repository)
     return reasons + _fits_disk(sum(missing.values()), repository.root) + _fits_memory(missing)
+
+
+def fits(manifest: Manifest, served: ModelDescription) -> list[str]:
+    """Reasons why it can't take the place of what is served, wherever that runs; empty if it can."""
+    reasons = [*_fits_contract(manifest), *_fits_served(manifest, served)]
+    if not manifest.golden:
+        reasons.append("it has no golden requests to be checked with; export it with a sample of each modality")
+    return reasons
 
 
 def _fits_contract(manifest: Manifest) -> list[str]:

@@ -17,15 +17,13 @@ from functools import partial
 import tenacity
 
 from cmt_client import EmotionError, Item, ServerUnavailable
-from cmt_export.release import Release, ReleaseError
+from cmt_export.release import Release
 from cmt_rollout.errors import RollbackFailed, RolloutError, StepFailed
 from cmt_rollout.judge import Comparison, golden_faults, live_like
-from cmt_rollout.options import Event, Report, RolloutOptions, Step
+from cmt_rollout.options import Report, RolloutOptions, Step
+from cmt_rollout.steps import StepRun
 from cmt_rollout.target import Target
-from cmt_server.errors import ServerError
 
-#: What a target may raise; anything of it is a no.
-FAULTS = (EmotionError, ServerError, ReleaseError, OSError)
 UNJUDGED = RolloutOptions(canary_s=0, max_flips=1, max_distance=1, max_slowdown=float("inf"))
 COMES_BACK_S = 120.0
 PAUSE_S = 0.2  # between requests that only watch
@@ -53,9 +51,9 @@ def rollback(targets: Sequence[Target], fetch: Callable[[int], Release], report:
             _Upgrade(targets, fetch(previous), UNJUDGED, report).run()
             return
         for target in targets:
-            _Step(report, "recover", target).run(partial(target.recover, previous))
+            StepRun(report, "recover", target.name).run(partial(target.recover, previous))
         for target in targets:
-            _Step(report, "rollback", target).run(partial(_flipped, target, previous, target.live()))
+            StepRun(report, "rollback", target.name).run(partial(_flipped, target, previous, target.live()))
 
 
 @contextlib.contextmanager
@@ -79,30 +77,6 @@ def _previous(targets: Sequence[Target]) -> int:
 def _flipped(target: Target, release: int, previous: int | None) -> str:
     target.flip(release, previous)
     return _taken(release)
-
-
-class _Step:
-    """One step on one target: reported when it starts and ends, its errors turned into StepFailed."""
-
-    def __init__(self, report: Report, name: Step, target: Target) -> None:
-        self._report, self._name, self._target = report, name, target
-        self._start = time.monotonic()
-
-    def run(self, work: Callable[[], str]) -> None:
-        self.tell("started")
-        try:
-            detail = work()
-        except FAULTS as error:
-            self.tell("failed", str(error))
-            raise StepFailed(self._name, self._target.name, str(error)) from error
-        except StepFailed as error:
-            self.tell("failed", error.reason)
-            raise
-        self.tell("passed", detail)
-
-    def tell(self, state: str, detail: str = "") -> None:
-        seconds = time.monotonic() - self._start
-        self._report(Event(self._name, self._target.name, state, detail, seconds))  # type: ignore[arg-type]
 
 
 class _Upgrade:
@@ -137,7 +111,7 @@ class _Upgrade:
 
     def _each(self, name: Step, work: Callable[[Target], str]) -> None:
         for target in self.targets:
-            _Step(self.report, name, target).run(partial(work, target))
+            StepRun(self.report, name, target.name).run(partial(work, target))
 
     def _preflight(self, target: Target) -> str:
         if reasons := target.preflight(self.release):
@@ -226,7 +200,7 @@ class _Upgrade:
         lost = []
         for target in reversed(self.targets):
             try:
-                _Step(self.report, "rollback", target).run(partial(_patiently, partial(self._back_on, target)))
+                StepRun(self.report, "rollback", target.name).run(partial(_patiently, partial(self._back_on, target)))
             except RolloutError as error:
                 lost.append(str(error))
         if lost:

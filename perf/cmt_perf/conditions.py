@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cpu_features": [name for name in CPU_FEATURES if name in _flags()],
         "load_average": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
+        "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -35,6 +37,18 @@ def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
         info = release.manifest.info
         told["release"] = {name: getattr(info, name) for name in ("preset", "engine", "precision", "trained")}
     return told | more
+
+
+def to_text(result: Mapping[str, Any]) -> str:
+    """JSON that a diff can be read of: a line for each entry, and for each item of a list."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
+        else:
+            text = json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _commit() -> str:

@@ -7,7 +7,6 @@ STATE/releases holds three releases of one label set whose answers differ. What 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +25,9 @@ import typer
 
 from cmt_export.release import Release, open_release, release_numbers
 from cmt_perf import faults
-from cmt_perf.conditions import conditions
+from cmt_perf.conditions import conditions, to_text
 from cmt_perf.traffic import Asked, Traffic, TrafficPlan, traffic_items
-from cmt_perf.upgrade_report import plot
+from cmt_perf.upgrade_report import page, plot
 from cmt_perf.upgrade_rig import Driver, Rig, Truth, Verdict, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
@@ -239,7 +238,7 @@ def _row(trial: Trial, name: str, said: str, rig: Rig, traffic: Traffic, expecte
     verdict, _ = trial.judged(traffic)
     row = FaultRow(
         fault=name,
-        what_happened=" ".join(said.replace(str(trial.folder), "").split()),
+        what_happened=" ".join(said.replace(str(trial.folder), "").replace(rig.server.grpc_url, "the server").split()),
         answers=verdict.answers,
         requests_lost=verdict.errors + verdict.lost,
         mixed=verdict.mixed + verdict.mislabelled,
@@ -360,18 +359,17 @@ def main(
         plan = TrafficPlan("", "")
         truth = truth_of(releases, traffic_items(plan), folder)
         trial = Trial(folder, releases, truth, separation(truth) / 3)  # type: ignore[arg-type]
-        result: dict[str, Any] = {
-            "conditions": conditions(release=releases[0], traffic=asdict(replace(plan, grpc_url="", http_url="")))
-        }
+        result: dict[str, Any] = {"conditions": conditions(release=releases[0], traffic=asdict(plan))}
         result |= sustained(trial, answers)
-        print(json.dumps(result, indent=1), flush=True)
+        print({key: value for key, value in result.items() if key not in ("timeline", "steps")}, flush=True)
         result["naive"] = naive(trial)
-        print(json.dumps(result["naive"], indent=1), flush=True)
+        print(result["naive"], flush=True)
         rows = list(fault_rows(trial)) if with_faults else []
         result["faults"] = [{**asdict(row), "right": row.right} for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(to_text(result))
     plot(result, out.with_suffix(".png"))
+    out.with_suffix(".md").write_text(page(result))
 
 
 if __name__ == "__main__":

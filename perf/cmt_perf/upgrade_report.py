@@ -53,8 +53,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def tables(result: Mapping[str, Any]) -> str:
-    """The README's tables, in Markdown."""
+def summary_table(result: Mapping[str, Any]) -> str:
+    """The README's table, in Markdown."""
     naive = result["naive"]
     wrong = naive["mixed"] + naive["mislabelled"]
     lines = [
@@ -67,6 +67,29 @@ def tables(result: Mapping[str, Any]) -> str:
         f"| p99 latency during a flip, over that before | {result['p99_ratio']:.2f} | |",
         f"| p99 latency during a whole upgrade, over that before | {result['p99_ratio_whole_upgrade']:.2f} | |",
         f"| memory: one release, two, after the old one left | {_memory(result['memory'])} | |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """upgrade.md: conditions, what was measured, and every fault with what became of it."""
+    conditions = result["conditions"]
+    told = {name: conditions[name] for name in ("date", "commit", "cpu", "cores", "cpu_features", "load_average")}
+    lines = [
+        "# Upgrades under load",
+        "",
+        "Written by `make bench-upgrade`; every figure is in [upgrade.json](upgrade.json), with all its conditions.",
+        "",
+        *(f"- {name}: {value}" for name, value in {**told, **conditions["release"]}.items()),
+        f"- path: {result['path']}; traffic: {conditions['traffic']}",
+        "",
+        summary_table(result),
+        "![Answers by release and latency](upgrade.png)",
+        "",
+        "## Faults",
+        "",
+        "Each on a server of its own, under the same traffic without retries; while a server is down each closed loop",
+        "fails about 20 times a second.",
         "",
         "| fault | what happened | answers | lost | mixed | live afterwards |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -86,4 +109,6 @@ def _memory(memory: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(json.loads(Path(sys.argv[1]).read_text())), end="")
+    found = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[1]).with_suffix(".md").write_text(page(found))
+    print(summary_table(found), end="")

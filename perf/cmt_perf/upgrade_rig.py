@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,18 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig_on(release: Release, folder: Path, repository: Path | None = None, state: Path | None = None) -> Iterator[Rig]:
+def rig_on(
+    release: Release,
+    folder: Path,
+    repository: Path | None = None,
+    state: Path | None = None,
+    token: str | None = None,
+) -> Iterator[Rig]:
     """A rig that serves a release on free ports until the block ends; `state`/releases is its driver's store."""
     served = repository or folder / "repository"
     Repository(served).install(release)
-    server = TritonServer(ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0))
+    options = ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0)
+    server = TritonServer(replace(options, control_token=token) if token else options)
     rig = Rig(server, state or folder)
     over = threading.Event()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.pipelines import PIPELINES, candidate_of
 from cmt_server.binary import find_tritonserver
 from cmt_server.control import CONTROL_HEADER, ControlApi
 from cmt_server.errors import ServerError
@@ -32,6 +32,11 @@ PR_SET_PDEATHSIG = 1
 ReadyProgress = Callable[[int, int], None]
 
 
+def new_token() -> str:
+    """A token that nobody can guess."""
+    return secrets.token_urlsafe(24)
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends."""
@@ -46,7 +51,7 @@ class ServerOptions:
     model_config_name: str | None = None
     ready_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
-    control_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    control_token: str = field(default_factory=new_token)
 
 
 class TritonServer:
@@ -112,7 +117,8 @@ class TritonServer:
             return
         if drain and process.poll() is None:
             with contextlib.suppress(ServerError):
-                self.control.drain(self.options.pipelines, self.options.drain_timeout_s)
+                on_trial = map(candidate_of, self.options.pipelines)
+                self.control.drain((*self.options.pipelines, *on_trial), self.options.drain_timeout_s)
         process.terminate()
         try:
             process.wait(self.options.drain_timeout_s)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from cmt_export.release import Release
 from cmt_perf import faults
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
+from cmt_pipeline.pipelines import PIPELINES
 
 #: Random weights of two seeds differ by far more than a retrained release would.
 UNLIKE = ("--max-flips", "1", "--max-distance", "1", "--max-slowdown", "20", "--canary-s", "0.5", "--watch-s", "0.5")
@@ -95,6 +97,24 @@ def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
     assert not [name for name in ready if name.startswith("candidate_")]
 
 
+def test_readiness_of_the_pipelines_never_flickers(rig: Rig, pair: Pair) -> None:
+    """Triton's own readiness says no while anything loads; that of the pipelines is what counts."""
+    over, seen = threading.Event(), set()
+
+    def probe() -> None:
+        while not over.wait(0.02):
+            seen.update((name, rig.server.control.model_ready(name)) for name in ("emotion", "emotion_text"))
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    try:
+        assert rig.driver("upgrade", str(pair[1].number), *UNLIKE).finish() == ""
+    finally:
+        over.set()
+        prober.join()
+    assert seen == {("emotion", True), ("emotion_text", True)}
+
+
 def bad(kind: str, state: State, base: Release) -> Release:
     if kind in faults.CHANGES:
         return faults.changed_answers(state.releases, base, kind)
@@ -154,6 +174,22 @@ def test_a_killed_driver_harms_nothing_and_the_next_one_goes_on(
     assert list(rig.repository.manifests()) == [pair[1].number]
 
 
+def test_a_flip_that_was_cut_off_is_finished(rig: Rig, pair: Pair) -> None:
+    """The link was moved, which happens only once every check has passed; five pipelines had followed it."""
+    first, second = pair[0].number, pair[1].number
+    assert rig.driver("upgrade", str(second), *UNLIKE).kill_in("canary", 0.3)
+    rig.repository.flip(second, first)
+    for name in list(PIPELINES)[:5]:
+        rig.server.control.load(name)
+    assert rig.live() == 0
+    again = rig.driver("upgrade", str(second), *UNLIKE)
+    assert again.finish() == ""
+    recovered = next(e["detail"] for e in again.events if (e["step"], e["state"]) == ("recover", "passed"))
+    assert f"9 pipelines brought to release {second}, which the repository says is live" in recovered
+    assert rig.live() == second
+    assert list(rig.repository.manifests()) == [second]
+
+
 def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_release(
     rig: Rig, pair: Pair, truth: Truth, tmp_path: Path
 ) -> None:
@@ -187,6 +223,24 @@ def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, t
         came = list(client.predict(**items[index]).probabilities.values())
     for answers in truth.values():
         assert max(abs(a - b) for a, b in zip(came, answers[index], strict=True)) > separation(truth) / 3
+
+
+def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, state: State, tmp_path: Path) -> None:
+    token = rig.server.options.control_token
+    with rig_on(pair[0], tmp_path / "other", state=state.root, token=token) as other:
+        both = [f"--server={one.server.grpc_url}={one.server.options.repository}" for one in (rig, other)]
+        command = [sys.executable, "-m", "cmt_cli.main", "upgrade", *UNLIKE, *both, "--state", str(state.root)]
+        environment = {**os.environ, "CMT_CONTROL_TOKEN": token}
+        artefact = other.repository.version_folder("check", pair[0].manifest.stages["check"].version) / "model.py"
+        sound = artefact.read_text()
+        artefact.chmod(0o644)
+        for change, status, number in (("# damaged\n", 1, pair[0].number), (sound, 0, pair[1].number)):
+            artefact.write_text(change)
+            done = subprocess.run(
+                [*command, str(pair[1].number)], env=environment, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == status, done.stdout + done.stderr
+            assert (rig.live(), other.live()) == (number, number)
 
 
 def test_two_drivers_at_once(rig: Rig, pair: Pair) -> None:

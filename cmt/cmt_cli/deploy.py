@@ -1,0 +1,53 @@
+"""`cmt deploy`: manifests to a Kubernetes cluster, tried before they are applied, until the pods are available."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmt_cli.on_cluster import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_READY_S,
+    ContextOption,
+    ForceOption,
+    NamespaceOption,
+    Place,
+    ReadyOption,
+)
+
+
+def deploy(
+    manifests: Annotated[Path, typer.Argument(help="Overlay's folder, rendered by kubectl, or rendered YAML.")] = Path(
+        "k8s/overlays/cpu"
+    ),
+    release: Annotated[
+        int | None, typer.Option(help="Its number, where none is live yet; the manifests' own by default.")
+    ] = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = DEFAULT_NAMESPACE,
+    override: Annotated[
+        Path | None, typer.Option(help="YAML that is merged into the pod templates, such as another image.")
+    ] = None,
+    ready_timeout_s: ReadyOption = DEFAULT_READY_S,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only let the API server say what it thinks.")] = False,
+    force_conflicts: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")] = False,
+) -> None:
+    """Sets a Kubernetes cluster up, or brings it up to date; the release that is live stays. Deletes nothing.
+
+    Example: [bold]cmt deploy k8s/overlays/cpu --release 1 --dry-run[/]
+    """
+    from cmt_cli.upgrade import reporting
+
+    place = Place(context, namespace, ready_timeout_s, force_conflicts)
+    cluster = place.cluster()
+    from cmt_rollout.deploy import DeployOptions
+    from cmt_rollout.deploy import deploy as run
+    from cmt_rollout.overlays import read_overlay, read_patch
+
+    options = DeployOptions(release, read_patch(override) if override else {}, dry_run)
+    items = read_overlay(manifests)
+    with reporting(as_json) as report:
+        run(cluster, items, options, place.timing(), report)

@@ -1,0 +1,130 @@
+"""`cmt evaluate` and `cmt compare`: how good a checkpoint is, and how much better than simpler models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_cli.train import LabelSetOption, prepared_data
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cmt_training.evaluate import Curves, Evaluation
+    from cmt_training.prepare import Progress
+
+MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
+COMPARE_EPOCHS = "At most, of the encoders and of every fusion."
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of report, figures and JSON; beside the checkpoint.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    label_set: LabelSetOption = None,
+    curves: Annotated[bool, typer.Option(help="Robustness, where the corpus is a generated one.")] = True,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Measures a checkpoint: F1, cross-entropy, calibration, every subset of modalities, robustness.
+
+    Example: [bold]cmt evaluate runs/mini corpus[/]
+    """
+    from cmt_cli.show import console, progress_bar
+    from cmt_export.checkpoint import load_checkpoint
+    from cmt_training.evaluate import evaluate as measure
+    from cmt_training.evaluate import write_evaluation
+    from cmt_training.examples import SPLITS
+
+    chosen = {name: name for name in SPLITS}.get(split)  # type: ignore[call-overload]
+    if chosen is None:
+        raise ValueError(f"split came as {split!r}; expected one of {', '.join(SPLITS)}")
+    opened = load_checkpoint(checkpoint)
+    folder = out or checkpoint.with_name(f"{checkpoint.name}.evaluation")
+    with progress_bar("evaluate") as progress:
+        prepared = prepared_data(
+            data, opened.config.preset, label_set or opened.config.label_set, State(state), progress
+        )
+        found = robustness(data, opened.config.preset, State(state), progress) if curves else {}
+        evaluation = measure(opened, prepared, progress, split=chosen, curves=found)
+    write_evaluation(evaluation, folder)
+    console.print(evaluation_table(evaluation))
+    console.print(f"report, figures and JSON in {folder}", highlight=False)
+
+
+def compare(
+    data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    out: Annotated[Path, typer.Option(help="Folder of NAME.json and of the report.")] = Path("training/results"),
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 5,
+    preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = "mini",
+    label_set: LabelSetOption = None,
+    epochs: Annotated[int | None, typer.Option(help=COMPARE_EPOCHS)] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Trains the CMT and every baseline for each seed and compares them; goes on where it was interrupted.
+
+    Example: [bold]cmt compare corpus --seeds 5[/]
+    """
+    from cmt_cli.show import console, progress_bar
+    from cmt_training.compare import CompareOptions, Comparison
+    from cmt_training.compare import compare as measure
+    from cmt_training.report import verdict_of, write_comparison
+
+    more: dict[str, Any] = {"preset": preset} | ({"epochs": epochs} if epochs is not None else {})
+    usual = CompareOptions()
+    options = CompareOptions(tuple(range(seeds)), replace(usual.encoders, **more), replace(usual.fusions, **more))
+    with progress_bar("compare") as progress:
+        prepared = prepared_data(data, preset, label_set, State(state), progress)
+        comparison = measure(prepared, options, State(state).root / "compare", progress)
+    path = out / f"{prepared.name}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(comparison.to_json())
+    written = Comparison.from_json(path.read_text())
+    write_comparison(written, out / prepared.name)
+    console.print(comparison_table(written))
+    console.print(f"{verdict_of(written)} Written to {path}, report in {out / prepared.name}", highlight=False)
+
+
+def robustness(folder: Path, preset: str, state: State, progress: Progress) -> Curves:
+    """Test splits of the same generated corpus under one disturbance at a time; none for other data."""
+    from cmt_training.disturbed import disturbed_corpora
+
+    return {
+        name: [(level, prepared_data(made, preset, None, state, progress)) for level, made in points]
+        for name, points in disturbed_corpora(folder, state.root / "corpora", progress).items()
+    }
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Metrics before and after scaling, of every subset, and of each label."""
+    from rich.table import Table
+
+    title = f"{evaluation.model} on {evaluation.data}, {evaluation.split}: temperature {evaluation.temperature:.3f}"
+    table = Table("", *(name.replace("_", " ") for name in MEASURES), "items", title=title, title_justify="left")
+    rows = {"before temperature scaling": evaluation.uncalibrated, "calibrated": evaluation.calibrated}
+    rows |= evaluation.subsets
+    for name, metrics in rows.items():
+        table.add_row(name, *(f"{getattr(metrics, key):.4f}" for key in MEASURES), str(metrics.count))
+    for label, f1, support in zip(evaluation.labels, evaluation.f1, evaluation.support, strict=True):
+        table.add_row(f"F1 of {label}", f"{f1:.4f}", *[""] * (len(MEASURES) - 1), str(support))
+    return table
+
+
+def comparison_table(comparison: Any) -> Table:
+    """Each model with its intervals, and how far the CMT is from each baseline."""
+    from rich.table import Table
+
+    from cmt_training.report import model_rows
+
+    title = f"{comparison.data}, test split, {len(comparison.seeds)} seeds: mean [95 % interval]"
+    table = Table("model", "weighted F1", "cross-entropy", "ECE", "CMT minus it: F1", title=title, title_justify="left")
+    differences: Mapping[str, Any] = comparison.differences
+    for name, weighted_f1, cross_entropy, ece, _ in model_rows(comparison):
+        difference = str(differences[name].weighted_f1) if name in differences else ""
+        table.add_row(name, weighted_f1, cross_entropy, ece, difference)
+    return table

@@ -1,0 +1,81 @@
+"""Options and connections of the verbs that work on a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cmt_rollout.cluster import Cluster
+    from cmt_rollout.kubernetes_target import KubernetesTarget
+    from cmt_rollout.layout import ClusterOptions
+
+KubernetesOption = Annotated[
+    bool, typer.Option("--kubernetes", help="The pods of a cluster, set up by `cmt deploy`, instead of a server.")
+]
+ContextOption = Annotated[
+    str | None, typer.Option(help="Context of the kubeconfig; its current one by default, in a pod that pod's cluster.")
+]
+NamespaceOption = Annotated[str, typer.Option(help="Namespace of the cluster.")]
+ReadyOption = Annotated[float, typer.Option(help="Seconds that pods of a cluster may take to get ready.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force-conflicts", help="Take fields over that others set on the cluster.")
+]
+DEFAULT_NAMESPACE = "cmt"
+DEFAULT_READY_S = 900.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the pods are. store: URL that they pull releases from, looked into beforehand if it is given."""
+
+    context: str | None
+    namespace: str
+    ready_timeout_s: float = DEFAULT_READY_S
+    force_conflicts: bool = False
+    store: str | None = None
+
+    def timing(self, canary_share: float = 0.0) -> ClusterOptions:
+        from cmt_rollout.layout import ClusterOptions
+
+        return ClusterOptions(
+            canary_share=canary_share, ready_timeout_s=self.ready_timeout_s, force_conflicts=self.force_conflicts
+        )
+
+    def cluster(self) -> Cluster:
+        """ClusterError where there is none to go to."""
+        from cmt_rollout.errors import ClusterError
+
+        try:
+            from cmt_rollout.cluster import connect
+        except ModuleNotFoundError as error:
+            raise ClusterError(f"{error.name} isn't installed; pip install 'cmt-triton[kubernetes]'") from error
+        return connect(self.context, self.namespace)
+
+
+@contextlib.contextmanager
+def kubernetes_target(
+    place: Place, canary_share: float, say: Callable[[str], None]
+) -> Iterator[list[KubernetesTarget]]:
+    """The pods of a namespace as the one target of an upgrade."""
+    cluster = place.cluster()
+    from cmt_export.store import open_store
+    from cmt_rollout.cluster import in_cluster
+    from cmt_rollout.kubernetes_target import KubernetesTarget
+    from cmt_rollout.reach import DirectReach, PortForwardReach
+
+    target = KubernetesTarget(
+        cluster,
+        DirectReach() if in_cluster() else PortForwardReach(cluster),
+        place.timing(canary_share),
+        in_store=open_store(place.store).show if place.store else None,
+        say=say,
+    )
+    try:
+        yield [target]
+    finally:
+        target.close()

@@ -1,0 +1,456 @@
+"""EmulatedApi: an HTTP server on 127.0.0.1 that answers as a Kubernetes API server would.
+
+It has: versions and generations, optimistic conflicts, server-side apply with field managers (simplified, see
+ownership.py), merge patches, dry runs, selectors, watches with bookmarks and expiry, evictions, leases, port
+forwarding, RBAC, restarts and refusals on demand. It hasn't: schemas, admission, subresources beyond those, TLS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from emulated_api.controllers import Controllers
+from emulated_api.forwarding import accept_key, exactly, forward
+from emulated_api.ownership import Conflict, Owners, applied, dotted, merged, owned_leaves, updated
+from emulated_api.rights import Rights
+from emulated_api.store import Key, Object, Store
+
+#: group/version -> plural -> (kind, namespaced)
+KINDS: dict[str, dict[str, tuple[str, bool]]] = {
+    "v1": {
+        "namespaces": ("Namespace", False),
+        "pods": ("Pod", True),
+        "services": ("Service", True),
+        "configmaps": ("ConfigMap", True),
+        "secrets": ("Secret", True),
+        "serviceaccounts": ("ServiceAccount", True),
+        "persistentvolumes": ("PersistentVolume", False),
+        "persistentvolumeclaims": ("PersistentVolumeClaim", True),
+    },
+    "apps/v1": {"deployments": ("Deployment", True), "replicasets": ("ReplicaSet", True)},
+    "policy/v1": {"poddisruptionbudgets": ("PodDisruptionBudget", True)},
+    "coordination.k8s.io/v1": {"leases": ("Lease", True)},
+    "networking.k8s.io/v1": {"networkpolicies": ("NetworkPolicy", True)},
+    "autoscaling/v2": {"horizontalpodautoscalers": ("HorizontalPodAutoscaler", True)},
+    "rbac.authorization.k8s.io/v1": {"roles": ("Role", True), "rolebindings": ("RoleBinding", True)},
+}
+BOOKMARK_S, STEP_S = 0.3, 0.02
+
+
+class Refused(Exception):
+    """An answer that is a Status."""
+
+    def __init__(self, code: int, reason: str, message: str, headers: dict[str, str] | None = None, **details: Any):
+        super().__init__(message)
+        self.code, self.headers = code, headers or {}
+        self.status = {"kind": "Status", "code": code, "reason": reason, "message": message, "details": details}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, taken apart. name and subresource are "" where the path has none."""
+
+    method: str
+    version: str
+    plural: str
+    namespace: str
+    name: str
+    subresource: str
+    query: dict[str, str]
+    body: Any
+    headers: Any
+
+    @property
+    def key(self) -> Key:
+        return self.plural, self.namespace, self.name
+
+    @property
+    def dry_run(self) -> bool:
+        return self.query.get("dryRun") == "All"
+
+
+class EmulatedApi:
+    """A context manager. users: token -> rights; backend: where a pod's forwarded port leads."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.controllers = Controllers(self.store)
+        self.users = {"admin": Rights()}
+        self.backend: Callable[[Object, int], tuple[str, int]] | None = None
+        self.before: list[Callable[[Request], None]] = []  # may raise Refused, or change the store
+        self.asked: list[str] = []
+        self.owners: dict[Key, Owners] = {}
+        self.connections: set[socket.socket] = set()
+        self.over = threading.Event()
+        self.cut = threading.Event()
+        self.port = 0
+        self._server: ThreadingHTTPServer | None = None
+        self._mover = threading.Thread(target=self._move, daemon=True)
+
+    def __enter__(self) -> EmulatedApi:
+        self._listen()
+        self._mover.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._mover.join()
+        self._hang_up()
+
+    def restart(self, down_s: float) -> None:
+        """Every connection dies, and new ones are refused for a while. Back at once; what is stored stays."""
+        self._hang_up()
+        threading.Timer(down_s, self._listen).start()
+
+    def refuse(self, times: int, code: int = 429, retry_after_s: int | None = None) -> None:
+        """The next requests get this answer."""
+        left = [times]
+
+        def refuse(_: Request) -> None:
+            if left[0] > 0:
+                left[0] -= 1
+                headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+                raise Refused(code, "TooManyRequests", "too many requests, please try again later", headers)
+
+        self.before.append(refuse)
+
+    def kubeconfig(self, path: Path) -> Path:
+        """A context for each user, named as its token is; `admin` is the current one."""
+        names = list(self.users)
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "emulated", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
+            "users": [{"name": name, "user": {"token": name}} for name in names],
+            "contexts": [{"name": name, "context": {"cluster": "emulated", "user": name}} for name in names],
+            "current-context": "admin",
+        }
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    def answer(self, request: Request, user: str) -> Object:
+        self._authorize(request, user)
+        for hook in list(self.before):
+            hook(request)
+        with self.store.changed:
+            if request.subresource == "eviction":
+                return self._evict(request)
+            if request.method == "GET":
+                return self._get(request)
+            if request.method == "POST":
+                return self._create(request)
+            if request.method == "DELETE":
+                return self._delete(request)
+            return self._change(request)
+
+    def events(self, request: Request) -> Iterator[Object]:
+        """Of a watch, until its time is over or it is cut off."""
+        version = int(request.query.get("resourceVersion", self.store.version))
+        end = time.monotonic() + float(request.query.get("timeoutSeconds", 60))
+        told = time.monotonic()
+        kind, _ = KINDS[request.version][request.plural]
+        while time.monotonic() < end and not self.over.is_set():
+            with self.store.changed:
+                if version < self.store.oldest:
+                    status = Refused(410, "Expired", f"too old resource version: {version}").status
+                    yield {"type": "ERROR", "object": status}
+                    return
+                new = [entry for entry in self.store.history if entry[0] > version]
+                if not new:
+                    self.store.changed.wait(0.05)
+            for number, event, key, item in new:
+                version = number
+                if key[0] == request.plural and self._matches(request, item):
+                    yield {"type": event, "object": item}
+            if time.monotonic() - told > BOOKMARK_S:
+                told = time.monotonic()
+                mark = {"kind": kind, "metadata": {"resourceVersion": str(version)}}
+                yield {"type": "BOOKMARK", "object": mark}
+
+    def _authorize(self, request: Request, user: str) -> None:
+        rights = self.users.get(user)
+        if rights is None:
+            raise Refused(401, "Unauthorized", "Unauthorized")
+        group = request.version.rpartition("/")[0]
+        resource = "/".join(filter(None, (request.plural, request.subresource)))
+        name = request.name or request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        for verb in _verbs(request):
+            if not rights.allow(group, resource, verb, "" if verb == "create" and not request.name else name):
+                raise Refused(403, "Forbidden", f'{resource} "{name}" is forbidden: User "{user}" cannot {verb} it')
+
+    def _get(self, request: Request) -> Object:
+        if request.name:
+            return self._there(request)
+        items = [item for item in self.store.items(request.plural) if self._matches(request, item)]
+        return {"kind": "List", "items": items, "metadata": {"resourceVersion": str(self.store.version)}}
+
+    def _create(self, request: Request) -> Object:
+        item = request.body
+        item["metadata"].setdefault("namespace", request.namespace)
+        key = (request.plural, request.namespace, item["metadata"]["name"])
+        if self.store.get(key) is not None:
+            raise Refused(409, "AlreadyExists", f'{request.plural} "{key[2]}" already exists')
+        return self._keep(request, key, item, {_manager(request): set(owned_leaves(item))})
+
+    def _delete(self, request: Request) -> Object:
+        item = self._there(request)
+        if request.plural == "pods":
+            self.controllers.remove_pod(item)
+        else:
+            self.store.remove(request.key)
+        if request.plural == "namespaces":
+            for plural in [plural for kinds in KINDS.values() for plural in kinds]:
+                for inside in self.store.items(plural):
+                    if inside["metadata"].get("namespace") == request.name:
+                        self.store.remove((plural, request.name, inside["metadata"]["name"]))
+        return {"kind": "Status", "status": "Success"}
+
+    def _change(self, request: Request) -> Object:
+        kind = request.headers.get("Content-Type", "")
+        if kind.startswith("application/apply-patch"):
+            return self._apply(request)
+        before = self._there(request)
+        if request.method == "PATCH" and not kind.startswith("application/merge-patch"):
+            raise Refused(415, "UnsupportedMediaType", f"{kind} isn't emulated")
+        after = merged(before, request.body) if request.method == "PATCH" else request.body
+        version = request.body.get("metadata", {}).get("resourceVersion")
+        if version not in (None, before["metadata"]["resourceVersion"]):
+            message = f"Operation cannot be fulfilled on {request.name}: the object has been modified"
+            raise Refused(409, "Conflict", message)
+        owners = updated(before, after, self.owners.get(request.key, {}), _manager(request))
+        return self._keep(request, request.key, after, owners)
+
+    def _apply(self, request: Request) -> Object:
+        live, owners = self.store.get(request.key), self.owners.get(request.key, {})
+        if "force" not in request.query or not (manager := request.query.get("fieldManager")):
+            raise Refused(400, "BadRequest", "fieldManager and force are expected here")
+        namespace = {"namespace": request.namespace} if request.namespace else {}
+        body = {**request.body, "metadata": {**request.body["metadata"], **namespace}}
+        try:
+            item, owners = applied(live, owners, manager, body, request.query["force"] == "true")
+        except Conflict as conflict:
+            causes = [
+                {
+                    "reason": "FieldManagerConflict",
+                    "message": f'conflict with "{name}" using apps/v1',
+                    "field": dotted(path),
+                }
+                for name, path in conflict.fields
+            ]
+            message = f"Apply failed with {len(causes)} conflicts"
+            raise Refused(409, "Conflict", message, causes=causes) from None
+        return self._keep(request, request.key, item, owners)
+
+    def _keep(self, request: Request, key: Key, item: Object, owners: Owners) -> Object:
+        if request.namespace and self.store.get(("namespaces", "", request.namespace)) is None:
+            raise Refused(404, "NotFound", f'namespaces "{request.namespace}" not found')
+        _validate(item)
+        if request.dry_run:
+            return item
+        item["metadata"]["managedFields"] = [
+            {"manager": name, "fieldsV1": {"emulated": sorted(map(dotted, paths))}} for name, paths in owners.items()
+        ]
+        self.owners[key] = owners
+        before = self.store.get(key)
+        if before is not None and _apart(before) == _apart(item):
+            return before
+        return self.store.put(key, item)
+
+    def _evict(self, request: Request) -> Object:
+        pod = self._there(request)
+        if not self.controllers.allows_eviction(pod):
+            message = "Cannot evict pod as it would violate the pod's disruption budget."
+            cause = {"reason": "DisruptionBudget", "message": message}
+            raise Refused(429, "TooManyRequests", message, {"Retry-After": "1"}, causes=[cause])
+        self.controllers.remove_pod(pod)
+        return {"kind": "Status", "status": "Success"}
+
+    def _there(self, request: Request) -> Object:
+        item = self.store.get(request.key)
+        if item is None:
+            raise Refused(404, "NotFound", f'{request.plural} "{request.name}" not found')
+        return item
+
+    def _matches(self, request: Request, item: Object) -> bool:
+        metadata = item["metadata"]
+        pairs = [pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair]
+        name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        return (
+            metadata.get("namespace", "")
+            in (request.namespace, *([] if request.namespace else [metadata.get("namespace")]))
+            and all(metadata.get("labels", {}).get(key) == value for key, value in pairs)
+            and (not name or metadata["name"] == name)
+        )
+
+    def _listen(self) -> None:
+        if self.over.is_set():
+            return
+        handler = type("Handler", (_Handler,), {"api": self})
+        ThreadingHTTPServer.allow_reuse_address = True
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.cut.clear()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def _hang_up(self) -> None:
+        self.cut.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _move(self) -> None:
+        while not self.over.wait(STEP_S):
+            with self.store.changed:
+                self.controllers.step()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    api: EmulatedApi
+    protocol_version = "HTTP/1.1"
+    rbufsize = 0  # forwarding selects on the socket
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.api.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.api.connections.discard(self.connection)
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except OSError:
+            self.close_connection = True
+
+    def _any(self) -> None:
+        user = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        size = int(self.headers.get("Content-Length", 0))
+        body = exactly(self.rfile, size)
+        self.api.asked.append(f"{self.command} {self.path}")
+        try:
+            path = urlsplit(self.path).path
+            if (version := path.removeprefix("/apis/").removeprefix("/api/")) in KINDS:
+                self._send(200, _discovery(version))
+                return
+            request = _taken_apart(self.command, self.path, json.loads(body or "null"), self.headers)
+            if request.subresource == "portforward":
+                self._forward(request, user)
+            elif request.query.get("watch") == "true":
+                self._watch(request, user)
+            else:
+                self._send(200, self.api.answer(request, user))
+        except Refused as refused:
+            self._send(refused.code, refused.status, refused.headers)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815
+
+    def _send(self, code: int, answer: Object, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(code)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _watch(self, request: Request, user: str) -> None:
+        self.api._authorize(request, user)
+        for hook in list(self.api.before):
+            hook(request)
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in self.api.events(request):
+            line = json.dumps(event).encode() + b"\n"
+            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            if self.api.cut.is_set():
+                return
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _forward(self, request: Request, user: str) -> None:
+        self.api._authorize(request, user)
+        pod, port = self.api._there(request), int(request.query["ports"])
+        assert self.api.backend is not None, "no backend to forward to"
+        self.send_response(101, "Switching Protocols")
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", accept_key(self.headers["Sec-WebSocket-Key"]))
+        self.send_header("Sec-WebSocket-Protocol", self.headers["Sec-WebSocket-Protocol"].split(",")[0])
+        self.end_headers()
+        forward(self.connection, self.rfile, port, self.api.backend(pod, port))  # type: ignore[arg-type]
+        self.close_connection = True
+
+
+def _taken_apart(method: str, url: str, body: Any, headers: Any) -> Request:
+    parts = urlsplit(url)
+    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    root, *rest = parts.path.strip("/").split("/")
+    version = rest.pop(0) if root == "api" else "/".join((rest.pop(0), rest.pop(0)))
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        namespace, rest = rest[1], rest[2:]
+    plural, name, subresource = (*rest, "", "")[:3]
+    if plural not in KINDS.get(version, {}):
+        raise Refused(404, "NotFound", "the server could not find the requested resource")
+    return Request(method, version, plural, namespace, name, subresource, query, body, headers)
+
+
+def _verbs(request: Request) -> list[str]:
+    if request.subresource == "portforward":
+        return ["get", "create"]  # both, since 1.35
+    if request.method == "GET" and not request.name:
+        return ["watch" if request.query.get("watch") == "true" else "list"]
+    return [{"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[request.method]]
+
+
+def _manager(request: Request) -> str:
+    return request.query.get("fieldManager") or request.headers.get("User-Agent", "unknown").split("/")[0]
+
+
+def _validate(item: Object) -> None:
+    """The one rule that server-side apply can break here without an emulated schema."""
+    if item["kind"] == "Deployment":
+        for kind in ("containers", "initContainers"):
+            for place, container in enumerate(item["spec"]["template"]["spec"].get(kind, ())):
+                if "image" not in container:
+                    raise Refused(422, "Invalid", f"spec.template.spec.{kind}[{place}].image: Required value")
+
+
+def _apart(item: Object) -> Object:
+    """An object without what changes by itself."""
+    kept = {key: value for key, value in item["metadata"].items() if key not in ("managedFields", "resourceVersion")}
+    return {**item, "metadata": kept}
+
+
+def _discovery(version: str) -> Object:
+    resources = [
+        {"name": plural, "kind": kind, "namespaced": namespaced}
+        for plural, (kind, namespaced) in KINDS[version].items()
+    ]
+    return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}

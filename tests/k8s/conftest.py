@@ -1,0 +1,48 @@
+"""Namespaces for the tests of upgrades on Kubernetes; k8s_place.py says where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmt_export.release import Release
+from cmt_rollout import kubernetes_target, rollout
+from k8s_place import Place, place_of, played_golden
+from small_releases import make
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """An empty namespace, and pods of a few bytes whose golden requests are played."""
+    monkeypatch.setattr(rollout, "golden_faults", played_golden)
+    monkeypatch.setattr(kubernetes_target, "golden_faults", played_golden)
+    monkeypatch.setattr(kubernetes_target, "fits", lambda manifest, served: [])
+    monkeypatch.setattr(rollout, "live_like", lambda options: [{"text": "Well."}] * options.samples)
+    monkeypatch.setattr(rollout, "PAUSE_S", 0.01)
+    monkeypatch.setattr(kubernetes_target, "POLL_S", 0.05)
+    with place_of(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+def deployed(place: Place) -> Place:
+    """Release 1 serves."""
+    place.deploy()
+    place.events.clear()
+    return place
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> list[Release]:
+    """[0] is release 1."""
+    return [make(tmp_path / "releases", fuse=name) for name in ("one", "two", "three")]
+
+
+@pytest.fixture
+def emulated(deployed: Place) -> Place:
+    """The same, where failures can be played."""
+    if deployed.emulation is None:
+        pytest.skip("needs the emulated API server")
+    return deployed

@@ -1,0 +1,212 @@
+"""Rules, dashboard and autoscaling against the real promtool and the real server's metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cmt_client import EmotionClient, InvalidInput
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.stages import STAGES
+from cmt_server.server import TritonServer
+from rendering import K8S, one, rendered
+
+PROMTOOL = shutil.which("promtool")
+ALERT_TESTS = Path(__file__).with_name("alerts.yaml")
+
+#: Metrics that Triton doesn't make, and whose they are.
+FOREIGN = {
+    "up": "Prometheus",
+    "kube_deployment_status_replicas_available": "kube-state-metrics",
+    "kube_deployment_spec_replicas": "kube-state-metrics",
+    "container_memory_working_set_bytes": "the kubelet",
+    "container_spec_memory_limit_bytes": "the kubelet",
+    "container_cpu_usage_seconds_total": "the kubelet",
+}
+#: Triton's, where it sees a GPU: names as its documentation gives them, not seen here.
+ON_A_GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
+#: Values that Grafana and prometheus-adapter put in for their own words.
+FILLED_IN = {
+    "$__rate_interval": "5m",
+    "$namespace": "cmt",
+    "<<.Series>>": "nv_inference_pending_request_count",
+    "<<.LabelMatchers>>": 'namespace="cmt"',
+    "<<.GroupBy>>": "pod",
+}
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def expressions() -> dict[str, str]:
+    """Every query in k8s/, by where it stands, as PromQL."""
+    found = {f"rule {rule.get('record') or rule['alert']}": rule["expr"] for rule in rules()}
+    dashboard = json.loads(one(rendered("cpu, HPA"), "ConfigMap", "cmt-triton-dashboard")["data"]["cmt-triton.json"])
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
+    scaled = one(rendered("gpu, KEDA"), "ScaledObject", "cmt-triton")
+    found["KEDA"] = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    found["prometheus-adapter"] = adapter_rule()["metricsQuery"]
+    for word, value in FILLED_IN.items():
+        found = {where: expression.replace(word, value) for where, expression in found.items()}
+    return found
+
+
+def adapter_rule() -> dict[str, Any]:
+    config = one(rendered("cpu, HPA"), "ConfigMap", "cmt-triton-adapter-rules")["data"]["config.yaml"]
+    (rule,) = yaml.safe_load(config)["rules"]
+    return dict(rule)
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Names that stand where a metric does: before a selector, a bracket, an operator or the end."""
+    bare = re.sub(r'"[^"]*"', '""', re.sub(r"\b(by|on|without|group_left)\s*\([^)]*\)", "", expression))
+    bare = re.sub(r"\{[^}]*\}", "{}", bare)
+    return {
+        name for name in re.findall(r"[a-z_:][a-z0-9_:]*(?![a-z0-9_:(\s]*\()", bare) if "_" in name or name == "up"
+    } - {"avg_over_time"}
+
+
+@pytest.fixture(scope="module")
+def metrics(server: TritonServer) -> dict[str, set[str]]:
+    """What the real server tells after one request and a refused one: metric -> its lines."""
+    with EmotionClient(server.grpc_url, retries=0) as client:
+        client.predict(text="Hello?")
+        with pytest.raises(InvalidInput):
+            client.predict(image=b"no image")
+    found: dict[str, set[str]] = {}
+    for line in _scraped(server):
+        found.setdefault(re.split(r"[{ ]", line)[0], set()).add(line)
+    return found
+
+
+def _scraped(server: TritonServer) -> Iterator[str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
+        yield from (line for line in response.read().decode().splitlines() if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_every_metric_named_is_one_that_the_server_gives(metrics: dict[str, set[str]], where: str) -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    named = metrics_in(expressions()[where])
+    assert named
+    assert named <= metrics.keys() | recorded | FOREIGN.keys() | ON_A_GPU
+
+
+def test_a_metric_that_isnt_there_would_be_found(metrics: dict[str, set[str]]) -> None:
+    for name in ("nv_inference_queue_seconds", "nv_inference_request_latency"):
+        assert metrics_in(f'sum by (pod, model) (rate({name}{{model=~"a"}}[5m])) / 2 > 0') == {name}
+        assert name not in metrics
+
+
+def test_stages_and_pipelines_are_those_of_the_contract(metrics: dict[str, set[str]]) -> None:
+    """Each query means all stages, or all pipelines; `emotion.*` isn't a stage, nor the other way round."""
+    served = {
+        found[1] for line in metrics["nv_inference_request_success"] if (found := re.search('model="(.*?)"', line))
+    }
+    assert served == set(STAGES) | set(PIPELINES)
+    for where, expression in expressions().items():
+        for pattern in re.findall(r'model=~"(.*?)"', expression):
+            assert {name for name in served if re.fullmatch(pattern, name)} in (set(STAGES), set(PIPELINES)), where
+
+
+def test_a_refused_request_is_two_failures_of_its_pipeline_and_none_of_a_stage(server: TritonServer) -> None:
+    """Why the rules halve failures and can't tell refused inputs from broken stages."""
+
+    def failures() -> dict[str, float]:
+        lines = [line for line in _scraped(server) if line.startswith("nv_inference_request_failure")]
+        counted = {(m[1], m[2]): float(line.split()[-1]) for line in lines if (m := _labels(line))}
+        return {f"{model} {reason}": count for (model, reason), count in counted.items()}
+
+    before = failures()
+    with EmotionClient(server.grpc_url, retries=0) as client:
+        for _ in range(3):
+            with pytest.raises(InvalidInput):
+                client.predict(image=b"no image", text="Hello?")
+    after = failures()
+    assert {name: after[name] - before[name] for name in after if after[name] != before.get(name, 0)} == {
+        "emotion_image_text OTHER": 6
+    }
+
+
+def _labels(line: str) -> re.Match[str] | None:
+    return re.search(r'model="(.*?)",reason="(.*?)"', line)
+
+
+def test_the_version_of_a_pipeline_is_the_release(server: TritonServer, metrics: dict[str, set[str]]) -> None:
+    with EmotionClient(server.grpc_url) as client:
+        release = client.predict(text="Hello?").release
+    assert any(f'model="emotion_text",version="{release}"' in line for line in metrics["nv_inference_request_success"])
+
+
+def test_what_the_autoscaler_asks_for_is_what_the_adapter_gives() -> None:
+    (metric,) = one(rendered("cpu, HPA"), "HorizontalPodAutoscaler", "cmt-triton")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == adapter_rule()["name"]["as"]
+    threshold = one(rendered("gpu, KEDA"), "ScaledObject", "cmt-triton")["spec"]["triggers"][0]["metadata"]["threshold"]
+    assert threshold == metric["pods"]["target"]["averageValue"]
+
+
+def test_every_panel_has_a_place_and_a_unit() -> None:
+    panels = json.loads((K8S / "components" / "monitoring" / "dashboard.json").read_text())["panels"]
+    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels}
+    assert len(places) == len({p["id"] for p in panels}) == len(panels)
+    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
+
+
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool isn't installed: Debian's package prometheus")
+
+
+def promtool(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(PROMTOOL), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+@needs_promtool
+def test_promtool_accepts_the_rules_and_every_query(tmp_path: Path) -> None:
+    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    queries = [{"record": f"query:{n}", "expr": each} for n, each in enumerate(expressions().values())]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": queries}]}))
+    checked = promtool("check", "rules", "rules.yaml", "queries.yaml", folder=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(rules())} rules found" in checked.stdout
+    assert f"{len(queries)} rules found" in checked.stdout
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    shutil.copy(ALERT_TESTS, tmp_path)
+    tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert {rule["alert"] for rule in rules() if "alert" in rule} == {
+        case["alertname"]
+        for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"]
+        for case in test["alert_rule_test"]
+    }
+
+
+@needs_promtool
+def test_an_alert_that_doesnt_fire_would_be_found(tmp_path: Path) -> None:
+    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
+    text = yaml.safe_dump(groups).replace(
+        "cmt:pipeline_failure_ratio:rate5m > 0.05", "cmt:pipeline_failure_ratio:rate5m > 0.5"
+    )
+    (tmp_path / "rules.yaml").write_text(text)
+    shutil.copy(ALERT_TESTS, tmp_path)
+    tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
+    assert tested.returncode != 0
+    assert "CmtPipelineFailures" in tested.stdout + tested.stderr

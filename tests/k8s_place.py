@@ -1,0 +1,192 @@
+"""A namespace to try upgrades in: of the cluster that CMT_TEST_KUBECONFIG names, else of an emulated API server.
+
+On a real cluster CMT_TEST_IMAGE names an image that its nodes can run and that does nothing, such as `pause`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmt_client import EmotionClient, FakeTransport
+from cmt_client.transport import Transport
+from cmt_export.release import Release
+from cmt_rollout import rollout
+from cmt_rollout.cluster import Cluster, connect
+from cmt_rollout.deploy import DeployOptions, deploy
+from cmt_rollout.kubernetes_target import KubernetesTarget
+from cmt_rollout.layout import CANARY, STABLE, TRAFFIC, ClusterOptions, release_of
+from cmt_rollout.options import Event, Following, RolloutOptions
+from cmt_rollout.pods import Pod, pods_of
+from emulated_api.server import EmulatedApi
+from small_releases import INFO
+
+Object = dict[str, Any]
+
+KUBECONFIG = os.environ.get("CMT_TEST_KUBECONFIG")
+IMAGE = os.environ.get("CMT_TEST_IMAGE", "registry.k8s.io/pause:3.10")
+REPLICAS = 2
+QUICK = RolloutOptions(canary_s=0.01, watch_s=0.01, samples=7, max_slowdown=1e6, drain_s=60)
+EMULATED = ClusterOptions(0.5, ready_timeout_s=10, fault_grace_s=0.2, lease_s=2, tick_s=1)
+REAL = ClusterOptions(0.5, ready_timeout_s=180, fault_grace_s=20, lease_s=10, tick_s=5)
+TIMING = REAL if KUBECONFIG else EMULATED
+
+
+@dataclass
+class PlayedReach:
+    """Pods answer as their label says they would. wrong: pods by name that answer from another release."""
+
+    wrong: Callable[[Pod], bool] = lambda _: False
+    asked: list[str] = field(default_factory=list)
+
+    def transport(self, pod: Pod) -> Transport:
+        self.asked.append(pod.name)
+        return FakeTransport(replace(INFO, release=int(pod.release) + 100 * self.wrong(pod)))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Place:
+    """The namespace. emulation: None on a real cluster."""
+
+    cluster: Cluster
+    kubeconfig: Path
+    emulation: EmulatedApi | None
+    reach: PlayedReach = field(default_factory=PlayedReach)
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> str:
+        return self.cluster.namespace
+
+    def deploy(self, items: list[Object] | None = None, timing: ClusterOptions = TIMING, **options: Any) -> None:
+        deploy(self.cluster, items or manifests(self.namespace), DeployOptions(**options), timing, self.events.append)
+
+    def target(self, timing: ClusterOptions = TIMING, say: Callable[[str], None] = lambda _: None) -> KubernetesTarget:
+        return KubernetesTarget(self.cluster, self.reach, timing, say=say)
+
+    def upgrade(
+        self,
+        release: Release,
+        options: RolloutOptions = QUICK,
+        timing: ClusterOptions = TIMING,
+        at: Mapping[str, Callable[[], None]] | None = None,
+    ) -> None:
+        """at: what happens when a step starts."""
+
+        def told(event: Event) -> None:
+            self.events.append(event)
+            if at and event.state == "started" and event.step in at:
+                at[event.step]()
+
+        report = Following(told)
+        rollout.upgrade([self.target(timing, report.say)], release, options, report)
+
+    def rollback(self) -> None:
+        rollout.rollback([self.target()], pytest.fail, self.events.append)
+
+    def deployment(self, name: str = STABLE) -> Object:
+        return self.cluster.request("GET", self.cluster.path("deployments", name, "apps/v1"))
+
+    def live(self) -> int | None:
+        return release_of(self.deployment())
+
+    def pods(self, **labels: str) -> list[Pod]:
+        return [pod for pod in pods_of(self.cluster, labels or {"app.kubernetes.io/name": STABLE}) if not pod.leaving]
+
+    def with_traffic(self) -> list[Pod]:
+        """The pods that the Services select."""
+        return [pod for pod in self.pods() if pod.labels.get(TRAFFIC) == "yes"]
+
+    def settled(self, release: int) -> None:
+        """Asserts that this release serves and nothing of another is left."""
+        wait_until(lambda: len(self.pods()) == REPLICAS)
+        assert self.live() == release
+        assert {pod.release for pod in self.pods()} == {str(release)}
+        assert self.deployment(CANARY)["spec"]["replicas"] == 0
+        assert len(self.with_traffic()) == REPLICAS
+
+    def said(self, step: str, state: str = "passed") -> str:
+        return next(e.detail for e in reversed(self.events) if (e.step, e.state) == (step, state))
+
+
+@contextmanager
+def place_of(folder: Path) -> Iterator[Place]:
+    if KUBECONFIG is None:
+        with EmulatedApi() as emulation:
+            kubeconfig = emulation.kubeconfig(folder / "kubeconfig")
+            yield Place(connect(None, "cmt", kubeconfig, patience_s=5), kubeconfig, emulation)
+        return
+    cluster = connect(None, f"cmt-test-{secrets.token_hex(4)}", Path(KUBECONFIG))
+    try:
+        yield Place(cluster, Path(KUBECONFIG), None)
+    finally:
+        path = f"/api/v1/namespaces/{cluster.namespace}"
+        if cluster.find(path) is not None:
+            cluster.request("DELETE", path)
+
+
+def played_golden(client: EmotionClient, release: Release) -> list[str]:
+    came = client.predict(text="Well.").release
+    return [] if came == release.number else [f"text: release {came} answered"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = TIMING.ready_timeout_s) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it didn't come about"
+        time.sleep(0.05)
+
+
+def manifests(namespace: str, image: str = IMAGE, replicas: int = REPLICAS) -> list[Object]:
+    """What `k8s/base` and the canary component come down to, for pods that do nothing."""
+    names = {"app.kubernetes.io/name": STABLE}
+    everything: list[Object] = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": STABLE},
+            "spec": {"selector": {**names, TRAFFIC: "yes"}, "ports": [{"name": "grpc", "port": 8001}]},
+        },
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": {"name": STABLE},
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {**names, "cmt/track": "stable"}}},
+        },
+        _deployment(STABLE, {**names, "cmt/track": "stable"}, {TRAFFIC: "yes"}, image, replicas),
+        _deployment(CANARY, {**names, "cmt/track": "canary"}, {}, image, 0),
+    ]
+    for item in everything[1:]:
+        item["metadata"]["namespace"] = namespace
+    return everything
+
+
+def _deployment(name: str, labels: dict[str, str], more: dict[str, str], image: str, replicas: int) -> Object:
+    container = {"image": image, "env": [{"name": "CMT_RELEASE", "value": "1"}, {"name": "HOME", "value": "/tmp"}]}
+    pod: Object = {"containers": [{"name": "triton", **container}], "terminationGracePeriodSeconds": 1}
+    if KUBECONFIG is None:  # one that does nothing would never end
+        pod["initContainers"] = [{"name": "pull-release", **container}]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "progressDeadlineSeconds": 120 if KUBECONFIG else 2,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": {**labels, **more, "cmt/release": "1"}}, "spec": pod},
+        },
+    }

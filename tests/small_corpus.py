@@ -1,0 +1,94 @@
+"""A corpus of a few dozen items whose image, sound and words each tell the label, for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from cmt_pipeline.buckets import SAMPLE_RATE_HZ
+from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset
+from cmt_training.examples import SPLITS, DataSet, Example, Media
+
+LABELS = ("neutral", "joy", "anger")
+WORDS = {
+    "neutral": ("the meeting is at noon", "it is on the table"),
+    "joy": ("what a wonderful happy day", "i love this so much"),
+    "anger": ("i hate this stupid thing", "get out of here now"),
+}
+
+#: Encoders of a few thousand weights, without any dropout; MiniLM as it is.
+TINY = Preset(
+    "tiny",
+    {
+        "image": EncoderPreset(
+            None,
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+        "audio": EncoderPreset(
+            None,
+            {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "conv_dim": (8,) * 7,
+                "num_conv_pos_embedding_groups": 4,
+                "num_conv_pos_embeddings": 16,
+                "hidden_dropout": 0.0,
+                "attention_dropout": 0.0,
+                "activation_dropout": 0.0,
+                "feat_proj_dropout": 0.0,
+            },
+        ),
+        "text": PRESETS["mini"].encoders["text"],
+    },
+    FusionSize(layers=1, heads=2, feed_forward_width=16, dropout=0.0),
+)
+
+PRESETS[TINY.name] = TINY
+
+
+def small_corpus(folder: Path, counts: tuple[int, int, int] = (24, 9, 9), seed: int = 0) -> DataSet:
+    """counts: items of training, validation and test. Every fifth item lacks one modality."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for split, count in zip(SPLITS, counts, strict=True):
+        for number in range(count):
+            label = LABELS[number % len(LABELS)]
+            name = f"{split}-{number}"
+            image, audio = folder / f"{name}.png", folder / f"{name}.wav"
+            _image(label, rng).save(image)
+            soundfile.write(audio, _sound(label, rng), SAMPLE_RATE_HZ)
+            absent = ("image", "audio", "text")[number // 5 % 3] if number % 5 == 4 else ""
+            examples.append(
+                Example(
+                    id=name,
+                    split=split,
+                    label=label,
+                    image=None if absent == "image" else Media(image),
+                    audio=None if absent == "audio" else Media(audio),
+                    text=None if absent == "text" else str(rng.choice(WORDS[label])),
+                    valence=float(LABELS.index(label) - 1) if number % 2 else None,
+                    arousal=0.5 if number % 2 else None,
+                )
+            )
+    return DataSet("small", "meld", tuple(examples))
+
+
+def _image(label: str, rng: np.random.Generator) -> Image.Image:
+    """A bright disc, whose colour tells the label."""
+    pixels = rng.integers(0, 60, (40, 40, 3))
+    pixels[8:32, 8:32, LABELS.index(label)] += 150
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _sound(label: str, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """A tone, whose pitch tells the label, of 0.3 to 0.6 s."""
+    time = np.arange(int(rng.uniform(0.3, 0.6) * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    tone = np.sin(2 * np.pi * (200, 500, 1200)[LABELS.index(label)] * time)
+    sound = 0.3 * tone + 0.02 * rng.standard_normal(len(time))
+    return sound.astype(np.float32)

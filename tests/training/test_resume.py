@@ -1,0 +1,54 @@
+"""A training that was killed goes on to the very same result."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from cmt_export.checkpoint import WEIGHTS_FILE
+from cmt_training.prepare import Prepared
+from cmt_training.train import train
+from small_training import OPTIONS, command, environment, silent, without_times
+
+LONGER = replace(OPTIONS, epochs=6, patience=6)
+
+
+def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: Path) -> None:
+    child = subprocess.Popen(command(prepared, tmp_path / "killed", LONGER), env=environment())
+    run = tmp_path / "killed.run"
+    try:
+        deadline = time.monotonic() + 120
+        while not [*run.glob("epoch-*")] and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert [*run.glob("epoch-*")]
+    assert not (tmp_path / "killed").exists()
+    threads = torch.get_num_threads()
+    try:
+        train(prepared, LONGER, tmp_path / "killed", silent, resume=True)
+        train(prepared, LONGER, tmp_path / "whole", silent)
+    finally:
+        torch.set_num_threads(threads)
+    one, two = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("killed", "whole"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert without_times(run) == without_times(tmp_path / "whole.run")
+
+
+def test_a_half_written_state_is_passed_over(prepared: Prepared, tmp_path: Path) -> None:
+    options = replace(OPTIONS, model="text", epochs=2)
+    train(prepared, options, tmp_path / "a", silent)
+    (tmp_path / "a").rename(tmp_path / "first")
+    (tmp_path / "a.run" / "epoch-0009").mkdir()  # as a removal that was cut short leaves it
+    (tmp_path / "a.run" / ".draft-1").mkdir()
+    state = train(prepared, options, tmp_path / "a", silent, resume=True)
+    assert state.epoch == 2
+    assert (tmp_path / "a" / WEIGHTS_FILE).read_bytes() == (tmp_path / "first" / WEIGHTS_FILE).read_bytes()

@@ -1,0 +1,133 @@
+"""Training: every model learns, the checkpoint is whole, trained, calibrated and small."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cmt_export.checkpoint import WEIGHTS_FILE, checkpoint_from_preset, load_checkpoint, save_checkpoint
+from cmt_training.batches import Randomness, Reader, epoch_order, raw_sources
+from cmt_training.examples import DataError
+from cmt_training.options import MODELS, Model
+from cmt_training.prepare import Prepared
+from cmt_training.state import TrainState
+from cmt_training.train import finished, share_of_peak, train
+from cmt_training.trainee import class_weights
+from small_training import OPTIONS, silent
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) -> None:
+    epochs = 10 if model in ("image", "audio") else 3
+    state = train(prepared, replace(OPTIONS, model=model, epochs=epochs, patience=epochs), tmp_path / "out", silent)
+    best = state.history[state.best_epoch - 1]
+    assert best["validation_weighted_f1"] > (0.4 if model == "audio" else 0.6)
+    assert best["training_loss"] < state.history[0]["training_loss"] or state.best_epoch == 1
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert (checkpoint.config.trained, checkpoint.config.model) == (True, model)
+    assert float(checkpoint.model.fusion.temperature) != 1.0
+    assert all(parameter.dtype == torch.float32 for parameter in checkpoint.model.parameters())
+    assert [*tmp_path.glob("out.run/logs/events*")]
+    history = json.loads((tmp_path / "out.run" / "history.json").read_text())
+    assert [row["epoch"] for row in history["history"]] == list(range(1, state.epoch + 1))
+
+
+def test_published_weights_stay_out_unless_they_were_trained(prepared: Prepared, tmp_path: Path) -> None:
+    text = replace(OPTIONS, model="text", epochs=1)
+    for layers in (0, 1):
+        train(prepared, replace(text, text_layers=layers, text_learning_rate=1e-2), tmp_path / str(layers), silent)
+    frozen, trained = (load_checkpoint(tmp_path / name) for name in ("0", "1"))
+    assert frozen.config.encoders["text"].weights_sha256 is not None
+    assert not [k for k in load_file(tmp_path / "0" / WEIGHTS_FILE) if k.startswith("encoders.text.backbone")]
+    assert trained.config.encoders["text"].weights_from is None
+    states = [c.model.encoders["text"].backbone.state_dict() for c in (frozen, trained)]
+    moved = {k for k in states[0] if (states[0][k] - states[1][k]).abs().max() > 5e-3}
+    assert moved
+    assert all("encoder.layer.5." in name for name in moved)
+
+
+def test_half_precision_keeps_the_answers(prepared: Prepared, tmp_path: Path) -> None:
+    checkpoint = checkpoint_from_preset("mini", "meld")
+    save_checkpoint(checkpoint, tmp_path / "half", half=True)
+    assert (tmp_path / "half" / WEIGHTS_FILE).stat().st_size < 11e6
+    stored = load_checkpoint(tmp_path / "half").model.state_dict()
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert stored[name].dtype == tensor.dtype
+        assert torch.allclose(stored[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    lacking = replace(prepared, items=tuple(item for item in prepared.items if item.split != "validation"))
+    with pytest.raises(DataError, match="the split 'validation' of 'small' is empty"):
+        train(lacking, OPTIONS, tmp_path / "a", silent)
+    train(prepared, replace(OPTIONS, model="image", epochs=1), tmp_path / "b", silent)
+    with pytest.raises(ValueError, match="exists; name a new folder"):
+        train(prepared, OPTIONS, tmp_path / "b", silent)
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="holds a training; go on with --resume"):
+        train(prepared, OPTIONS, tmp_path / "b", silent)
+    with pytest.raises(ValueError, match="holds a training with other options"):
+        train(prepared, OPTIONS, tmp_path / "b", silent, resume=True)
+    with pytest.raises(ValueError, match="text_layers came as 9; expected 0 to 6"):
+        train(prepared, replace(OPTIONS, text_layers=9), tmp_path / "c", silent)
+    with pytest.raises(ValueError, match="epochs came as 0"):
+        replace(OPTIONS, epochs=0)
+
+
+def test_a_loss_that_is_no_number_ends_training(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the loss became NaN or infinite.*lower --learning-rate"):
+        train(prepared, replace(OPTIONS, learning_rate=1e30, warm_up=0.0), tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_epoch_is_a_permutation_in_batches_of_like_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 1000).tolist()
+    batches = epoch_order(range(1000), lengths, 8, seed=1, epoch=2)
+    assert sorted(index for batch in batches for index in batch) == list(range(1000))
+    assert np.mean([np.ptp([lengths[i] for i in batch]) for batch in batches]) < 15
+    assert batches == epoch_order(range(1000), lengths, 8, seed=1, epoch=2)
+    assert batches != epoch_order(range(1000), lengths, 8, seed=1, epoch=3)
+
+
+def test_modality_dropout_leaves_something_and_depends_on_the_item_alone(prepared: Prepared) -> None:
+    reader = Reader(prepared, raw_sources(prepared))
+    randomness = Randomness(seed=0, epoch=1, modality_dropout=0.9, augment=True)
+    batch = reader.batch(range(20), randomness)
+    had = reader.batch(range(20)).presence
+    assert (batch.presence.sum(dim=1) >= 1).all()
+    assert (batch.presence <= had).all()
+    assert batch.presence.sum() < had.sum()
+    again = reader.batch([7, 3], randomness)
+    assert again.presence.tolist() == batch.presence[[7, 3]].tolist()
+    for name in set(again.inputs) - {"input_values"}:  # which are padded to other lengths
+        assert torch.equal(again.inputs[name][0].flatten()[:50], batch.inputs[name][7].flatten()[:50])
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    options = replace(OPTIONS, epochs=10, warm_up=0.1)
+    rates = [share_of_peak(step, 10, options) for step in range(1, 101)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == 1.0
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+
+
+def test_training_ends_when_it_no_longer_helps() -> None:
+    options = replace(OPTIONS, epochs=10, patience=2)
+    assert not finished(TrainState({}, epoch=4, best_epoch=3), options)
+    assert finished(TrainState({}, epoch=5, best_epoch=3), options)
+    assert finished(TrainState({}, epoch=10, best_epoch=10), options)
+
+
+def test_class_weights_are_one_on_average() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    for power, ratio in ((0.0, 1.0), (0.5, 3.0), (1.0, 9.0)):
+        weights = class_weights(labels, 2, power)
+        assert float(weights[1] / weights[0]) == pytest.approx(ratio)
+        assert float(weights[labels].mean()) == pytest.approx(1.0)

@@ -1,0 +1,186 @@
+"""Batches of a prepared data set.
+
+Whatever is random about an item (what of it is dropped, how it is changed) follows from seed, epoch and item alone, and
+the order from seed and epoch: an epoch is the same whoever runs it, how often it was interrupted before, and in however
+many processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_pipeline.labels import labels_of
+from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.tensors import Array
+from cmt_training.augment import changed_pixels, changed_sound
+from cmt_training.prepare import IMAGE_SHAPE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE, Item, Prepared, as_pixel_values
+
+MIXED = 16  # batches that are filled from one run of shuffled items, sorted by the length of their sound
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: ready tensors by name; presence [n, 3]; labels [n]; valence_arousal [n, 2], NaN where there is none."""
+
+    inputs: dict[str, Tensor]
+    presence: Tensor
+    labels: Tensor
+    valence_arousal: Tensor
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Of one epoch. modality_dropout: chance of an item to lose a modality; augment: whether media are changed."""
+
+    seed: int
+    epoch: int
+    modality_dropout: float
+    augment: bool
+
+    def of(self, item: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, item))
+
+
+class Source(Protocol):
+    """Where the tensors of one modality come from."""
+
+    def read(self, items: Sequence[Item | None], generators: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
+        """Tensors [n, …] by name; zeros for None. generators: one an item, for random changes."""
+
+
+class Pixels:
+    def __init__(self, prepared: Prepared) -> None:
+        self._pixels, self._config = prepared.array(PIXELS_FILE), prepared.preprocess
+
+    def read(self, items: Sequence[Item | None], generators: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
+        pixels = np.zeros((len(items), *IMAGE_SHAPE), np.uint8)
+        for row, item in enumerate(items):
+            if item is not None:
+                found = self._pixels[item.image]
+                pixels[row] = changed_pixels(found, generators[row]) if generators else found
+        return {"pixel_values": torch.from_numpy(as_pixel_values(pixels, self._config))}
+
+
+class Sounds:
+    """Padded to the longest of the batch: padding changes no answer."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._samples = prepared.array(SAMPLES_FILE)
+
+    def read(self, items: Sequence[Item | None], generators: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
+        sounds = []
+        for row, item in enumerate(items):
+            start, count = item.audio if item is not None and item.audio else (0, 0)
+            sound = self._samples[start : start + count].astype(np.float32)
+            sounds.append(changed_sound(sound, generators[row]) if generators and count else sound)
+        padded, counts = padded_rows(sounds)
+        return {"input_values": padded, "num_samples": counts[:, None]}
+
+
+class Rows:
+    """Rows of an array, as long as an item's tokens are many: token ids, or what a frozen encoder made of them."""
+
+    def __init__(self, rows: Array) -> None:
+        self._rows = rows
+
+    def read(self, items: Sequence[Item | None], _: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
+        spans = [item.text if item is not None and item.text else (0, 0) for item in items]
+        dtype = np.int64 if self._rows.dtype.kind == "i" else np.float32
+        padded, counts = padded_rows([self._rows[start : start + count].astype(dtype) for start, count in spans])
+        # One token of an absent text stays open: its features are masked later, and a softmax needs one to be defined.
+        mask = torch.arange(padded.shape[1])[None, :] < counts[:, None].clamp(min=1)
+        return {"input_ids": padded, "attention_mask": mask.to(torch.int64)}
+
+
+class Reader:
+    """Reads batches out of one source a modality."""
+
+    def __init__(self, prepared: Prepared, sources: dict[str, Source]) -> None:
+        self.items, self._sources = prepared.items, sources
+        names = labels_of(prepared.label_set)
+        self._labels = np.array([names.index(item.label) for item in prepared.items], np.int64)
+
+    def batch(
+        self, indices: Sequence[int], randomness: Randomness | None = None, only: NDArray[np.int64] | None = None
+    ) -> Batch:
+        """The items of these indices. only [3]: modalities that may be there; others are left out."""
+        generators = [randomness.of(index) for index in indices] if randomness is not None else None
+        items = [self.items[index] for index in indices]
+        presence = np.array([[item.has(m) for m in MODALITIES] for item in items], np.int64)
+        if only is not None:
+            presence *= only
+        if randomness is not None and generators is not None:
+            presence = np.stack([_dropped(p, randomness, g) for p, g in zip(presence, generators, strict=True)])
+        changing = generators if randomness is not None and randomness.augment else None
+        inputs: dict[str, Tensor] = {}
+        for column, m in enumerate(MODALITIES):
+            if presence[:, column].any():
+                present = [item if there else None for item, there in zip(items, presence[:, column], strict=True)]
+                inputs |= self._sources[m].read(present, changing)
+        targets = [[_or_nan(item.valence), _or_nan(item.arousal)] for item in items]
+        return Batch(
+            inputs, torch.from_numpy(presence), torch.from_numpy(self._labels[list(indices)]), torch.tensor(targets)
+        )
+
+    def labels(self, indices: Sequence[int]) -> Array:
+        """[n] int64."""
+        found: Array = self._labels[list(indices)]
+        return found
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Of each item's sound, in samples."""
+        return [audio[1] if (audio := self.items[index].audio) is not None else 0 for index in indices]
+
+
+def raw_sources(prepared: Prepared, text: Array | None = None) -> dict[str, Source]:
+    """The prepared media; text: rows beside tokens.npy that stand for the token ids."""
+    tokens = text if text is not None else prepared.array(TOKENS_FILE)
+    return {"image": Pixels(prepared), "audio": Sounds(prepared), "text": Rows(tokens)}
+
+
+def epoch_order(indices: Sequence[int], lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of up to `size` in random order, of items whose sounds are about equally long."""
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(indices))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), MIXED * size):
+        run = sorted(order[start : start + MIXED * size], key=lambda position: lengths[position])
+        batches += [[indices[p] for p in run[first : first + size]] for first in range(0, len(run), size)]
+    return [batches[position] for position in rng.permutation(len(batches))]
+
+
+def by_length(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Batches for evaluation, of items whose sounds are about equally long."""
+    order = sorted(range(len(indices)), key=lambda position: lengths[position])
+    return [[indices[p] for p in order[first : first + size]] for first in range(0, len(order), size)]
+
+
+def padded_rows(rows: Sequence[Array]) -> tuple[Tensor, Tensor]:
+    """Rows [length, …] -> [n, longest, …] with zeros behind, and the lengths [n]."""
+    longest = max(1, *(len(row) for row in rows))
+    padded = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded), torch.tensor([len(row) for row in rows])
+
+
+def _dropped(presence: Array, randomness: Randomness, generator: np.random.Generator) -> Array:
+    """Presence [3] with some modalities left out; one always stays."""
+    there = np.flatnonzero(presence)
+    gone = there[generator.random(len(there)) < randomness.modality_dropout]
+    if len(gone) and len(gone) == len(there):
+        gone = np.setdiff1d(there, generator.choice(there, 1))
+    kept = presence.copy()
+    kept[gone] = 0
+    return kept
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

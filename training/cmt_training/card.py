@@ -1,0 +1,73 @@
+"""A model card (Mitchell et al. 2019, arXiv 1810.03993) out of an evaluation: data, figures, limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cmt_training.metrics import Metrics
+
+if TYPE_CHECKING:
+    from cmt_training.evaluate import Evaluation
+
+CARD_FILE = "MODEL_CARD.md"
+
+#: data set -> what it is, and what follows from that for whoever uses the model.
+DATA = {
+    "generated": (
+        "a generated corpus: drawn faces, synthesised speech, sentences of a grammar. No person was recorded",
+        "What it knows of faces and voices is what drawings and a synthesiser show. On real people its answers mean "
+        "nothing, and its figures stand beside no published score.",
+    ),
+    "meld": (
+        "MELD (Poria et al. 2019): utterances of one television series, acted and in English",
+        "Acted emotions of a few actors; other people, languages and situations are not covered.",
+    ),
+    "iemocap": (
+        "IEMOCAP (Busso et al. 2008): dyadic sessions of ten actors, in English",
+        "Acted emotions of ten actors; other people, languages and situations are not covered.",
+    ),
+    "affectnet": (
+        "AffectNet (Mollahosseini et al. 2017): faces from the web, labelled by single raters",
+        "Labels say what a rater saw in a face, not what a person felt; groups are represented unevenly.",
+    ),
+}
+UNKNOWN = ("data of its own", "Nothing is known here of whom the data represents.")
+
+
+def model_card(evaluation: Evaluation) -> str:
+    """Markdown."""
+    source, limit = DATA.get(evaluation.data, UNKNOWN)
+    metrics = {"all modalities, before temperature scaling": evaluation.uncalibrated}
+    metrics |= {name.replace("+", ", "): found for name, found in evaluation.subsets.items()}
+    parts = [
+        f"# {evaluation.model} ({evaluation.preset}), trained on {evaluation.data}",
+        f"Reads emotion ({', '.join(evaluation.labels)}; label set `{evaluation.label_set}`) from an image of a face, "
+        "a speech clip and a text, or any of them.",
+        f"**Data.** {source[0].upper()}{source[1:]}.",
+        f"**Not for real decisions about people.** {limit}",
+        f"**Figures** of the {evaluation.split} split, probabilities calibrated with temperature "
+        f"{evaluation.temperature:.3f}:",
+        _table(("modalities", "items", "weighted F1", "macro F1", "cross-entropy", "ECE"), _rows(metrics)),
+        _table(("label", "F1", "items"), _per_label(evaluation)),
+        f"**Conditions.** `{json.dumps(dict(evaluation.conditions), sort_keys=True)}`",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+    return [
+        (name, str(m.count), f"{m.weighted_f1:.3f}", f"{m.macro_f1:.3f}", f"{m.cross_entropy:.3f}", f"{m.ece:.3f}")
+        for name, m in metrics.items()
+    ]
+
+
+def _per_label(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    found = zip(evaluation.labels, evaluation.f1, evaluation.support, strict=True)
+    return [(label, f"{f1:.3f}", str(support)) for label, f1, support in found]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,256 @@
+"""The Cross-Modal Transformer against its baselines over several seeds: same encoders, same data, same budget.
+
+For each seed the three encoders are trained once, jointly, each under a light head of its own that sees its modality
+alone. Then they are frozen, and every model (each modality alone, late fusion, concatenation, conventional transformer,
+CMT) is trained on their features: same items in the same order, same optimizer, same most epochs, same stopping rule,
+its temperature set on the validation split. The test split is read once, at the end.
+
+    WORK/…/seed-0/encoders/       how far the encoders' training is
+    WORK/…/seed-0/cmt.json        a model's figures; what has one isn't trained again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmt_export.baselines import fusion_of
+from cmt_export.checkpoint import checkpoint_from_preset
+from cmt_export.model import CrossModalTransformer
+from cmt_export.typed_json import parsed, typed
+from cmt_pipeline.labels import labels_of
+from cmt_pipeline.presets import preset_of
+from cmt_training.batches import Reader, Source, raw_sources
+from cmt_training.conditions import conditions
+from cmt_training.features import feature_sources, given_encoders
+from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.metrics import Metrics, metrics_of, softmax
+from cmt_training.options import MODELS, Model, TrainOptions
+from cmt_training.predict import predict
+from cmt_training.prepare import Prepared, Progress
+from cmt_training.statistics import Claim, Difference, Interval, claim_of, interval_of, paired, percent
+from cmt_training.train import Task, calibrate, fit
+from cmt_training.trainee import Trainee, modalities_of
+
+#: What the paper's abstract claims over strong multimodal baselines (arXiv 2601.14259).
+CLAIMED_PERCENT = {"weighted_f1": 3.0, "cross_entropy": -12.9}
+ENCODERS = TrainOptions(epochs=10)
+FUSIONS = TrainOptions(epochs=10, learning_rate=5e-4)
+METHOD = (
+    "Per seed, the encoders are trained once, each under a light head of its own; every model is then trained on their "
+    "frozen features with the same items, order, optimizer, epochs and stopping rule. Temperatures are set on the "
+    "validation split; figures are of the test split; intervals are 95 %, Student's t over seeds, differences paired."
+)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """encoders, fusions: how each of the two steps is trained; their `model` and `seed` are set for each run."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoders: TrainOptions = ENCODERS
+    fusions: TrainOptions = FUSIONS
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < 2:
+            raise ValueError(f"seeds came as {list(self.seeds)}; expected two or more different ones")
+        if self.encoders.preset != self.fusions.preset:
+            raise ValueError(f"presets came as {self.encoders.preset} and {self.fusions.preset}; expected one for both")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and seed: its test figures, and how many epochs its best weights took."""
+
+    metrics: Metrics
+    temperature: float
+    best_epoch: int
+    seconds: float
+    fusion_parameters: int
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A model over all seeds."""
+
+    weighted_f1: Interval
+    macro_f1: Interval
+    accuracy: Interval
+    cross_entropy: Interval
+    ece: Interval
+    fusion_parameters: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """differences: CMT minus each baseline; verdict: the paper's claims against the strongest baseline of a measure."""
+
+    data: str
+    preset: str
+    seeds: tuple[int, ...]
+    method: str
+    models: Mapping[str, ModelResult]
+    differences: Mapping[str, Difference]
+    verdict: Mapping[str, Claim]
+    conditions: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """ValueError for what isn't one."""
+        values = parsed(text)
+        known = values.pop("conditions", {})
+        found = typed(_Stored, values, "comparison")
+        return cls(**{name: getattr(found, name) for name in _Stored.__dataclass_fields__}, conditions=known)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What of a Comparison has a type throughout."""
+
+    data: str
+    preset: str
+    seeds: tuple[int, ...]
+    method: str
+    models: Mapping[str, ModelResult]
+    differences: Mapping[str, Difference]
+    verdict: Mapping[str, Claim]
+
+
+def compare(data: Prepared, options: CompareOptions, work: Path, progress: Progress) -> Comparison:
+    """Trains and measures every model for every seed; what `work` holds of the same recipe isn't done again."""
+    recipe = {"options": asdict(options) | {"seeds": None}, "data": data.folder.name, "torch": torch.__version__}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    runs: dict[Model, list[Run]] = {model: [] for model in MODELS}
+    for number, seed in enumerate(options.seeds):
+        folder = work / f"{data.name}-{digest}" / f"seed-{seed}"
+        seeded = _Seed(data, options, seed, folder, _part(progress, f"seed {seed}", number, len(options.seeds)))
+        for model, run in seeded.runs().items():
+            runs[model].append(run)
+    return summary(data, options, runs)
+
+
+def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[Run]]) -> Comparison:
+    """Runs of every model, one a seed in the same order -> the comparison."""
+    models: dict[str, ModelResult] = {model: _result(found) for model, found in runs.items()}
+    baselines = {name: found for name, found in models.items() if name != "cmt"}
+    ours = models["cmt"]
+    return Comparison(
+        data=data.name,
+        preset=options.fusions.preset,
+        seeds=options.seeds,
+        method=METHOD,
+        models=models,
+        differences={
+            name: Difference(
+                paired(ours.weighted_f1, found.weighted_f1),
+                paired(ours.cross_entropy, found.cross_entropy),
+                percent(ours.weighted_f1, found.weighted_f1),
+                percent(ours.cross_entropy, found.cross_entropy),
+            )
+            for name, found in baselines.items()
+        },
+        verdict={
+            measure: claim_of(
+                measure,
+                claimed,
+                getattr(ours, measure),
+                [(n, getattr(found, measure)) for n, found in baselines.items()],
+            )
+            for measure, claimed in CLAIMED_PERCENT.items()
+        },
+        conditions=conditions(
+            data=data.folder.name,
+            items={split: len(data.of(split)) for split in ("train", "validation", "test")},
+            seeds=list(options.seeds),
+            options={"encoders": asdict(options.encoders), "fusions": asdict(options.fusions)},
+            training_seconds=round(sum(run.seconds for found in runs.values() for run in found)),
+        ),
+    )
+
+
+class _Seed:
+    """All models of one seed."""
+
+    def __init__(self, data: Prepared, options: CompareOptions, seed: int, folder: Path, progress: Progress) -> None:
+        self.data, self.folder, self.progress = data, folder, progress
+        self.labels = len(labels_of(data.label_set))
+        self.encoders = replace(options.encoders, model="late", seed=seed)
+        self.fusions = replace(options.fusions, seed=seed)
+
+    def runs(self) -> dict[Model, Run]:
+        if any(not self._file(model).is_file() for model in MODELS):
+            sources = self._features()
+            for model in MODELS:
+                if not self._file(model).is_file():
+                    self._write(model, self._run(model, sources))
+        shutil.rmtree(self.folder / "features", ignore_errors=True)
+        return {model: typed(Run, parsed(self._file(model).read_text()), str(self._file(model))) for model in MODELS}
+
+    def _features(self) -> dict[str, Source]:
+        """Of encoders that were trained under late fusion's heads."""
+        options = self.encoders
+        checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
+        backbone = without_lower_layers(checkpoint.model, options.text_layers)
+        rows = hidden_rows(backbone, self.data, options.text_layers, self.progress)
+        reader = Reader(self.data, raw_sources(self.data, rows))
+        trainee = Trainee(checkpoint.model, options, self.labels, features=False)
+        task = self._task(trainee, reader, options)
+        told = _part(self.progress, "encoders", 0, 2)
+        fit(task, options, self.folder / "encoders", told, resume=True)
+        return feature_sources(trainee.model, reader, self.data, self.folder / "features", self.progress)
+
+    def _run(self, model: Model, sources: dict[str, Source]) -> Run:
+        options = replace(self.fusions, model=model, augment=False)
+        torch.manual_seed(options.seed)
+        fusion = fusion_of(model, preset_of(options.preset).fusion, self.labels)
+        reader = Reader(self.data, sources)
+        trainee = Trainee(CrossModalTransformer(given_encoders(), fusion), options, self.labels, features=True)
+        task = self._task(trainee, reader, options)
+        told = _part(self.progress, model, len(MODELS) + MODELS.index(model), 2 * len(MODELS))
+        state = fit(task, options, self.folder / model, told, resume=True)
+        only = modalities_of(model)
+        temperature = calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=only))
+        found = predict(trainee.model, reader, self.data.of("test"), only=only)
+        return Run(
+            metrics_of(softmax(found.logits, temperature), found.labels),
+            temperature,
+            state.best_epoch,
+            sum(row["seconds"] for row in state.history),
+            sum(parameter.numel() for parameter in fusion.parameters()),
+        )
+
+    def _task(self, trainee: Trainee, reader: Reader, options: TrainOptions) -> Task:
+        recipe = {"options": asdict(options), "data": self.data.folder.name, "torch": torch.__version__}
+        return Task(trainee, reader, self.data.of("train"), self.data.of("validation"), self.labels, recipe)
+
+    def _file(self, model: Model) -> Path:
+        return self.folder / f"{model}.json"
+
+    def _write(self, model: Model, run: Run) -> None:
+        draft = self._file(model).with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(run), indent=1) + "\n")
+        draft.replace(self._file(model))
+        shutil.rmtree(self.folder / model, ignore_errors=True)
+
+
+def _result(runs: list[Run]) -> ModelResult:
+    measures: dict[str, Any] = {
+        name: interval_of([float(getattr(run.metrics, name)) for run in runs])
+        for name in ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
+    }
+    return ModelResult(**measures, fusion_parameters=runs[0].fusion_parameters)
+
+
+def _part(progress: Progress, name: str, number: int, count: int) -> Progress:
+    """Progress within one of `count` parts."""
+    return lambda what, done: progress(f"{name}: {what}", (number + done) / count)

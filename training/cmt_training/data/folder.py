@@ -1,0 +1,45 @@
+"""A folder -> its data set, whichever it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from cmt_training.data.affectnet import CROPPED_FOLDERS, TABLES, load_affectnet
+from cmt_training.data.generated import CORPUS_FILE, load_generated
+from cmt_training.data.iemocap import RELEASE_FOLDER, load_iemocap
+from cmt_training.data.meld import FILES, load_meld
+from cmt_training.data.reading import require_folder
+from cmt_training.examples import DataError, DataSet
+
+Kind = Literal["meld", "iemocap", "affectnet", "generated"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_LOADERS = {"meld": load_meld, "iemocap": load_iemocap, "affectnet": load_affectnet, "generated": load_generated}
+#: What lies in a data set's folder, any one of them.
+_MARKS: dict[Kind, tuple[str, ...]] = {
+    "generated": (CORPUS_FILE,),
+    "meld": tuple(table for table, _ in FILES.values()),
+    "iemocap": (RELEASE_FOLDER, "Session1"),
+    "affectnet": (*CROPPED_FOLDERS, *TABLES),
+}
+
+
+def open_data_set(folder: Path, kind: Kind | None = None, label_set: str | None = None) -> DataSet:
+    """The data set of a folder; recognised by its layout unless its kind is given. No image or sound is read.
+
+    label_set: for IEMOCAP, `iemocap4` (default) or `iemocap6`; each other data set has one of its own. Raises
+    DataError for a folder, file or line that can't be used; what a data set is known to lack is counted in `skipped`.
+    """
+    require_folder(folder)
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"data set {kind!r} came; expected one of {', '.join(KINDS)}")
+    return _LOADERS[kind or _recognised(folder)](folder, label_set)
+
+
+def _recognised(folder: Path) -> Kind:
+    for kind, marks in _MARKS.items():
+        if any((folder / mark).exists() for mark in marks):
+            return kind
+    expected = "; ".join(f"{kind}: {' or '.join(marks)}" for kind, marks in _MARKS.items())
+    raise DataError(f"{folder} is no data set that is known here; expected in it ({expected}): check its path")

@@ -1,0 +1,77 @@
+"""A generated corpus as `cmt corpus` writes it: corpus.json, and a line of JSON for each example of a split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmt_pipeline.labels import labels_of
+from cmt_training.data.reading import check_label_set, finite, read_text, require_examples, require_folder
+from cmt_training.examples import SPLITS, DataError, DataSet, Example, Media, Split
+
+CORPUS_FILE = "corpus.json"
+NAME = "generated"
+FORMAT = 1
+
+
+def table_of(split: Split) -> str:
+    """The file of a split's examples."""
+    return f"{split}.jsonl"
+
+
+def load_generated(folder: Path, label_set: str | None = None) -> DataSet:
+    """The folder of a corpus; its splits are those that it was made with. Raises DataError."""
+    require_folder(folder)
+    path = folder / CORPUS_FILE
+    corpus = _read_json(read_text(path), str(path))
+    if (corpus.get("name"), corpus.get("format")) != (NAME, FORMAT):
+        raise DataError(f"{path} isn't of a {NAME} corpus of format {FORMAT}: make it again with `cmt corpus`")
+    chosen = check_label_set("the generated corpus", label_set, (str(corpus.get("label_set")),))
+    splits = [split for split in SPLITS if split in corpus["splits"]]
+    labels = labels_of(chosen)
+    examples = []
+    for split in splits:
+        table = folder / table_of(split)
+        for number, line in enumerate(read_text(table).splitlines(), 1):
+            examples.append(_example(line, folder, split, labels, f"{table}, line {number}"))
+    return require_examples(DataSet(NAME, chosen, tuple(examples)), folder, splits)
+
+
+def _example(line: str, folder: Path, split: Split, labels: tuple[str, ...], where: str) -> Example:
+    row = _read_json(line, where)
+    label = row.get("label")
+    if label not in labels:
+        raise DataError(f"{where}: the label is {label!r}; expected one of {', '.join(labels)}: make the corpus again")
+    return Example(
+        id=str(row.get("id")),
+        split=split,
+        label=label,
+        image=_media(row, "image", folder, where),
+        audio=_media(row, "audio", folder, where),
+        text=row.get("text"),
+        valence=finite(str(row.get("valence")), where, "valence"),
+        arousal=finite(str(row.get("arousal")), where, "arousal"),
+        speaker=str(row.get("speaker")),
+        tags={str(key): str(value) for key, value in row.get("tags", {}).items()},
+    )
+
+
+def _media(row: Mapping[str, Any], modality: str, folder: Path, where: str) -> Media | None:
+    name = row.get(modality)
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{where}: the {modality} is {name!r}; expected a file in the corpus: make the corpus again")
+    return Media(folder / name)
+
+
+def _read_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where} isn't JSON ({error}): make the corpus again with `cmt corpus`") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{where} is no JSON object: make the corpus again with `cmt corpus`")
+    return found

@@ -1,0 +1,147 @@
+"""Evaluation of a checkpoint on a prepared data set: metrics, calibration, subsets, robustness."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_export.checkpoint import Checkpoint
+from cmt_pipeline.labels import labels_of
+from cmt_pipeline.modality import MODALITIES, SUBSETS
+from cmt_training.batches import Reader, raw_sources
+from cmt_training.conditions import conditions
+from cmt_training.examples import DataError, Split
+from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
+from cmt_training.predict import Predictions, predict, predict_each
+from cmt_training.prepare import Prepared, Progress
+
+#: Name of a curve (`noise`, `missing`, …) -> the data at each of its rates.
+Curves = Mapping[str, Sequence[tuple[float, Prepared]]]
+NO_CURVES: Curves = {}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `cmt evaluate` measured on one split.
+
+    uncalibrated, calibrated: before and after division of the logits by `temperature`; everything else is calibrated.
+    confusion: row = truth, column = prediction; reliability: (share, confidence, accuracy) a bin, before and after;
+    subsets: by names joined with `+`, over the items that have at least one of them; curves: [rate, Metrics] by name.
+    """
+
+    model: str
+    preset: str
+    data: str
+    label_set: str
+    split: Split
+    temperature: float
+    uncalibrated: Metrics
+    calibrated: Metrics
+    labels: tuple[str, ...]
+    f1: tuple[float, ...]
+    support: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    reliability: Mapping[str, Sequence[tuple[float, float, float]]]
+    subsets: Mapping[str, Metrics]
+    curves: Mapping[str, Sequence[tuple[float, Metrics]]]
+    skipped: Mapping[str, int]
+    conditions: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def evaluate(
+    checkpoint: Checkpoint, data: Prepared, progress: Progress, *, split: Split = "test", curves: Curves = NO_CURVES
+) -> Evaluation:
+    """Measures a checkpoint. Raises DataError for data of another label set and for an empty split."""
+    config = checkpoint.config
+    if data.label_set != config.label_set:
+        raise DataError(
+            f"data with the labels of {data.label_set!r} came; the checkpoint answers with those of "
+            f"{config.label_set!r}: evaluate on data of that label set, or train on this one"
+        )
+    indices, temperature = data.of(split), float(checkpoint.model.fusion.temperature)
+    progress(f"{split}: every subset of modalities", 0.0)
+    onlys = [np.array([int(m in subset) for m in MODALITIES], np.int64) for subset in SUBSETS]
+    with reading(checkpoint, data, progress) as reader:
+        found = predict_each(checkpoint.model, reader, indices, onlys)
+        presence = np.array([[reader.items[i].has(m) for m in MODALITIES] for i in indices])
+    whole = found[0]
+    warm = softmax(whole.logits, temperature)
+    confusion = confusion_matrix(warm, whole.labels)
+    return Evaluation(
+        model=config.model,
+        preset=config.preset,
+        data=data.name,
+        label_set=data.label_set,
+        split=split,
+        temperature=temperature,
+        uncalibrated=metrics_of(softmax(whole.logits), whole.labels),
+        calibrated=metrics_of(warm, whole.labels),
+        labels=labels_of(data.label_set),
+        f1=tuple(f1_per_label(confusion).tolist()),
+        support=tuple(confusion.sum(axis=1).tolist()),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        reliability={
+            "before": reliability(softmax(whole.logits), whole.labels),
+            "after": reliability(warm, whole.labels),
+        },
+        subsets=dict(_subsets(found, onlys, presence, temperature)),
+        curves=_curves(checkpoint, curves, split, temperature, progress),
+        skipped=data.skipped,
+        conditions=conditions(items=len(indices), precision="fp32"),
+    )
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Iterator[Reader]:
+    """A reader for the checkpoint's model, whose text encoder's answers are meanwhile read from the cache."""
+    backbone = without_lower_layers(checkpoint.model, 0)
+    try:
+        yield Reader(data, raw_sources(data, hidden_rows(backbone, data, 0, progress)))
+    finally:
+        cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """evaluation.json, a model card, figures as PNG, and report.html, which holds them all."""
+    from cmt_training.card import CARD_FILE, model_card
+    from cmt_training.report import write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(evaluation.to_json())
+    (folder / CARD_FILE).write_text(model_card(evaluation))
+    write_report(evaluation, folder)
+
+
+def _subsets(
+    found: Sequence[Predictions], onlys: Sequence[NDArray[np.int64]], presence: Floats, temperature: float
+) -> Iterator[tuple[str, Metrics]]:
+    for subset, only, predictions in zip(SUBSETS, onlys, found, strict=True):
+        able = (presence * only).any(axis=1)
+        if able.any():
+            probabilities = softmax(predictions.logits[able], temperature)
+            yield "+".join(subset), metrics_of(probabilities, predictions.labels[able])
+
+
+def _curves(
+    checkpoint: Checkpoint, curves: Curves, split: Split, temperature: float, progress: Progress
+) -> dict[str, list[tuple[float, Metrics]]]:
+    measured: dict[str, list[tuple[float, Metrics]]] = {}
+    for position, (name, points) in enumerate(curves.items()):
+        progress(f"robustness: {name}", position / len(curves))
+        for rate, data in points:
+            with reading(checkpoint, data, progress) as reader:
+                found = predict(checkpoint.model, reader, data.of(split))
+            metrics = metrics_of(softmax(found.logits, temperature), found.labels)
+            measured.setdefault(name, []).append((rate, metrics))
+    return measured

@@ -1,0 +1,116 @@
+"""Metrics of probabilities against labels, and the temperature that calibrates them.
+
+F1 as scikit-learn defines it; expected calibration error and temperature scaling after Guo et al. 2017 (arXiv
+1706.04599).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+
+ECE_BINS = 15
+LOWEST_P = 1e-12
+TEMPERATURES = (0.25, 8.0)
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """count: of items; cross_entropy in nats."""
+
+    count: int
+    weighted_f1: float
+    macro_f1: float
+    accuracy: float
+    cross_entropy: float
+    ece: float
+
+
+def metrics_of(probabilities: Floats, labels: Floats) -> Metrics:
+    """Probabilities [n, labels], labels [n]. ValueError without items or with NaN."""
+    if not len(labels):
+        raise ValueError("0 items came; expected one or more to measure on")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("NaN or infinite probabilities came; expected finite ones: the model has diverged")
+    confusion = confusion_matrix(probabilities, labels)
+    f1, support = f1_per_label(confusion), confusion.sum(axis=1)
+    seen = (confusion.sum(axis=0) + support) > 0
+    return Metrics(
+        count=len(labels),
+        weighted_f1=float((f1 * support).sum() / support.sum()),
+        macro_f1=float(f1[seen].mean()),
+        accuracy=float(np.trace(confusion) / len(labels)),
+        cross_entropy=cross_entropy(probabilities, labels),
+        ece=expected_calibration_error(probabilities, labels),
+    )
+
+
+def confusion_matrix(probabilities: Floats, labels: Floats) -> Floats:
+    """[labels, labels] counts: row = truth, column = prediction."""
+    count = probabilities.shape[1]
+    flat = labels * count + probabilities.argmax(axis=1)
+    counts: Floats = np.bincount(flat, minlength=count * count).reshape(count, count)
+    return counts
+
+
+def f1_per_label(confusion: Floats) -> Floats:
+    """[labels]; 0 for a label that neither occurs nor is predicted."""
+    hits = np.diag(confusion)
+    f1: Floats = 2 * hits / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
+    return f1
+
+
+def cross_entropy(probabilities: Floats, labels: Floats) -> float:
+    """Mean negative log-probability of the truth, in nats."""
+    found = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return abs(float(np.log(found.clip(LOWEST_P)).mean()))
+
+
+def expected_calibration_error(probabilities: Floats, labels: Floats, bins: int = ECE_BINS) -> float:
+    """Mean distance of confidence from accuracy over bins of equal width, weighed by how many fall into each."""
+    return float(
+        sum(
+            share * abs(accuracy - confidence)
+            for share, confidence, accuracy in reliability(probabilities, labels, bins)
+        )
+    )
+
+
+def reliability(probabilities: Floats, labels: Floats, bins: int = ECE_BINS) -> list[tuple[float, float, float]]:
+    """(share of the items, mean confidence, accuracy) of each bin of confidence that holds any."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (0, 1/bins], …
+    return [
+        (float(inside.mean()), float(confidence[inside].mean()), float(correct[inside].mean()))
+        for inside in (bin_of == index for index in range(bins))
+        if inside.any()
+    ]
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """[n, labels] -> probabilities."""
+    scaled = logits.astype(np.float64) / temperature
+    exponential = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    probabilities: Floats = exponential / exponential.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def best_temperature(logits: Floats, labels: Floats, steps: int = 60) -> float:
+    """The temperature of the least cross-entropy, by golden-section search: it is unimodal in the logarithm."""
+    low, high = np.log(TEMPERATURES)
+
+    def loss(at: float) -> float:
+        return cross_entropy(softmax(logits, float(np.exp(at))), labels)
+
+    for _ in range(steps):
+        width = GOLDEN * (high - low)
+        left, right = high - width, low + width
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return float(np.exp((low + high) / 2))

@@ -1,0 +1,63 @@
+"""How a model is trained: every default of `cmt train` and `cmt compare`, written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cmt_pipeline.presets import preset_of
+
+Model = Literal["cmt", "image", "audio", "text", "late", "concat", "conventional"]
+MODELS: tuple[Model, ...] = get_args(Model)
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """model: what is trained; the encoders are the preset's in every case.
+
+    text_layers: how many of the text encoder's last layers are trained (0: none; its hidden states are then computed
+    once). modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of
+    image patches and of audio frames that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv
+    2208.07220): cheaper, and a regulariser. auxiliary: weight of the loss of a light head on each modality alone,
+    which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards.
+    class_weighting: a class counts as its frequency to the power of minus this. patience: epochs without a better
+    validation loss before training stops. threads: 0 takes one for each core.
+    """
+
+    preset: str = "mini"
+    model: Model = "cmt"
+    epochs: int = 16
+    seed: int = 0
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 5e-5
+    weight_decay: float = 0.05
+    warm_up: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    class_weighting: float = 0.5
+    modality_dropout: float = 0.2
+    token_dropout: float = 0.5
+    auxiliary: float = 1.0
+    valence_arousal: float = 0.2
+    augment: bool = True
+    text_layers: int = 0
+    patience: int = 5
+    precision: Precision = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError for a value that can't be trained with."""
+        preset_of(self.preset)
+        for name, accepted in (("model", MODELS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} came as {getattr(self, name)!r}; expected one of {', '.join(accepted)}")
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} came as {getattr(self, name)}; expected 1 or more")
+        for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} came as {getattr(self, name)}; expected 0 or more and less than 1")

@@ -1,0 +1,143 @@
+"""Reports: figures as PNG and one HTML page that holds everything, made of what the JSON says and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmt_training.figures import comparison_figures, figures_of
+
+if TYPE_CHECKING:
+    from cmt_training.compare import Comparison
+    from cmt_training.evaluate import Evaluation
+
+REPORT_FILE = "report.html"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .75rem; border-bottom: 1px solid #ddd }
+td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th { text-align: left }
+img { max-width: 100%; margin: .5rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px }
+"""
+MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> None:
+    """report.html and a PNG for each figure."""
+    figures = figures_of(evaluation)
+    rows = {"before temperature scaling": evaluation.uncalibrated, "after": evaluation.calibrated}
+    body = [
+        f"<h1>{html.escape(evaluation.model)} on {html.escape(evaluation.data)}, {evaluation.split} split</h1>",
+        f"<p>Preset {html.escape(evaluation.preset)}, label set {html.escape(evaluation.label_set)}, "
+        f"{evaluation.calibrated.count} items, temperature {evaluation.temperature:.3f}."
+        f"{_warning(evaluation.data)}</p>",
+        _metrics_table(rows),
+        "<h2>Per label</h2>",
+        table(("label", "F1", "items"), _per_label(evaluation)),
+        "<h2>Subsets of modalities</h2>",
+        _metrics_table(evaluation.subsets),
+        "<h2>Figures</h2>",
+        *_images(figures),
+        "<h2>Skipped</h2>",
+        table(("reason", "count"), [(reason, str(count)) for reason, count in evaluation.skipped.items()]),
+        "<h2>Conditions</h2>",
+        _preformatted(evaluation.conditions),
+    ]
+    _write(folder, f"{evaluation.model} on {evaluation.data}", body, figures)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """report.html and a PNG for each figure."""
+    figures = comparison_figures(comparison)
+    body = [
+        f"<h1>{len(comparison.models)} models, {len(comparison.seeds)} seeds, {html.escape(comparison.data)}</h1>",
+        f"<p>{html.escape(comparison.method)}{_warning(comparison.data)}</p>",
+        table(("model", "weighted F1", "cross-entropy", "ECE", "parameters"), model_rows(comparison)),
+        "<h2>CMT minus each baseline</h2>",
+        table(("baseline", "weighted F1", "cross-entropy", "cross-entropy, %"), difference_rows(comparison)),
+        "<h2>Verdict</h2>",
+        f"<p>{html.escape(verdict_of(comparison))}</p>",
+        "<h2>Figures</h2>",
+        *_images(figures),
+        "<h2>Conditions</h2>",
+        _preformatted(comparison.conditions),
+    ]
+    _write(folder, f"{comparison.data}: models compared", body, figures)
+
+
+def model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row a model: weighted F1, cross-entropy and ECE with intervals, parameters of the fusion."""
+    return [
+        (name, str(found.weighted_f1), str(found.cross_entropy), str(found.ece), f"{found.fusion_parameters:,}")
+        for name, found in comparison.models.items()
+    ]
+
+
+def difference_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row a baseline: how far CMT is from it."""
+    return [
+        (name, str(found.weighted_f1), str(found.cross_entropy), f"{found.cross_entropy_percent:+.1f}")
+        for name, found in comparison.differences.items()
+    ]
+
+
+def verdict_of(comparison: Comparison) -> str:
+    """Whether the paper's claims hold here, in a sentence for each."""
+    sentences = []
+    for claim in comparison.verdict.values():
+        met = "met" if claim.met else "not met"
+        sentences.append(
+            f"{claim.measure} {claim.claimed_percent:+.1f} %: {met}; {claim.found_percent:+.1f} % "
+            f"against {claim.baseline}, the difference {claim.difference} "
+            f"{'excludes' if claim.significant else 'includes'} 0."
+        )
+    return " ".join(sentences)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; everything is escaped."""
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{body}</table>"
+
+
+def _metrics_table(rows: Mapping[str, Any]) -> str:
+    head = ("", *(name.replace("_", " ") for name in MEASURES), "items")
+    found = [(name, *(f"{getattr(m, key):.4f}" for key in MEASURES), str(m.count)) for name, m in rows.items()]
+    return table(head, found)
+
+
+def _per_label(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    found = zip(evaluation.labels, evaluation.f1, evaluation.support, strict=True)
+    return [(label, f"{f1:.3f}", str(support)) for label, f1, support in found]
+
+
+def _warning(data: str) -> str:
+    return " Generated data: these figures say nothing about people." if data == "generated" else ""
+
+
+def _images(figures: Mapping[str, bytes]) -> list[str]:
+    return [
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for name, png in figures.items()
+    ]
+
+
+def _preformatted(values: Mapping[str, Any]) -> str:
+    return f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
+
+
+def _write(folder: Path, title: str, body: Sequence[str], figures: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, png in figures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    page = [
+        '<!doctype html><html lang="en"><meta charset="utf-8">',
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
+        *body,
+        "</html>",
+    ]
+    (folder / REPORT_FILE).write_text("\n".join(page) + "\n")
