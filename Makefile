@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format test-base model-repository bench-upgrade clean
+.PHONY: demo test check checkov format test-base model-repository bench-upgrade clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -19,6 +19,13 @@ check: $(VENV)/.installed  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint server/Dockerfile
+
+checkov: $(VENV)/.installed .cmt/checkov/bin/checkov  ## checkov on the rendered manifests
+	$(BIN)/pytest tests/k8s/test_manifests.py -k checkov
+
+.cmt/checkov/bin/checkov:  # its dependencies are pinned to others than ours
+	$(PYTHON) -m venv .cmt/checkov
+	.cmt/checkov/bin/pip install --quiet --disable-pip-version-check "checkov==3.3.*"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

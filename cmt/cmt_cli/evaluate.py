@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder of report, figures and JSON; beside the checkpoint.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     label_set: LabelSetOption = None,
+    summary: Annotated[Path | None, typer.Option(help="JSON file of the main figures, besides.")] = None,
     curves: Annotated[bool, typer.Option(help="Robustness, where the corpus is a generated one.")] = True,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -40,6 +42,7 @@ def evaluate(
     from cmt_training.evaluate import evaluate as measure
     from cmt_training.evaluate import write_evaluation
     from cmt_training.examples import SPLITS
+    from cmt_training.train import how_it_was_trained
 
     chosen = {name: name for name in SPLITS}.get(split)  # type: ignore[call-overload]
     if chosen is None:
@@ -51,8 +54,12 @@ def evaluate(
             data, opened.config.preset, label_set or opened.config.label_set, State(state), progress
         )
         found = robustness(data, opened.config.preset, State(state), progress) if curves else {}
-        evaluation = measure(opened, prepared, progress, split=chosen, curves=found)
+        training = how_it_was_trained(checkpoint)
+        evaluation = measure(opened, prepared, progress, split=chosen, curves=found, training=training)
     write_evaluation(evaluation, folder)
+    if summary is not None:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        summary.write_text(json.dumps(evaluation.summary(), indent=1) + "\n")
     console.print(evaluation_table(evaluation))
     console.print(f"report, figures and JSON in {folder}", highlight=False)
 

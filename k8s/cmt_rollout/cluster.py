@@ -24,6 +24,7 @@ from cmt_rollout.layout import NAMESPACE, Object
 
 PATIENCE_S = 60.0
 CONNECT_S, ANSWER_S = 5.0, 30.0
+BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
 #: Too many requests, or the server is starting, stopping or out of reach behind its proxy.
 PASSING = frozenset({429, 500, 502, 503, 504})
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
@@ -172,9 +173,8 @@ def connect(
         if inside:
             config.load_incluster_config(client_configuration=configuration)
         else:
-            config.load_kube_config(
-                str(kubeconfig) if kubeconfig else None, context=context, client_configuration=configuration
-            )
+            file = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")  # the client looks when imported
+            config.load_kube_config(file, context=context, client_configuration=configuration)
     except config.ConfigException as error:
         raise ClusterError(f"no cluster to go to: {error}; name one with --context, or set KUBECONFIG") from error
     name = context or ("this cluster" if inside else configuration.host)
@@ -200,7 +200,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
     """What the server asks for, else longer and longer."""
     error = state.outcome.exception() if state.outcome else None
     asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    return float(asked) if asked.isdigit() else tenacity.wait_exponential_jitter(0.1, 5.0, jitter=0.1)(state)
+    return float(asked) if asked.isdigit() else BACKOFF(state)
 
 
 def _ours(error: ApiException) -> ClusterError:

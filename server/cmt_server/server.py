@@ -27,6 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 POLL_S = 0.05
 GROUP_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
+STUB = "triton_python_backend_stub"
 
 #: Called with the number of pipelines that answer and of all there are.
 ReadyProgress = Callable[[int, int], None]
@@ -88,7 +89,7 @@ class TritonServer:
 
     def start(self, progress: ReadyProgress | None = None) -> None:
         """Returns once every pipeline answers. Raises ServerError, with the cause from the log, if one can't."""
-        _remove_regions_of_the_dead()
+        _clean_up_after_the_dead()
         self.options.work.mkdir(parents=True, exist_ok=True)
         binary = find_tritonserver(self.options.work)
         with self.log.open("wb") as log:
@@ -203,12 +204,23 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _remove_regions_of_the_dead() -> None:
-    """Memory regions of servers whose supervisor was killed together with them."""
-    for region in SHARED_MEMORY.glob("cmt-*-*-*"):
-        pid = region.name.split("-")[1]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            region.unlink(missing_ok=True)
+def _clean_up_after_the_dead() -> None:
+    """Ends stages' processes and removes memory regions of servers whose supervisor was killed, perhaps in mid-load."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            command, _, region = (process / "cmdline").read_text().split("\0")[:3]
+            if Path(command).name == STUB and _is_dead(region):
+                os.kill(int(process.name), signal.SIGKILL)
+    for region_file in SHARED_MEMORY.glob("cmt-*-*-*"):
+        if _is_dead(region_file.name):
+            region_file.unlink(missing_ok=True)
+
+
+def _is_dead(region: str) -> bool:
+    """Whether the supervisor that a memory region is named for has ended."""
+    name, _, rest = region.partition("-")
+    pid = rest.partition("-")[0]
+    return name == "cmt" and pid.isdigit() and not Path("/proc", pid).exists()
 
 
 def _end_group(group: int) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from cmt_pipeline.stages import STAGES
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
-from cmt_server.server import TritonServer
+from cmt_server.server import STUB, TritonServer
 
 MENDS = 5  # within MENDS_WINDOW_S, before giving up: what dies that often isn't mended by starting it again
 MENDS_WINDOW_S = 600.0
-STUB = "triton_python_backend_stub"
 
 #: A stage and its version.
 StageVersion = tuple[str, int]

@@ -413,9 +413,9 @@ def _taken_apart(method: str, url: str, body: Any, headers: Any) -> Request:
     root, *rest = parts.path.strip("/").split("/")
     version = rest.pop(0) if root == "api" else "/".join((rest.pop(0), rest.pop(0)))
     namespace = ""
-    if rest[0] == "namespaces" and len(rest) > 2:
+    if rest[:1] == ["namespaces"] and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
-    plural, name, subresource = (*rest, "", "")[:3]
+    plural, name, subresource = (*rest, "", "", "")[:3]
     if plural not in KINDS.get(version, {}):
         raise Refused(404, "NotFound", "the server could not find the requested resource")
     return Request(method, version, plural, namespace, name, subresource, query, body, headers)
@@ -443,8 +443,8 @@ def _validate(item: Object) -> None:
 
 
 def _apart(item: Object) -> Object:
-    """An object without what changes by itself."""
-    kept = {key: value for key, value in item["metadata"].items() if key not in ("managedFields", "resourceVersion")}
+    """An object without its version."""
+    kept = {key: value for key, value in item["metadata"].items() if key != "resourceVersion"}
     return {**item, "metadata": kept}
 
 

@@ -220,11 +220,8 @@ def test_a_canary_that_would_take_traffic_unproven_is_refused(deployed: Place, r
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("image", r"container triton: its image no-such-image can't be pulled \(ImagePullBackOff: Back-off pulling"),
-        ("crash", r"container triton: it ends as often as it is started \(CrashLoopBackOff; last with exit code 137, "),
         ("init", r"init container pull-release: .*exit code 1, Error: the store has no release"),
         ("unschedulable", r"ProgressDeadlineExceeded .*no node has room for it \(0/3 nodes are available"),
-        ("never_ready", r"ProgressDeadlineExceeded \(0 of 1 pods available"),
     ],
 )
 def test_pods_that_dont_get_ready_lead_back_with_the_reason(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 
+from cmt_cli.main import app
 from cmt_rollout import layout
 from cmt_rollout.manifest_rules import RULES, faults
 from cmt_rollout.rendered import quantity, selects
@@ -23,6 +26,7 @@ from custom_resources import SPECS
 from rendering import K8S, RENDERED, one, rendered, rendered_text
 
 ROOT = K8S.parent
+README = (K8S / "README.md").read_text()
 KUBERNETES = ("1.35", "1.36", "1.37")
 #: Of its own, since its dependencies are pinned to others than ours: `make checkov` makes it.
 CHECKOV = ROOT / ".cmt" / "checkov" / "bin" / "checkov"
@@ -52,7 +56,8 @@ def test_everything_renders_and_nothing_is_at_fault(name: str) -> None:
 
 
 def test_every_overlay_and_every_component_is_rendered() -> None:
-    folders = {path.parent for path in K8S.rglob("kustomization.yaml")}
+    ours = [K8S / each for each in ("base", "overlays", "components")]
+    folders = {path.parent for folder in ours for path in folder.rglob("kustomization.yaml")}
     seen: set[Path] = set()
     left = [K8S / each for folders_of in RENDERED.values() for each in folders_of]
     while left:
@@ -65,9 +70,10 @@ def test_every_overlay_and_every_component_is_rendered() -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-@pytest.mark.parametrize("name", RENDERED)
-def test_objects_pass_the_strict_schemas(name: str, version: str) -> None:
-    for each in rendered(name):
+def test_objects_pass_the_strict_schemas(version: str) -> None:
+    """Each object once, however many overlays have it."""
+    unlike = {json.dumps(each, sort_keys=True): each for name in RENDERED for each in rendered(name)}
+    for each in unlike.values():
         if (each["apiVersion"], each["kind"]) not in SPECS:
             assert kubernetes_validate.validate(each, version, strict=True) == version
 
@@ -329,9 +335,21 @@ def test_images_are_built_as_hadolint_advises(path: Path) -> None:
     assert all((ROOT / name).exists() for line in copied for name in line.split())
 
 
+def test_the_readmes_commands_are_ours() -> None:
+    """Verbs and options; what they do is tested elsewhere."""
+    root = typer.main.get_command(app)
+    asked = [shlex.split(line, comments=True)[1:] for line in README.splitlines() if line.startswith("cmt ")]
+    assert len(asked) >= 5
+    for words in asked:
+        command: Any = root
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, words
+
+
 def test_the_readme_names_files_that_are_there() -> None:
-    text = (K8S / "README.md").read_text()
-    for path in re.findall(r"\bk8s/[\w./-]*\w", text):
+    for path in re.findall(r"\bk8s/[\w./-]*\w", README):
         assert (ROOT / path).exists(), path
-    for folder in re.findall(r"apply -k (\S+)", text):
+    for folder in re.findall(r"apply -k (\S+)", README):
         assert folder.removeprefix("k8s/overlays/") in RENDERED, folder

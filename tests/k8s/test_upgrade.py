@@ -24,6 +24,8 @@ from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
 
+pytestmark = pytest.mark.timeout(900)  # the first test exports two releases
+
 #: Random weights of two seeds differ by far more than a retrained release would.
 UNLIKE = ("--max-flips", "1", "--max-distance", "1", "--max-slowdown", "20", "--canary-s", "0.5", "--watch-s", "0.5")
 

@@ -155,6 +155,33 @@ def test_a_killed_supervisor_takes_the_server_along(release_of: ReleaseOf, tmp_p
     assert regions() <= before
 
 
+def stub_of(supervisor: int) -> subprocess.Popen[bytes]:
+    """A process with the command line of a stage's: binary, model, memory region."""
+    command = ["triton_python_backend_stub", "-", f"cmt-{supervisor}-1-region"]
+    process = subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"import time; time.sleep(600)")
+    process.stdin.close()
+    return process
+
+
+def test_what_a_supervisor_left_that_was_killed_while_it_loaded_is_cleaned_up(
+    release_of: ReleaseOf, tmp_path: Path
+) -> None:
+    """Triton ends when its supervisor dies, but a stage that is just loading may stay behind."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, ours = stub_of(dead.pid), stub_of(os.getpid())
+    try:
+        with server_on(release_of("fp32"), tmp_path):
+            assert left.wait(10) == -signal.SIGKILL
+            assert ours.poll() is None
+    finally:
+        for process in (left, ours):
+            process.kill()
+            process.wait()
+
+
 def test_serve_starts_a_server_that_died_again_on_its_ports(release_of: ReleaseOf, tmp_path: Path) -> None:
     with serve_command(release_of("fp32"), tmp_path) as (process, announced):
         os.kill(server_of(process.pid), signal.SIGKILL)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from cmt_export.checkpoint import WEIGHTS_FILE, checkpoint_from_preset, load_checkpoint, save_checkpoint
 from cmt_training.batches import Randomness, Reader, epoch_order, raw_sources
 from cmt_training.examples import DataError
+from cmt_training.initial import start_from_scratch
 from cmt_training.options import MODELS, Model
 from cmt_training.prepare import Prepared
 from cmt_training.state import TrainState
@@ -131,3 +132,27 @@ def test_class_weights_are_one_on_average() -> None:
         weights = class_weights(labels, 2, power)
         assert float(weights[1] / weights[0]) == pytest.approx(ratio)
         assert float(weights[labels].mean()) == pytest.approx(1.0)
+
+
+def test_first_weights_are_seeded_and_published_ones_stay() -> None:
+    def started(seed: int) -> dict[str, torch.Tensor]:
+        checkpoint = checkpoint_from_preset("mini", "meld")
+        start_from_scratch(checkpoint, seed)
+        return checkpoint.model.state_dict()
+
+    usual, one, again, other = checkpoint_from_preset("mini", "meld").model.state_dict(), *map(started, (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    query = "encoders.image.backbone.layers.0.attention.q_proj.weight"
+    assert not torch.equal(one[query], other[query])
+    changed = {name for name in one if not torch.equal(one[name], usual[name])}
+    assert {name.split(".")[1] for name in changed} == {"image", "audio"}
+
+
+def test_attention_starts_near_the_identity() -> None:
+    checkpoint = checkpoint_from_preset("mini", "meld")
+    start_from_scratch(checkpoint, 0)
+    state = checkpoint.model.state_dict()
+    output, value = (state[f"encoders.image.backbone.layers.0.attention.{n}_proj.weight"] for n in ("o", "v"))
+    product = output @ value
+    assert float(product.diagonal().mean()) == pytest.approx(-0.4, abs=0.05)
+    assert float((product - product.diagonal().diag()).mean()) == pytest.approx(0, abs=0.01)

@@ -7,6 +7,7 @@ many processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,13 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_pipeline.buckets import CONV_STRIDES
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.tensors import Array
-from cmt_training.augment import changed_pixels, changed_sound
+from cmt_training.augment import changed_pixels, changed_sound, part_of
 from cmt_training.prepare import IMAGE_SHAPE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE, Item, Prepared, as_pixel_values
 
-MIXED = 16  # batches that are filled from one run of shuffled items, sorted by the length of their sound
+MIXED = 16  # batches that are filled from one run of shuffled items, sorted by length
+SAMPLES_PER_FRAME = math.prod(CONV_STRIDES)
+EVERYTHING = np.ones(len(MODALITIES), np.int64)
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,21 @@ class Pixels:
 
 
 class Sounds:
-    """Padded to the longest of the batch: padding changes no answer."""
+    """Padded to the longest of the batch: padding changes no answer. share: of a sound that training hears."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._samples = prepared.array(SAMPLES_FILE)
+    def __init__(self, prepared: Prepared, share: float = 1.0) -> None:
+        self._samples, self._share = prepared.array(SAMPLES_FILE), share
 
     def read(self, items: Sequence[Item | None], generators: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
-        sounds = []
+        sounds: list[Array] = []
         for row, item in enumerate(items):
             start, count = item.audio if item is not None and item.audio else (0, 0)
             sound = self._samples[start : start + count].astype(np.float32)
-            sounds.append(changed_sound(sound, generators[row]) if generators and count else sound)
+            if generators and count:
+                part = part_of(sound, self._share, generators[row])
+                sounds.append(changed_sound(part, generators[row]))
+            else:
+                sounds.append(sound)
         padded, counts = padded_rows(sounds)
         return {"input_values": padded, "num_samples": counts[:, None]}
 
@@ -134,19 +142,24 @@ class Reader:
         found: Array = self._labels[list(indices)]
         return found
 
-    def lengths(self, indices: Sequence[int]) -> list[int]:
-        """Of each item's sound, in samples."""
-        return [audio[1] if (audio := self.items[index].audio) is not None else 0 for index in indices]
+    def lengths(self, indices: Sequence[int], only: NDArray[np.int64] = EVERYTHING) -> list[int]:
+        """About how many frames and tokens each item's sound and text have, those of them that are read."""
+        _, audio, text = only.tolist()
+        return [
+            audio * (item.audio[1] // SAMPLES_PER_FRAME if item.audio else 0)
+            + text * (item.text[1] if item.text else 0)
+            for item in (self.items[index] for index in indices)
+        ]
 
 
-def raw_sources(prepared: Prepared, text: Array | None = None) -> dict[str, Source]:
-    """The prepared media; text: rows beside tokens.npy that stand for the token ids."""
+def raw_sources(prepared: Prepared, text: Array | None = None, share: float = 1.0) -> dict[str, Source]:
+    """The prepared media. text: rows beside tokens.npy that stand for the token ids; share: as of Sounds."""
     tokens = text if text is not None else prepared.array(TOKENS_FILE)
-    return {"image": Pixels(prepared), "audio": Sounds(prepared), "text": Rows(tokens)}
+    return {"image": Pixels(prepared), "audio": Sounds(prepared, share), "text": Rows(tokens)}
 
 
 def epoch_order(indices: Sequence[int], lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of up to `size` in random order, of items whose sounds are about equally long."""
+    """Batches of up to `size` in random order, of items that are about equally long."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(indices))
     batches: list[list[int]] = []
@@ -157,7 +170,7 @@ def epoch_order(indices: Sequence[int], lengths: Sequence[int], size: int, seed:
 
 
 def by_length(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches for evaluation, of items whose sounds are about equally long."""
+    """Batches for evaluation, of items that are about equally long."""
     order = sorted(range(len(indices)), key=lambda position: lengths[position])
     return [[indices[p] for p in order[first : first + size]] for first in range(0, len(order), size)]
 

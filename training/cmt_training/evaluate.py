@@ -58,11 +58,32 @@ class Evaluation:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
+    def summary(self) -> dict[str, Any]:
+        """The calibrated figures, those of each label, and their conditions, for a page that quotes them."""
+        per_label = zip(self.labels, self.f1, self.support, strict=True)
+        return {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            **asdict(self.calibrated),
+            "labels": {label: {"f1": f1, "count": count} for label, f1, count in per_label},
+            "conditions": dict(self.conditions),
+        }
+
 
 def evaluate(
-    checkpoint: Checkpoint, data: Prepared, progress: Progress, *, split: Split = "test", curves: Curves = NO_CURVES
+    checkpoint: Checkpoint,
+    data: Prepared,
+    progress: Progress,
+    *,
+    split: Split = "test",
+    curves: Curves = NO_CURVES,
+    training: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Measures a checkpoint. Raises DataError for data of another label set and for an empty split."""
+    """Measures a checkpoint. training: how it was made, to stand among the conditions.
+
+    Raises DataError for data of another label set and for an empty split.
+    """
     config = checkpoint.config
     if data.label_set != config.label_set:
         raise DataError(
@@ -98,7 +119,7 @@ def evaluate(
         subsets=dict(_subsets(found, onlys, presence, temperature)),
         curves=_curves(checkpoint, curves, split, temperature, progress),
         skipped=data.skipped,
-        conditions=conditions(items=len(indices), precision="fp32"),
+        conditions=conditions(items=len(indices), precision="fp32", training=dict(training or {})),
     )
 
 

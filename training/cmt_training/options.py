@@ -20,8 +20,9 @@ class TrainOptions:
 
     text_layers: how many of the text encoder's last layers are trained (0: none; its hidden states are then computed
     once). modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of
-    image patches and of audio frames that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv
-    2208.07220): cheaper, and a regulariser. auxiliary: weight of the loss of a light head on each modality alone,
+    image patches that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv 2208.07220), and of a sound,
+    of which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a
+    stretch of a sound is part of. auxiliary: weight of the loss of a light head on each modality alone,
     which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards.
     class_weighting: a class counts as its frequency to the power of minus this. patience: epochs without a better
     validation loss before training stops. threads: 0 takes one for each core.

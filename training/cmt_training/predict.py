@@ -13,13 +13,12 @@ from torch import Tensor
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.tensors import Array
-from cmt_training.batches import Batch, Reader, by_length
+from cmt_training.batches import EVERYTHING, Batch, Reader, by_length
 from cmt_training.distributed import World
 from cmt_training.trainee import stand_ins
 
 BATCH = 32
 ALONE = World()
-EVERYTHING = np.ones(len(MODALITIES), np.int64)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ def predict_each(
     model.eval()
     position = {index: row for row, index in enumerate(indices)}
     answers = [torch.zeros(len(indices), _width(model, world)) for _ in onlys]
-    for batch_indices in by_length(indices, reader.lengths(indices), BATCH)[world.rank :: world.size]:
-        batch = on_device(reader.batch(batch_indices, only=np.max(onlys, axis=0)), world.device)
+    every = np.max(onlys, axis=0)
+    for batch_indices in by_length(indices, reader.lengths(indices, every), BATCH)[world.rank :: world.size]:
+        batch = on_device(reader.batch(batch_indices, only=every), world.device)
         rows = [position[index] for index in batch_indices]
         with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
             encoded = model.encode(batch.inputs, batch.presence) if batch.inputs else stand_ins(batch.presence)

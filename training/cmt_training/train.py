@@ -24,8 +24,10 @@ from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sources
+from cmt_training.conditions import conditions
 from cmt_training.distributed import World
 from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.initial import start_from_scratch
 from cmt_training.metrics import best_temperature, metrics_of, softmax
 from cmt_training.options import TrainOptions
 from cmt_training.predict import ALONE, Predictions, on_device, predict, predict_each
@@ -62,22 +64,33 @@ def train(
     if options.threads:
         torch.set_num_threads(options.threads)
     checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
+    start_from_scratch(checkpoint, options.seed)
     backbone = without_lower_layers(checkpoint.model, options.text_layers)
     rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
-    run = out.with_name(f"{out.name}.run")
+    run = _run_of(out)
     labels = len(labels_of(data.label_set))
     trainee = Trainee(checkpoint.model, options, labels, features=False).to(world.device)
     recipe = {"options": asdict(options), "data": data.folder.name, "torch": torch.__version__}
-    reader = Reader(data, raw_sources(data, rows))
+    reader = Reader(data, raw_sources(data, rows, 1 - options.token_dropout))
     task = Task(trainee, reader, data.of("train"), data.of("validation"), labels, recipe)
     state = fit(task, options, run, progress, resume=resume, world=world)
     calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=modalities_of(options.model)))
     cast(Any, trainee.model.encoders["text"]).backbone = backbone
     if world.first:
-        (run / HISTORY_FILE).write_text(json.dumps(vars(state) | {"best": None}, indent=1) + "\n")
+        history = vars(state) | {"best": None, "conditions": conditions(processes=world.size)}
+        (run / HISTORY_FILE).write_text(json.dumps(history, indent=1) + "\n")
         save_checkpoint(trained_checkpoint(checkpoint, options), out, half=True)
     world.wait()
     return state
+
+
+def how_it_was_trained(out: Path) -> dict[str, Any]:
+    """Command, options and best epoch of the training that wrote a checkpoint, if its run still lies beside it."""
+    path = _run_of(out) / HISTORY_FILE
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text())
+    return {"conditions": values["conditions"], "options": values["recipe"]["options"], "epoch": values["best_epoch"]}
 
 
 def fit(
@@ -181,7 +194,7 @@ def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Cal
     only = modalities_of(options.model)
     dropout = options.modality_dropout if only.sum() > 1 else 0.0
     randomness = Randomness(options.seed, epoch, dropout, options.augment)
-    lengths = task.reader.lengths(task.training)
+    lengths = task.reader.lengths(task.training, only)
     order = epoch_order(task.training, lengths, options.batch_size, options.seed, epoch)
     task.trainee.train()
     total = 0.0
@@ -234,6 +247,10 @@ def _told(progress: Progress, state: TrainState, options: TrainOptions) -> Calla
             **state.history[-1]
         )
     return lambda done: progress(what, done)
+
+
+def _run_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.run")
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Trainee(nn.Module):
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
         self._dropout = options.token_dropout
-        self._thinned = (True, True, False) if features else (False, True, False)
+        self._thinned = (True, True, False) if features else (False, False, False)
         if not features and options.token_dropout:
             cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
 

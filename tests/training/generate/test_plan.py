@@ -33,10 +33,16 @@ def test_labels_come_in_their_shares() -> None:
 def test_disturbances_come_at_their_rates() -> None:
     found = plans(OPTIONS)
     emotional = [plan for plan in found if plan.label != NEUTRAL]
-    assert sum(plan.contradicts is not None for plan in emotional) / len(emotional) == pytest.approx(0.15, abs=0.05)
+    assert sum(plan.contradicts is not None for plan in emotional) / len(emotional) == pytest.approx(
+        OPTIONS.contradiction_rate, abs=0.05
+    )
     for modality in MODALITIES:
-        assert sum(plan.shown[modality].missing for plan in found) / len(found) == pytest.approx(0.05, abs=0.03)
-        assert sum(plan.shown[modality].noise > 0 for plan in found) / len(found) == pytest.approx(0.22, abs=0.06)
+        assert sum(plan.shown[modality].missing for plan in found) / len(found) == pytest.approx(
+            OPTIONS.missing_rate, abs=0.03
+        )
+        assert sum(plan.shown[modality].noise > 0 for plan in found) / len(found) == pytest.approx(
+            OPTIONS.noisy_rate * (1 - 0.11), abs=0.06
+        )
 
 
 def test_a_contradiction_is_outvoted_by_two_clear_modalities() -> None:

@@ -209,15 +209,10 @@ def _fold(canvas: Canvas, face: Face, actions: Actions, side: int, half: float, 
 def _fringe(canvas: Canvas, face: Face) -> None:
     if face.style == "bald":
         return
-    width = face.head_width * 1.03
-    cap = ellipse(0, -0.04, width, HEAD_HEIGHT, points=60)
-    line = {"short": -0.82, "parted": -0.7, "long": -0.72, "bun": -0.86, "curly": -0.76}[face.style]
-    canvas.polygon(_between(cap, -10, line), face.hair, turns=False)
-    if face.style in ("parted", "long"):
-        side = curve([(-width, -0.2), (-0.75, -0.75), (0.3, -0.95)])
-        canvas.polygon([*side, (0, -1.25), (-width, -0.9)], face.hair, turns=False)
-        side = curve([(width, -0.2), (0.85, -0.75), (0.3, -0.95)])
-        canvas.polygon([*side, (0, -1.25), (width, -0.9)], face.hair, turns=False)
+    cap = ellipse(0, -0.04, face.head_width * 1.03, HEAD_HEIGHT, points=160)
+    line = {"short": -0.82, "parted": -0.76, "long": -0.72, "bun": -0.86, "curly": -0.76}[face.style]
+    slope = {"parted": 0.22, "long": 0.1}.get(face.style, 0.0)
+    canvas.polygon(cap[cap[:, 1] < line + slope * cap[:, 0]], face.hair, turns=False)
 
 
 def _between(points: Points, top: float, bottom: float) -> Points:

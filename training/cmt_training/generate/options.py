@@ -46,9 +46,9 @@ class CorpusOptions:
     validation_share: float = 0.1
     test_share: float = 0.2
     splits: tuple[Split, ...] = SPLITS  # those that are made
-    people: tuple[int, int, int] = (60, 12, 24)  # of training, validation, test
-    missing_rate: float = 0.06  # of each modality of each example; one always stays
-    noisy_rate: float = 0.25  # of each modality of each example
+    people: tuple[int, int, int] = (120, 16, 32)  # of training, validation, test
+    missing_rate: float = 0.05  # of each modality of each example; one always stays
+    noisy_rate: float = 0.2  # of each modality of each example
     noise_level: float = 0.6  # how strong that noise is, 0 to 1
     contradiction_rate: float = 0.15  # of the examples with an emotion; one modality shows another one than the label
     image_side_px: int = 224

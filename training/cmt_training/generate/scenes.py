@@ -32,14 +32,14 @@ def picture(face: Face, emotion: str, strength: float, noise: float, side_px: in
 
 
 def _pose(actions: Actions, rng: np.random.Generator) -> Pose:
-    roll, yaw, pitch = rng.normal(0, (0.06, 0.16, 0.08))
+    roll, yaw, pitch = rng.normal(0, (0.05, 0.13, 0.07))
     return Pose(
         roll=float(roll + TILT * actions.tilt * rng.choice((-1, 1))),
         yaw=float(yaw),
         pitch=float(pitch + 0.06 * max(actions.gaze_down, 0)),
-        x=float(rng.normal(0.5, 0.025)),
-        y=float(rng.normal(0.49, 0.025)),
-        scale=float(rng.uniform(0.25, 0.31)),
+        x=float(rng.normal(0.5, 0.018)),
+        y=float(rng.normal(0.49, 0.018)),
+        scale=float(rng.uniform(0.27, 0.31)),
     )
 
 
