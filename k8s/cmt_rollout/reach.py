@@ -27,6 +27,8 @@ from cmt_rollout.pods import Pod
 T = TypeVar("T")
 
 CHUNK = 1 << 16
+POLL_S = 0.05
+FAREWELL_S = 2.0
 TURNS = 10  # pods that may go away under one request
 
 
@@ -83,31 +85,44 @@ class _Listener:
     """A port of this machine, each of whose connections is carried on through `far`."""
 
     def __init__(self, far: Callable[[], Any]) -> None:
+        self._near = near = set[socket.socket]()
+
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
+                near.add(self.request)
                 # Whatever fails, the near end sees its connection close.
                 with contextlib.suppress(ApiException, OSError), contextlib.closing(far()) as there:
                     _carry(self.request, there)
+                near.discard(self.request)
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="cmt-forward", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="cmt-forward", daemon=True).start()
 
     def close(self) -> None:
+        """Ends every connection, and waits until it is ended."""
         self._server.shutdown()
+        for connection in list(self._near):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
 
 def _carry(near: socket.socket, far: Any) -> None:
-    """Bytes both ways until either end closes."""
-    other = {near: far, far: near}
-    while True:
-        for source in select.select([near, far], [], [])[0]:
-            data = source.recv(CHUNK)
-            if not data:
-                return
-            other[source].sendall(data)
+    """Bytes both ways until either end closes; the far end is read to its end, for its client can't bear less."""
+    try:
+        other = {near: far, far: near}
+        while True:
+            for source in select.select([near, far], [], [])[0]:
+                data = source.recv(CHUNK)
+                if not data:
+                    return
+                other[source].sendall(data)
+    finally:
+        far.settimeout(FAREWELL_S)
+        far.shutdown(socket.SHUT_WR)
+        while far.recv(CHUNK):
+            pass
 
 
 class PodsTransport:

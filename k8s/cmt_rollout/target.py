@@ -31,7 +31,8 @@ class Target(Protocol):
     """One place that serves a release.
 
     Every method may be repeated: what is done already is passed over. All raise cmt_client's ServiceErrors,
-    cmt_server's ServerErrors, cmt_export's ReleaseErrors and OSErrors; an upgrade takes any of them as a no.
+    cmt_server's ServerErrors, cmt_export's ReleaseErrors, ClusterErrors and OSErrors; an upgrade takes any of them
+    as a no.
     """
 
     @property

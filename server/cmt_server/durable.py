@@ -34,7 +34,7 @@ def publish_folder(path: Path, fill: Callable[[Path], None], drafts: Path) -> No
 
 def point_link(link: Path, target: str) -> None:
     """Lets a symbolic link point elsewhere, in one step."""
-    draft = link.with_name(f".{link.name}-{os.getpid()}")
+    draft = link.with_name(f".{link.name}-link-{os.getpid()}")
     draft.unlink(missing_ok=True)
     draft.symlink_to(target)
     draft.replace(link)

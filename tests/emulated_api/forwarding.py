@@ -42,6 +42,9 @@ def forward(near: socket.socket, incoming: BinaryIO, port: int, address: tuple[s
                     far.sendall(data[1:])
     with contextlib.suppress(OSError):
         near.sendall(_frame(b"", CLOSE))
+        near.settimeout(1)
+        while near.recv(1 << 15):  # its client answers a close before it hangs up
+            pass
 
 
 def _frame(data: bytes, opcode: int = BINARY) -> bytes:

@@ -8,77 +8,23 @@ forwarding, RBAC, restarts and refusals on demand. It hasn't: schemas, admission
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
 from emulated_api.controllers import Controllers
-from emulated_api.forwarding import accept_key, exactly, forward
+from emulated_api.handler import Handler
 from emulated_api.ownership import Conflict, Owners, applied, dotted, merged, owned_leaves, updated
+from emulated_api.requests import KINDS, Refused, Request
 from emulated_api.rights import Rights
 from emulated_api.store import Key, Object, Store
 
-#: group/version -> plural -> (kind, namespaced)
-KINDS: dict[str, dict[str, tuple[str, bool]]] = {
-    "v1": {
-        "namespaces": ("Namespace", False),
-        "pods": ("Pod", True),
-        "services": ("Service", True),
-        "configmaps": ("ConfigMap", True),
-        "secrets": ("Secret", True),
-        "serviceaccounts": ("ServiceAccount", True),
-        "persistentvolumes": ("PersistentVolume", False),
-        "persistentvolumeclaims": ("PersistentVolumeClaim", True),
-    },
-    "apps/v1": {"deployments": ("Deployment", True), "replicasets": ("ReplicaSet", True)},
-    "policy/v1": {"poddisruptionbudgets": ("PodDisruptionBudget", True)},
-    "coordination.k8s.io/v1": {"leases": ("Lease", True)},
-    "networking.k8s.io/v1": {"networkpolicies": ("NetworkPolicy", True)},
-    "autoscaling/v2": {"horizontalpodautoscalers": ("HorizontalPodAutoscaler", True)},
-    "rbac.authorization.k8s.io/v1": {"roles": ("Role", True), "rolebindings": ("RoleBinding", True)},
-}
 BOOKMARK_S, STEP_S = 0.3, 0.02
-
-
-class Refused(Exception):
-    """An answer that is a Status."""
-
-    def __init__(self, code: int, reason: str, message: str, headers: dict[str, str] | None = None, **details: Any):
-        super().__init__(message)
-        self.code, self.headers = code, headers or {}
-        self.status = {"kind": "Status", "code": code, "reason": reason, "message": message, "details": details}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request, taken apart. name and subresource are "" where the path has none."""
-
-    method: str
-    version: str
-    plural: str
-    namespace: str
-    name: str
-    subresource: str
-    query: dict[str, str]
-    body: Any
-    headers: Any
-
-    @property
-    def key(self) -> Key:
-        return self.plural, self.namespace, self.name
-
-    @property
-    def dry_run(self) -> bool:
-        return self.query.get("dryRun") == "All"
 
 
 class EmulatedApi:
@@ -141,7 +87,7 @@ class EmulatedApi:
         return path
 
     def answer(self, request: Request, user: str) -> Object:
-        self._authorize(request, user)
+        self.authorize(request, user)
         for hook in list(self.before):
             hook(request)
         with self.store.changed:
@@ -179,7 +125,7 @@ class EmulatedApi:
                 mark = {"kind": kind, "metadata": {"resourceVersion": str(version)}}
                 yield {"type": "BOOKMARK", "object": mark}
 
-    def _authorize(self, request: Request, user: str) -> None:
+    def authorize(self, request: Request, user: str) -> None:
         rights = self.users.get(user)
         if rights is None:
             raise Refused(401, "Unauthorized", "Unauthorized")
@@ -192,7 +138,7 @@ class EmulatedApi:
 
     def _get(self, request: Request) -> Object:
         if request.name:
-            return self._there(request)
+            return self.there(request)
         items = [item for item in self.store.items(request.plural) if self._matches(request, item)]
         return {"kind": "List", "items": items, "metadata": {"resourceVersion": str(self.store.version)}}
 
@@ -205,7 +151,7 @@ class EmulatedApi:
         return self._keep(request, key, item, {_manager(request): set(owned_leaves(item))})
 
     def _delete(self, request: Request) -> Object:
-        item = self._there(request)
+        item = self.there(request)
         if request.plural == "pods":
             self.controllers.remove_pod(item)
         else:
@@ -221,7 +167,7 @@ class EmulatedApi:
         kind = request.headers.get("Content-Type", "")
         if kind.startswith("application/apply-patch"):
             return self._apply(request)
-        before = self._there(request)
+        before = self.there(request)
         if request.method == "PATCH" and not kind.startswith("application/merge-patch"):
             raise Refused(415, "UnsupportedMediaType", f"{kind} isn't emulated")
         after = merged(before, request.body) if request.method == "PATCH" else request.body
@@ -269,7 +215,7 @@ class EmulatedApi:
         return self.store.put(key, item)
 
     def _evict(self, request: Request) -> Object:
-        pod = self._there(request)
+        pod = self.there(request)
         if not self.controllers.allows_eviction(pod):
             message = "Cannot evict pod as it would violate the pod's disruption budget."
             cause = {"reason": "DisruptionBudget", "message": message}
@@ -277,7 +223,7 @@ class EmulatedApi:
         self.controllers.remove_pod(pod)
         return {"kind": "Status", "status": "Success"}
 
-    def _there(self, request: Request) -> Object:
+    def there(self, request: Request) -> Object:
         item = self.store.get(request.key)
         if item is None:
             raise Refused(404, "NotFound", f'{request.plural} "{request.name}" not found')
@@ -297,7 +243,7 @@ class EmulatedApi:
     def _listen(self) -> None:
         if self.over.is_set():
             return
-        handler = type("Handler", (_Handler,), {"api": self})
+        handler = type("Handler", (Handler,), {"api": self})
         ThreadingHTTPServer.allow_reuse_address = True
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
@@ -318,107 +264,6 @@ class EmulatedApi:
         while not self.over.wait(STEP_S):
             with self.store.changed:
                 self.controllers.step()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    api: EmulatedApi
-    protocol_version = "HTTP/1.1"
-    rbufsize = 0  # forwarding selects on the socket
-    disable_nagle_algorithm = True
-
-    def setup(self) -> None:
-        super().setup()
-        self.api.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.api.connections.discard(self.connection)
-        with contextlib.suppress(OSError, ValueError):
-            super().finish()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except OSError:
-            self.close_connection = True
-
-    def _any(self) -> None:
-        user = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        size = int(self.headers.get("Content-Length", 0))
-        body = exactly(self.rfile, size)
-        self.api.asked.append(f"{self.command} {self.path}")
-        try:
-            path = urlsplit(self.path).path
-            if (version := path.removeprefix("/apis/").removeprefix("/api/")) in KINDS:
-                self._send(200, _discovery(version))
-                return
-            request = _taken_apart(self.command, self.path, json.loads(body or "null"), self.headers)
-            if request.subresource == "portforward":
-                self._forward(request, user)
-            elif request.query.get("watch") == "true":
-                self._watch(request, user)
-            else:
-                self._send(200, self.api.answer(request, user))
-        except Refused as refused:
-            self._send(refused.code, refused.status, refused.headers)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815
-
-    def _send(self, code: int, answer: Object, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(code)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(data)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _watch(self, request: Request, user: str) -> None:
-        self.api._authorize(request, user)
-        for hook in list(self.api.before):
-            hook(request)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for event in self.api.events(request):
-            line = json.dumps(event).encode() + b"\n"
-            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-            if self.api.cut.is_set():
-                return
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _forward(self, request: Request, user: str) -> None:
-        self.api._authorize(request, user)
-        pod, port = self.api._there(request), int(request.query["ports"])
-        assert self.api.backend is not None, "no backend to forward to"
-        self.send_response(101, "Switching Protocols")
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", accept_key(self.headers["Sec-WebSocket-Key"]))
-        self.send_header("Sec-WebSocket-Protocol", self.headers["Sec-WebSocket-Protocol"].split(",")[0])
-        self.end_headers()
-        forward(self.connection, self.rfile, port, self.api.backend(pod, port))  # type: ignore[arg-type]
-        self.close_connection = True
-
-
-def _taken_apart(method: str, url: str, body: Any, headers: Any) -> Request:
-    parts = urlsplit(url)
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    root, *rest = parts.path.strip("/").split("/")
-    version = rest.pop(0) if root == "api" else "/".join((rest.pop(0), rest.pop(0)))
-    namespace = ""
-    if rest[:1] == ["namespaces"] and len(rest) > 2:
-        namespace, rest = rest[1], rest[2:]
-    plural, name, subresource = (*rest, "", "", "")[:3]
-    if plural not in KINDS.get(version, {}):
-        raise Refused(404, "NotFound", "the server could not find the requested resource")
-    return Request(method, version, plural, namespace, name, subresource, query, body, headers)
 
 
 def _verbs(request: Request) -> list[str]:
@@ -446,11 +291,3 @@ def _apart(item: Object) -> Object:
     """An object without its version."""
     kept = {key: value for key, value in item["metadata"].items() if key != "resourceVersion"}
     return {**item, "metadata": kept}
-
-
-def _discovery(version: str) -> Object:
-    resources = [
-        {"name": plural, "kind": kind, "namespaced": namespaced}
-        for plural, (kind, namespaced) in KINDS[version].items()
-    ]
-    return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}

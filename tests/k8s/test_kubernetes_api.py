@@ -15,7 +15,8 @@ from cmt_rollout.cluster import Cluster, connect
 from cmt_rollout.errors import ApplyConflict, ClusterError, StepFailed
 from cmt_rollout.layout import CANARY, STABLE
 from cmt_rollout.options import STEPS
-from emulated_api.server import EmulatedApi, Refused, Request
+from emulated_api.requests import Refused, Request
+from emulated_api.server import EmulatedApi
 from k8s_place import Place
 
 CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "1"}}

@@ -25,7 +25,7 @@ from cmt_export.release import Release
 from cmt_rollout import reach
 from cmt_rollout.cluster import connect
 from cmt_rollout.errors import RolloutError, StepFailed
-from cmt_rollout.layout import CANARY
+from cmt_rollout.layout import CANARY, LEASE
 from cmt_rollout.options import STEPS
 from cmt_rollout.pods import Pod
 from cmt_rollout.reach import DirectReach
@@ -79,6 +79,7 @@ def driven(
         monkeypatch.setenv("KUBECONFIG", str(place.emulation.kubeconfig(place.kubeconfig)))
         monkeypatch.delenv("CMT_STORE", raising=False)
         place.deploy(release=1000)
+        place.cluster.request("DELETE", place.cluster.path("leases", LEASE, "coordination.k8s.io/v1"))  # as kubectl
         yield Driven(place, place.emulation, release_of("fp32"), state)
 
 
