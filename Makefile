@@ -18,7 +18,7 @@ check: $(VENV)/.installed  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/hadolint server/Dockerfile
+	$(BIN)/hadolint server/Dockerfile k8s/images/*.Dockerfile k8s/training/Dockerfile
 
 checkov: $(VENV)/.installed .cmt/checkov/bin/checkov  ## checkov on the rendered manifests
 	$(BIN)/pytest tests/k8s/test_manifests.py -k checkov
