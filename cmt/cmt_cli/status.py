@@ -98,9 +98,17 @@ def pending_requests(metrics_url: str) -> dict[str, int] | None:
 
 
 def _pipeline_table(found: ServerStatus) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("pipeline", "ready", "release", "answered", "refused", title="Pipelines", title_justify="left")
+    table = Table(
+        Column("pipeline", no_wrap=True),
+        "ready",
+        "release",
+        "answered",
+        "refused",
+        title="Pipelines",
+        title_justify="left",
+    )
     for pipeline in found.pipelines:
         info = pipeline.release
         release = f"{info.release}: {info.preset}, {info.engine} {info.precision}" if info else "-"
@@ -111,9 +119,17 @@ def _pipeline_table(found: ServerStatus) -> Table:
 
 
 def _stage_table(found: ServerStatus) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("stage", "version", "items", "batches", "compute ms an item", title="Stages", title_justify="left")
+    table = Table(
+        Column("stage", no_wrap=True),
+        "version",
+        "items",
+        "batches",
+        "compute ms an item",
+        title="Stages",
+        title_justify="left",
+    )
     for stage in found.stages:
         mean_ms = stage.compute_infer.total_ns / max(stage.inference_count, 1) / 1e6
         counts = (str(stage.version), str(stage.inference_count), str(stage.execution_count))

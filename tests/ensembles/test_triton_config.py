@@ -214,7 +214,8 @@ def test_a_pipeline_is_an_ensemble_of_pinned_stages(pipeline: Pipeline) -> None:
         assert dict(step.output_map) == dict(wanted.outputs)
         for member in (f"{step.model_name}/config.pbtxt", f"{step.model_name}/configs/tensorrt.pbtxt"):
             assert member not in CONFIGS or config.max_batch_size <= config_of(member).max_batch_size
-    for field in ("instance_group", "optimization", "model_warmup", "dynamic_batching", "version_policy"):
+    assert list(config.version_policy.specific.versions) == [1]
+    for field in ("instance_group", "optimization", "model_warmup", "dynamic_batching"):
         assert field not in {descriptor.name for descriptor, _ in config.ListFields()}  # ensembles take none of them
 
 
