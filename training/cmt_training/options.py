@@ -16,23 +16,28 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """model: what is trained; the encoders are the preset's in every case.
+    """What is trained, and how.
 
-    text_layers: how many of the text encoder's last layers are trained (0: none; its hidden states are then computed
-    once). modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of
-    image patches that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv 2208.07220), and of a sound,
-    of which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a
-    stretch of a sound is part of. auxiliary: weight of the loss of a light head on each modality alone,
-    which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards.
-    class_weighting: a class counts as its frequency to the power of minus this. patience: epochs without a better
-    validation loss before training stops. threads: 0 takes one for each core.
+    model: `cmt` or a baseline; the encoders are the preset's in every case. text_layers: how many of the text encoder's
+    last layers are trained; with 0, its hidden states are computed once. class_weighting: a class counts as its
+    frequency to the power of minus this. patience: epochs without a better validation loss before training stops.
+    threads: 0 takes one for each core.
+
+    modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of image
+    patches that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv 2208.07220), and of a sound, of
+    which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a stretch
+    of a sound is part of.
+
+    auxiliary, valence_arousal, pretext: weights of losses beside the answer's: of a light head on each modality alone,
+    which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards; of
+    valence and arousal where the data has them; of what encoders learn without labels, see `cmt_training.pretext`.
     """
 
     preset: str = "mini"
     model: Model = "cmt"
     epochs: int = 16
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 1e-3
     text_learning_rate: float = 5e-5
     weight_decay: float = 0.05
@@ -44,6 +49,7 @@ class TrainOptions:
     token_dropout: float = 0.5
     auxiliary: float = 1.0
     valence_arousal: float = 0.2
+    pretext: float = 1.0
     augment: bool = True
     text_layers: int = 0
     patience: int = 5

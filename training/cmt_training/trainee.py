@@ -19,16 +19,22 @@ from cmt_pipeline.presets import preset_of
 from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Batch
 from cmt_training.options import TrainOptions
+from cmt_training.pretext import Pretext
 
 
 @dataclass(frozen=True)
 class Answers:
-    """logits [n, labels], valence_arousal [n, 2]; separate [n, 3, labels]: each modality on its own, where trained."""
+    """logits [n, labels], valence_arousal [n, 2]; separate [n, 3, labels]: each modality on its own, where trained.
+
+    error, counted: of the pretext, over so many patches and frames.
+    """
 
     logits: Tensor
     valence_arousal: Tensor
     separate: Tensor | None
     presence: Tensor
+    error: Tensor
+    counted: Tensor
 
 
 class Trainee(nn.Module):
@@ -45,21 +51,26 @@ class Trainee(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
+            self.pretext = Pretext() if options.pretext > 0 and not features else None
         self._dropout = options.token_dropout
+        self._patches: Tensor | None = None
         self._thinned = (True, True, False) if features else (False, False, False)
         if not features and options.token_dropout:
             cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
 
-    def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Tensor | None, ...]:
         """The fields of Answers; a tuple, because DistributedDataParallel looks for tensors in it."""
         encoded = self.model.encode(inputs, presence) if inputs else stand_ins(presence)
+        error = counted = presence.new_zeros((), dtype=torch.float32)
+        if self.training and self.pretext is not None:
+            error, counted = self.pretext(inputs, encoded, self._patches)
         if self.training and self._dropout:
             encoded = self._thin(encoded)
         features, masks = encoded[::2], encoded[1::2]
         logits, _, valence_arousal, _ = self.model.fusion(*encoded)
         heads = self.auxiliary if self.auxiliary is not None else self.model.fusion
         separate = heads.separate(features, masks)[0] if isinstance(heads, LateFusion) and self.training else None
-        return logits, valence_arousal, separate, presence_of(masks)
+        return logits, valence_arousal, separate, presence_of(masks), error, counted
 
     def _thin(self, encoded: list[Tensor]) -> list[Tensor]:
         """Without a random part of the tokens of those modalities that have many."""
@@ -78,8 +89,8 @@ class Trainee(nn.Module):
         """[batch, 1 + patches, hidden], the class token always kept."""
         if not embeddings.training:
             return output
-        kept = _random_part(output.shape[1] - 1, self._dropout) + 1
-        return torch.cat([output[:, :1], output[:, kept]], dim=1)
+        self._patches = _random_part(output.shape[1] - 1, self._dropout)
+        return torch.cat([output[:, :1], output[:, 1:][:, self._patches]], dim=1)
 
 
 class Loss(nn.Module):
@@ -94,7 +105,7 @@ class Loss(nn.Module):
         self.register_buffer("class_weights", class_weights(labels, count, options.class_weighting))
 
     def forward(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums [3] and counts [3] of: the answer's loss, that of each modality alone, that of valence and arousal."""
+        """Sums [4] and counts [4]: of the answer's loss, each modality's alone, valence and arousal, the pretext."""
         weights = self.class_weights[batch.labels]  # [n]
         terms = [self._cross_entropy(answers.logits, batch.labels, weights)]
         if answers.separate is not None:
@@ -106,13 +117,14 @@ class Loss(nn.Module):
         known = torch.isfinite(batch.valence_arousal)
         error = (answers.valence_arousal.float() - batch.valence_arousal.nan_to_num()) ** 2
         terms.append(((error * known).sum(), known.sum().to(weights.dtype)))
+        terms.append((answers.error, answers.counted))
         return torch.stack([term[0] for term in terms]), torch.stack([term[1] for term in terms])
 
     def weigh(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """One number of sums [3] and counts [3]."""
+        """One number of sums [4] and counts [4]."""
         own = 0.0 if self.options.model == "late" else 1.0
         alone = 1.0 if self.options.model == "late" else self.options.auxiliary
-        factors = sums.new_tensor([own, alone, self.options.valence_arousal])
+        factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.pretext])
         return (factors * sums / counts.clamp(min=1e-6)).sum()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
