@@ -74,6 +74,7 @@ def small_corpus(folder: Path, counts: tuple[int, int, int] = (24, 9, 9), seed: 
                     text=None if absent == "text" else str(rng.choice(WORDS[label])),
                     valence=float(LABELS.index(label) - 1) if number % 2 else None,
                     arousal=0.5 if number % 2 else None,
+                    cues={"image": (float(LABELS.index(label)), 1.0)} if absent != "image" else {},
                 )
             )
     return DataSet("small", "meld", tuple(examples))

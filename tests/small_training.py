@@ -12,7 +12,16 @@ from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared
 from small_corpus import TINY
 
-OPTIONS = TrainOptions(preset=TINY.name, epochs=3, batch_size=8, learning_rate=3e-3, precision="fp32", threads=1)
+OPTIONS = TrainOptions(
+    preset=TINY.name,
+    epochs=3,
+    batch_size=8,
+    learning_rate=3e-3,
+    precision="fp32",
+    threads=1,
+    hearing_steps=0,
+    encoders_first=0.0,
+)
 ROOT = Path(__file__).parents[1]
 CHILD = ROOT / "tests" / "training" / "child.py"
 FOLDERS = ("cmt", "training", "client", "server", "export", "ensembles", "tests")

@@ -12,6 +12,7 @@ from cmt_cli.deploy import deploy
 from cmt_cli.doctor import doctor
 from cmt_cli.evaluate import compare, evaluate
 from cmt_cli.export import export
+from cmt_cli.plan import plan
 from cmt_cli.predict import predict
 from cmt_cli.release import release
 from cmt_cli.serve import serve
@@ -27,7 +28,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (demo, export, serve, predict, status, upgrade, rollback, deploy, doctor, corpus, train, evaluate, compare):
+for verb in (
+    demo,
+    export,
+    serve,
+    predict,
+    status,
+    upgrade,
+    rollback,
+    deploy,
+    plan,
+    doctor,
+    corpus,
+    train,
+    evaluate,
+    compare,
+):
     app.command()(verb)
 app.add_typer(release)
 

@@ -23,6 +23,8 @@ from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
+POOL_HEADS = 8
+
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -42,19 +44,24 @@ class Head(nn.Module):
 
 
 class Pool(nn.Module):
-    """[batch, tokens, MODEL_WIDTH] -> [batch, MODEL_WIDTH] by learned scores; a learned vector where none is real."""
+    """[batch, tokens, MODEL_WIDTH] -> [batch, MODEL_WIDTH] by learned scores; a learned vector where none is real.
+
+    Every part of the width has scores of its own: one looks at the mouth, one at the brows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(MODEL_WIDTH)
-        self.score = nn.Linear(MODEL_WIDTH, 1)
+        self.score = nn.Linear(MODEL_WIDTH, POOL_HEADS)
+        self.value = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
         self.absent = nn.Parameter(torch.randn(MODEL_WIDTH) * 0.02)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         tokens = self.norm(features)
-        weights = masked_softmax(self.score(tokens)[..., 0], mask)
+        weights = masked_softmax(self.score(tokens).transpose(1, 2), mask[:, None])  # [batch, heads, tokens]
         present = mask.amax(dim=1, keepdim=True).to(tokens.dtype)
-        pooled: Tensor = (weights[..., None] * tokens).sum(dim=1)
+        values = self.value(tokens).unflatten(2, (POOL_HEADS, -1)).transpose(1, 2)  # [batch, heads, tokens, width]
+        pooled: Tensor = (weights[:, :, None] @ values).flatten(1)
         return pooled * present + self.absent * (1 - present)
 
 

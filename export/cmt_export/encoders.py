@@ -76,7 +76,7 @@ class AudioEncoder(nn.Module):
         self.projection = nn.Linear(config.hidden_size, MODEL_WIDTH)
 
     def forward(self, input_values: Tensor, num_samples: Tensor) -> Features:
-        frames = self._convolve(input_values, num_samples)  # [batch, frames, conv_dim]
+        frames = self.convolve(input_values, num_samples)  # [batch, frames, conv_dim]
         mask = positions_below(frames.shape[1], frame_count(num_samples))
         hidden, _ = self.backbone.feature_projection(frames)
         return self.projection(self._transform(hidden, mask)), mask.to(torch.int64)
@@ -99,7 +99,8 @@ class AudioEncoder(nn.Module):
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return encoder.layer_norm(hidden) if stable else hidden
 
-    def _convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
+    def convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
+        """The convolutions alone: [batch, frames, conv_dim]."""
         hidden = input_values[:, None]  # [batch, channels, time]
         for layer in self.backbone.feature_extractor.conv_layers:
             hidden = layer.conv(hidden)

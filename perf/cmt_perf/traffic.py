@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ import numpy as np
 from cmt_client import AsyncEmotionClient, EmotionError, Item
 from cmt_client.canary import CanaryMode
 from cmt_export.samples import generated_bytes
-from cmt_pipeline.modality import SUBSETS, Modality, ordered
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
 
 TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
@@ -35,9 +36,10 @@ Loop = Literal["closed", "open"]
 
 @dataclass(frozen=True)
 class TrafficPlan:
-    """Who asks what. closed_grpc, closed_http: closed loops; open_rate: requests a second of the open loop, over both
+    """Who asks what. closed_grpc, closed_http: closed loops; open_rate: requests a second of the open loop.
 
-    protocols in turns; its clients follow a canary. items: different requests, audio_s: seconds of sound in each.
+    open_protocols: what the open loop asks over, in turns; open_canary: whether its clients follow a canary. items:
+    different requests, audio_s: seconds of sound in each, full: whether all have all modalities, or each subset a turn.
     """
 
     grpc_url: str
@@ -45,6 +47,9 @@ class TrafficPlan:
     closed_grpc: int = 2
     closed_http: int = 1
     open_rate: float = 5.0
+    open_protocols: tuple[str, ...] = ("grpc", "http")
+    open_canary: CanaryMode = "follow"
+    full: bool = False
     items: int = 28
     audio_s: float = 0.9
     seed: int = 0
@@ -128,7 +133,8 @@ def traffic_items(plan: TrafficPlan) -> list[Item]:
     rng = np.random.default_rng(plan.seed)
     made = []
     for index in range(plan.items):
-        files = {m: generated_bytes(m, rng, plan.audio_s) for m in SUBSETS[index % len(SUBSETS)]}
+        modalities = MODALITIES if plan.full else SUBSETS[index % len(SUBSETS)]
+        files = {m: generated_bytes(m, rng, plan.audio_s) for m in modalities}
         made.append(_item(files))
     return made
 
@@ -168,7 +174,7 @@ class _Asker:
             loop.add_signal_handler(number, self.stopped.set)
         async with contextlib.AsyncExitStack() as stack:
             plain = await self._clients(stack, "off")
-            following = await self._clients(stack, "follow")
+            following = await self._clients(stack, self.plan.open_canary)
             loops = [self._closed("grpc", plain["grpc"]) for _ in range(self.plan.closed_grpc)]
             loops += [self._closed("http", plain["http"]) for _ in range(self.plan.closed_http)]
             await asyncio.gather(*loops, self._open(following))
@@ -191,7 +197,7 @@ class _Asker:
             return
         sent: set[asyncio.Task[None]] = set()
         due = time.monotonic()
-        for protocol in _turns(tuple(clients)):
+        for protocol in itertools.cycle(self.plan.open_protocols):
             due += float(self.rng.exponential(1 / self.plan.open_rate))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.stopped.wait(), max(0.0, due - time.monotonic()))
@@ -214,11 +220,6 @@ class _Asker:
             await asyncio.sleep(0.05)  # a server that is down is asked no faster than this
         asked = Asked(loop, protocol, index, due, time.monotonic(), **answer)
         self.log.write(json.dumps(asdict(asked)) + "\n")
-
-
-def _turns(names: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from names
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmt_pipeline.buckets import CONV_STRIDES
 from cmt_pipeline.labels import labels_of
-from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.tensors import Array
 from cmt_training.augment import changed_pixels, changed_sound, part_of
 from cmt_training.prepare import IMAGE_SHAPE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE, Item, Prepared, as_pixel_values
@@ -31,12 +31,16 @@ EVERYTHING = np.ones(len(MODALITIES), np.int64)
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: ready tensors by name; presence [n, 3]; labels [n]; valence_arousal [n, 2], NaN where there is none."""
+    """inputs: ready tensors by name; presence [n, 3]; labels [n]; valence_arousal [n, 2], NaN where there is none.
+
+    cues: modality -> [n, cues], of zero mean and unit variance over the training items, NaN where there are none.
+    """
 
     inputs: dict[str, Tensor]
     presence: Tensor
     labels: Tensor
     valence_arousal: Tensor
+    cues: dict[Modality, Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Reader:
     def __init__(self, prepared: Prepared, sources: dict[str, Source]) -> None:
         self.items, self._sources = prepared.items, sources
         names = labels_of(prepared.label_set)
+        self._cues = {m: found for m in MODALITIES if (found := standard_cues(prepared.items, m)) is not None}
         self._labels = np.array([names.index(item.label) for item in prepared.items], np.int64)
 
     def batch(
@@ -133,9 +138,18 @@ class Reader:
                 present = [item if there else None for item, there in zip(items, presence[:, column], strict=True)]
                 inputs |= self._sources[m].read(present, changing)
         targets = [[_or_nan(item.valence), _or_nan(item.arousal)] for item in items]
+        cues = {m: torch.from_numpy(values[list(indices)]) for m, values in self._cues.items()}
         return Batch(
-            inputs, torch.from_numpy(presence), torch.from_numpy(self._labels[list(indices)]), torch.tensor(targets)
+            inputs,
+            torch.from_numpy(presence),
+            torch.from_numpy(self._labels[list(indices)]),
+            torch.tensor(targets),
+            cues,
         )
+
+    def cues(self) -> dict[Modality, int]:
+        """How many cues each modality has that has some."""
+        return {m: values.shape[1] for m, values in self._cues.items()}
 
     def labels(self, indices: Sequence[int]) -> Array:
         """[n] int64."""
@@ -182,6 +196,21 @@ def padded_rows(rows: Sequence[Array]) -> tuple[Tensor, Tensor]:
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded), torch.tensor([len(row) for row in rows])
+
+
+def standard_cues(items: Sequence[Item], modality: Modality) -> NDArray[np.float32] | None:
+    """[items, cues]: as Batch.cues; None where no item has any."""
+    width = max((len(item.cues.get(modality, ())) for item in items), default=0)
+    if not width:
+        return None
+    nothing = (math.nan,) * width
+    found = np.array([item.cues.get(modality, nothing) for item in items], np.float32)
+    training = found[[item.split == "train" for item in items]]
+    known = training[np.isfinite(training).all(axis=1)]
+    if not len(known):
+        return None
+    standard: NDArray[np.float32] = (found - known.mean(axis=0)) / (known.std(axis=0) + 1e-6)
+    return standard
 
 
 def _dropped(presence: Array, randomness: Randomness, generator: np.random.Generator) -> Array:

@@ -31,6 +31,7 @@ from cmt_training.batches import Reader, Source, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.features import feature_sources, given_encoders
 from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.hearing import learn_to_hear
 from cmt_training.initial import start_from_scratch
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
@@ -202,10 +203,11 @@ class _Seed:
         options = self.encoders
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
         start_from_scratch(checkpoint, options.seed)
+        learn_to_hear(checkpoint, self.data, options.hearing_steps, options.seed, self.progress)
         backbone = without_lower_layers(checkpoint.model, options.text_layers)
         rows = hidden_rows(backbone, self.data, options.text_layers, self.progress)
         reader = Reader(self.data, raw_sources(self.data, rows, 1 - options.token_dropout))
-        trainee = Trainee(checkpoint.model, options, self.labels, features=False)
+        trainee = Trainee(checkpoint.model, options, self.labels, features=False, cues=reader.cues())
         task = self._task(trainee, reader, options)
         told = _part(self.progress, "encoders", 0, 2)
         fit(task, options, self.folder / "encoders", told, resume=True)

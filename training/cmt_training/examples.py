@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cmt_pipeline.modality import Modality
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -28,6 +30,7 @@ class Media:
 class Example:
     """label: a name of the data set's label set. A modality that isn't there is None.
 
+    cues: what a modality shows, where a source measured that: facial actions, prosody; as many for every example.
     speaker: who is seen and heard, so that people can be kept apart between splits; tags: whatever else the source
     says, for evaluation by group (`contradicts`: the modality that says something else than the label, …).
     """
@@ -40,6 +43,7 @@ class Example:
     text: str | None = None
     valence: float | None = None
     arousal: float | None = None
+    cues: Mapping[Modality, tuple[float, ...]] = field(default_factory=dict)
     speaker: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 

@@ -3,11 +3,13 @@
 A transformer's usual first weights (normal, 0.02) suit long training on much data. Here, after Trockman & Kolter 2023
 (arXiv 2305.09828), attention of the Vision Transformer starts as it ends up after pretraining: queries and keys near
 the identity, so that a patch looks at those like it and near it, values and output near its negative; patches know
-their place from sinusoids; all else is scaled to keep variance.
+their place from sinusoids; all else is scaled to keep variance. A patch is seen through Gabor filters (Gabor 1946), as
+trained networks come to see it: edges by direction and place, whatever the light and the skin.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, cast
 
@@ -18,6 +20,9 @@ from cmt_export.checkpoint import Checkpoint
 
 QUERY_KEY = (0.7, 0.7)  # of noise and of the identity, the paper's values
 VALUE_OUTPUT = (0.4, -0.4)
+DIRECTIONS = 8
+WAVES = (0.3, 0.6)  # lengths, in sides of a patch
+PATCH_GAIN = 3.0  # of a filter of unit norm
 POSITION = 0.5  # amplitude of the sinusoids, about that of a patch's content
 LONGEST_WAVE = 100.0  # patches
 
@@ -37,7 +42,8 @@ def start_from_scratch(checkpoint: Checkpoint, seed: int) -> None:
 def _vision_transformer(backbone: Any) -> None:
     embeddings = backbone.embeddings
     projection = embeddings.patch_embeddings.projection  # [width, 3, side, side]
-    nn.init.normal_(projection.weight, std=1 / math.sqrt(projection.weight[0].numel()))
+    _gabor_filters(projection.weight)
+    nn.init.zeros_(projection.bias)
     width, patches = projection.weight.shape[0], embeddings.position_embeddings.shape[1] - 1
     embeddings.position_embeddings[0, 1:] = _sinusoids(math.isqrt(patches), width)
     heads = backbone.config.num_attention_heads
@@ -49,6 +55,22 @@ def _vision_transformer(backbone: Any) -> None:
             left, right = _factors(width, *QUERY_KEY, rank=width // heads)
             attention.q_proj.weight[part], attention.k_proj.weight[part] = left.T, right
         attention.o_proj.weight[:], attention.v_proj.weight[:] = _factors(width, *VALUE_OUTPUT, rank=width)
+
+
+def _gabor_filters(weight: Tensor) -> None:
+    """Sets [width, 3, side, side]: every direction and wave, sine and cosine, on a grid of places; of grey values."""
+    width, colours, side, _ = weight.shape
+    rows, columns = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    grid = max(1, round(math.sqrt(width / (2 * DIRECTIONS * len(WAVES)))))
+    places = [(place + 0.5) * side / grid for place in range(grid)]
+    shapes = itertools.product(places, places, range(DIRECTIONS), WAVES, (0.0, math.pi / 2))
+    for kernel, (row, column, direction, wave, phase) in zip(weight, itertools.cycle(shapes), strict=False):
+        down, right, angle = rows - row, columns - column, math.pi * direction / DIRECTIONS
+        along = right * math.cos(angle) + down * math.sin(angle)
+        envelope = torch.exp(-(down**2 + right**2) / (2 * (0.375 * side / grid) ** 2))
+        gabor = envelope * torch.cos(2 * math.pi * along / (wave * side) + phase)
+        gabor -= gabor.mean()  # a plain patch has no edges
+        kernel[:] = PATCH_GAIN * gabor / gabor.norm() / colours
 
 
 def _factors(width: int, noise: float, identity: float, rank: int) -> tuple[Tensor, Tensor]:

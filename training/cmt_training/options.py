@@ -28,16 +28,21 @@ class TrainOptions:
     which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a stretch
     of a sound is part of.
 
-    auxiliary, valence_arousal, pretext: weights of losses beside the answer's: of a light head on each modality alone,
+    hearing_steps: of an audio encoder that nobody published weights for, see `cmt_training.hearing`. encoders_first:
+    where an encoder starts from nothing, share of the epochs in which encoders learn under light heads of their own,
+    before there is a fusion: one that learns beside them learns to read the text alone.
+
+    auxiliary, valence_arousal, cues: weights of losses beside the answer's: of a light head on each modality alone,
     which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards; of
-    valence and arousal where the data has them; of what encoders learn without labels, see `cmt_training.pretext`.
+    valence and arousal, and of what each modality shows (as facial action units beside expressions in Kollias &
+    Zafeiriou 2019, arXiv 1910.04855), where the data has them.
     """
 
     preset: str = "mini"
     model: Model = "cmt"
     epochs: int = 16
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int = 32
     learning_rate: float = 1e-3
     text_learning_rate: float = 5e-5
     weight_decay: float = 0.05
@@ -49,8 +54,10 @@ class TrainOptions:
     token_dropout: float = 0.5
     auxiliary: float = 1.0
     valence_arousal: float = 0.2
-    pretext: float = 1.0
+    cues: float = 1.0
     augment: bool = True
+    hearing_steps: int = 700
+    encoders_first: float = 0.6
     text_layers: int = 0
     patience: int = 5
     precision: Precision = "auto"
@@ -65,6 +72,6 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} came as {getattr(self, name)}; expected 1 or more")
-        for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up"):
+        for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up", "encoders_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} came as {getattr(self, name)}; expected 0 or more and less than 1")

@@ -81,6 +81,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         batch.presence.to(device),
         batch.labels.to(device),
         batch.valence_arousal.to(device),
+        {m: cues.to(device) for m, cues in batch.cues.items()},
     )
 
 

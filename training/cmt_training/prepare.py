@@ -39,7 +39,7 @@ from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 #: Called with what is being done, and how far along it is from 0 to 1.
 Progress = Callable[[str, float], None]
 
-FORMAT = 1
+FORMAT = 2
 INDEX_FILE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE = "index.json", "pixels.npy", "samples.npy", "tokens.npy"
 IMAGE_SHAPE = (3, IMAGE_SIDE, IMAGE_SIDE)
 CHUNK = 16  # examples a worker takes at a time
@@ -58,6 +58,7 @@ class Item:
     text: tuple[int, int] | None
     valence: float | None
     arousal: float | None
+    cues: dict[Modality, tuple[float, ...]]
     tags: dict[str, str]
 
     def has(self, modality: Modality) -> bool:
@@ -126,12 +127,16 @@ def prepare(
 def open_prepared(folder: Path) -> Prepared:
     """What lies in a folder of the cache."""
     values = json.loads((folder / INDEX_FILE).read_text())
-    items = tuple(
-        Item(**item | {m: tuple(item[m]) if item[m] is not None else None for m in ("audio", "text")})
-        for item in values["items"]
-    )
+    items = tuple(_item_of(item) for item in values["items"])
     config = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
     return Prepared(folder, values["name"], values["label_set"], config, items, values["skipped"])
+
+
+def _item_of(values: dict[str, Any]) -> Item:
+    """JSON has no tuples."""
+    spans = {m: tuple(values[m]) if values[m] is not None else None for m in ("audio", "text")}
+    cues = {m: tuple(found) for m, found in values["cues"].items()}
+    return Item(**values | spans | {"cues": cues})
 
 
 def check(data: DataSet) -> None:
@@ -209,6 +214,7 @@ def _item(example: Example, arrays: _Arrays, ready: _Ready) -> Item:
         arrays.tokens.add(ready.tokens) if ready.tokens is not None else None,
         example.valence,
         example.arousal,
+        dict(example.cues),
         dict(example.tags),
     )
 

@@ -27,6 +27,7 @@ from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sou
 from cmt_training.conditions import conditions
 from cmt_training.distributed import World
 from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.hearing import learn_to_hear
 from cmt_training.initial import start_from_scratch
 from cmt_training.metrics import best_temperature, metrics_of, softmax
 from cmt_training.options import TrainOptions
@@ -41,7 +42,10 @@ BF16_FEATURES = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Task:
-    """What is fitted: a trainee on the items of a reader. recipe: all that decides the result."""
+    """What is fitted: a trainee on the items of a reader. recipe: all that decides the result.
+
+    apart: epochs in which the encoders learn under heads of their own, before the fusion's begin.
+    """
 
     trainee: Trainee
     reader: Reader
@@ -49,6 +53,7 @@ class Task:
     validation: Sequence[int]
     labels: int
     recipe: dict[str, Any]
+    apart: int = 0
 
 
 def train(
@@ -65,14 +70,16 @@ def train(
         torch.set_num_threads(options.threads)
     checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
     start_from_scratch(checkpoint, options.seed)
+    world.first_alone(lambda: learn_to_hear(checkpoint, data, options.hearing_steps, options.seed, progress))
     backbone = without_lower_layers(checkpoint.model, options.text_layers)
     rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
     run = _run_of(out)
     labels = len(labels_of(data.label_set))
-    trainee = Trainee(checkpoint.model, options, labels, features=False).to(world.device)
-    recipe = {"options": asdict(options), "data": data.folder.name, "torch": torch.__version__}
     reader = Reader(data, raw_sources(data, rows, 1 - options.token_dropout))
-    task = Task(trainee, reader, data.of("train"), data.of("validation"), labels, recipe)
+    trainee = Trainee(checkpoint.model, options, labels, features=False, cues=reader.cues()).to(world.device)
+    recipe = {"options": asdict(options), "data": data.folder.name, "torch": torch.__version__}
+    apart = epochs_apart(checkpoint, trainee, options)
+    task = Task(trainee, reader, data.of("train"), data.of("validation"), labels, recipe, apart)
     state = fit(task, options, run, progress, resume=resume, world=world)
     calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=modalities_of(options.model)))
     cast(Any, trainee.model.encoders["text"]).backbone = backbone
@@ -105,15 +112,16 @@ def fit(
         raise ValueError(f"{run} holds a training; go on with --resume, or name another folder")
     wrapped = DistributedDataParallel(trainee, find_unused_parameters=True) if world.size > 1 else trainee
     with _logger(run, state.epoch, world) as log:
-        while not finished(state, options):
+        while not finished(state, options, task.apart):
             start = time.perf_counter()
             step = _Step(wrapped, loss, optimizer, options, world)
             training_loss = _epoch(task, options, state.epoch, step, _told(progress, state, options))
             row = {"training_loss": training_loss} | _validate(task, options, world)
+            counts = state.epoch >= task.apart
             state.epoch += 1
             row |= {"epoch": float(state.epoch), "seconds": time.perf_counter() - start}
             state.history.append(row)
-            if state.best_loss is None or row["validation_cross_entropy"] < state.best_loss:
+            if counts and (state.best_loss is None or row["validation_cross_entropy"] < state.best_loss):
                 state.best_loss, state.best_epoch = row["validation_cross_entropy"], state.epoch
                 state.best = {name: tensor.detach().cpu().clone() for name, tensor in trainee.state_dict().items()}
             log(row)
@@ -121,12 +129,21 @@ def fit(
                 save_state(run, state, trainee, optimizer)
             world.wait()
     trainee.load_state_dict(state.best)
+    trainee.fused = True
     trainee.eval()
     return state
 
 
-def finished(state: TrainState, options: TrainOptions) -> bool:
-    return state.epoch >= options.epochs or state.epoch - state.best_epoch >= options.patience
+def finished(state: TrainState, options: TrainOptions, apart: int = 0) -> bool:
+    return state.epoch >= options.epochs or state.epoch - max(state.best_epoch, apart) >= options.patience
+
+
+def epochs_apart(checkpoint: Checkpoint, trainee: Trainee, options: TrainOptions) -> int:
+    """How many epochs encoders learn without a fusion: none where all were published, or where there is none."""
+    published = all(encoder.weights_from is not None for encoder in checkpoint.config.encoders.values())
+    if published or trainee.auxiliary is None:
+        return 0
+    return min(options.epochs - 1, round(options.encoders_first * options.epochs))
 
 
 def calibrate(model: CrossModalTransformer, validation: Predictions) -> float:
@@ -192,7 +209,8 @@ def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Cal
     seed = np.random.SeedSequence((options.seed, epoch, world.rank)).generate_state(1)[0]
     torch.manual_seed(int(seed))
     only = modalities_of(options.model)
-    dropout = options.modality_dropout if only.sum() > 1 else 0.0
+    task.trainee.fused = step.loss.fused = epoch >= task.apart
+    dropout = options.modality_dropout if only.sum() > 1 and task.trainee.fused else 0.0
     randomness = Randomness(options.seed, epoch, dropout, options.augment)
     lengths = task.reader.lengths(task.training, only)
     order = epoch_order(task.training, lengths, options.batch_size, options.seed, epoch)
@@ -221,7 +239,7 @@ def _validate(task: Task, options: TrainOptions, world: World) -> dict[str, floa
     only = modalities_of(options.model)
     alone = [modalities_of(m) for m in MODALITIES] if only.sum() > 1 else []
     found, *single = predict_each(
-        task.trainee.model,
+        task.trainee.answering(),
         task.reader,
         task.validation,
         [only, *alone],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,29 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.baselines import LateFusion, presence_of
+from cmt_export.baselines import LateFusion, Pool, presence_of
 from cmt_export.model import CrossModalTransformer
-from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Batch
 from cmt_training.options import TrainOptions
-from cmt_training.pretext import Pretext
 
 
 @dataclass(frozen=True)
 class Answers:
     """logits [n, labels], valence_arousal [n, 2]; separate [n, 3, labels]: each modality on its own, where trained.
 
-    error, counted: of the pretext, over so many patches and frames.
+    cues: what each modality seems to show, [n, cues], in the order of MODALITIES, where that is trained.
     """
 
     logits: Tensor
     valence_arousal: Tensor
     separate: Tensor | None
     presence: Tensor
-    error: Tensor
-    counted: Tensor
+    cues: tuple[Tensor, ...] = ()
 
 
 class Trainee(nn.Module):
@@ -43,41 +41,60 @@ class Trainee(nn.Module):
     Late fusion needs none: its own heads are trained, each on its modality, and averaged afterwards.
     """
 
-    def __init__(self, model: CrossModalTransformer, options: TrainOptions, labels: int, *, features: bool) -> None:
-        """features: the encoders' work was done before; nothing of them is trained."""
+    def __init__(
+        self,
+        model: CrossModalTransformer,
+        options: TrainOptions,
+        labels: int,
+        *,
+        features: bool,
+        cues: Mapping[Modality, int] | None = None,
+    ) -> None:
+        """features: the encoders' work was done before, nothing of them is trained; cues: how many a modality has."""
         super().__init__()
         self.model = model
         needed = options.model in ("cmt", "concat", "conventional") and options.auxiliary > 0 and not features
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
-            self.pretext = Pretext() if options.pretext > 0 and not features else None
+            shown = cues if cues and options.cues > 0 and not features else {}
+            self.cues = nn.ModuleDict({m: Cues(count) for m, count in shown.items()})
+        self.fused = True  # or else encoders learn alone, each under its own head
         self._dropout = options.token_dropout
-        self._patches: Tensor | None = None
-        self._thinned = (True, True, False) if features else (False, False, False)
         if not features and options.token_dropout:
             cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
 
-    def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Any, ...]:
         """The fields of Answers; a tuple, because DistributedDataParallel looks for tensors in it."""
         encoded = self.model.encode(inputs, presence) if inputs else stand_ins(presence)
-        error = counted = presence.new_zeros((), dtype=torch.float32)
-        if self.training and self.pretext is not None:
-            error, counted = self.pretext(inputs, encoded, self._patches)
+        cues = self._cues(encoded) if self.training else ()
         if self.training and self._dropout:
             encoded = self._thin(encoded)
         features, masks = encoded[::2], encoded[1::2]
-        logits, _, valence_arousal, _ = self.model.fusion(*encoded)
-        heads = self.auxiliary if self.auxiliary is not None else self.model.fusion
+        fusion = self.fusion()
+        logits, _, valence_arousal, _ = fusion(*encoded)
+        heads = self.auxiliary if self.auxiliary is not None else fusion
         separate = heads.separate(features, masks)[0] if isinstance(heads, LateFusion) and self.training else None
-        return logits, valence_arousal, separate, presence_of(masks), error, counted
+        return logits, valence_arousal, separate, presence_of(masks), cues
+
+    def fusion(self) -> Any:
+        """What answers: the model's fusion, or the average of the light heads while encoders learn alone."""
+        return self.model.fusion if self.fused or self.auxiliary is None else self.auxiliary
+
+    def answering(self) -> CrossModalTransformer:
+        """The encoders under what answers now; shares all weights."""
+        return self.model if self.fused else CrossModalTransformer(cast(Any, self.model.encoders), self.fusion())
+
+    def _cues(self, encoded: list[Tensor]) -> tuple[Tensor, ...]:
+        columns = {m: 2 * MODALITIES.index(cast(Modality, m)) for m in self.cues}
+        return tuple(self.cues[m](encoded[column], encoded[column + 1]) for m, column in columns.items())
 
     def _thin(self, encoded: list[Tensor]) -> list[Tensor]:
         """Without a random part of the tokens of those modalities that have many."""
         thinned = list(encoded)
-        for column, wanted in enumerate(self._thinned):
+        for column, m in enumerate(MODALITIES):
             count = encoded[2 * column].shape[1]
-            if wanted and count > ABSENT_TOKENS:
+            if m != "text" and count > ABSENT_TOKENS:
                 kept = _random_part(count, self._dropout)
                 # An item whose real tokens all fell out keeps everything that it had.
                 mask = encoded[2 * column + 1][:, kept]
@@ -89,8 +106,22 @@ class Trainee(nn.Module):
         """[batch, 1 + patches, hidden], the class token always kept."""
         if not embeddings.training:
             return output
-        self._patches = _random_part(output.shape[1] - 1, self._dropout)
-        return torch.cat([output[:, :1], output[:, 1:][:, self._patches]], dim=1)
+        patches = _random_part(output.shape[1] - 1, self._dropout)
+        return torch.cat([output[:, :1], output[:, 1:][:, patches]], dim=1)
+
+
+class Cues(nn.Module):
+    """Tokens of a modality -> what it seems to show."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.pool = Pool()
+        self.read = nn.Linear(MODEL_WIDTH, count)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Features [batch, tokens, MODEL_WIDTH], mask [batch, tokens] -> [batch, cues]."""
+        found: Tensor = self.read(self.pool(features, mask))
+        return found
 
 
 class Loss(nn.Module):
@@ -102,10 +133,11 @@ class Loss(nn.Module):
         """labels [n]: of the training items; count: how many labels there are."""
         super().__init__()
         self.options = options
+        self.fused = True  # as the trainee's
         self.register_buffer("class_weights", class_weights(labels, count, options.class_weighting))
 
     def forward(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums [4] and counts [4]: of the answer's loss, each modality's alone, valence and arousal, the pretext."""
+        """Sums [4] and counts [4]: of the answer's loss, each modality's alone, valence and arousal, cues."""
         weights = self.class_weights[batch.labels]  # [n]
         terms = [self._cross_entropy(answers.logits, batch.labels, weights)]
         if answers.separate is not None:
@@ -117,15 +149,25 @@ class Loss(nn.Module):
         known = torch.isfinite(batch.valence_arousal)
         error = (answers.valence_arousal.float() - batch.valence_arousal.nan_to_num()) ** 2
         terms.append(((error * known).sum(), known.sum().to(weights.dtype)))
-        terms.append((answers.error, answers.counted))
+        terms.append(self._cues(answers, batch))
         return torch.stack([term[0] for term in terms]), torch.stack([term[1] for term in terms])
 
     def weigh(self, sums: Tensor, counts: Tensor) -> Tensor:
         """One number of sums [4] and counts [4]."""
-        own = 0.0 if self.options.model == "late" else 1.0
-        alone = 1.0 if self.options.model == "late" else self.options.auxiliary
-        factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.pretext])
+        apart = self.options.model == "late" or not self.fused
+        own = 0.0 if apart else 1.0
+        alone = 1.0 if apart else self.options.auxiliary
+        factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.cues])
         return (factors * sums / counts.clamp(min=1e-6)).sum()
+
+    def _cues(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum over items of the mean squared errors, where a modality is there and has cues, and how many those are."""
+        error = count = answers.logits.new_zeros((), dtype=torch.float32)
+        for found, (m, wanted) in zip(answers.cues, batch.cues.items(), strict=bool(answers.cues)):
+            known = torch.isfinite(wanted[:, 0]) * answers.presence[:, MODALITIES.index(m)]
+            each = ((found.float() - wanted.nan_to_num()) ** 2).mean(dim=1)
+            error, count = error + (each * known).sum(), count + known.sum()
+        return error, count
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         each = functional.cross_entropy(

@@ -24,7 +24,17 @@ from cmt_training.generate import corpus, espeak
 from cmt_training.generate import options as of_corpus
 from cmt_training.generate.corpus import generate_corpus
 from cmt_training.generate.options import CorpusOptions
-from cmt_training.generate.voices import HIGH_VARIANTS, LANGUAGES, LOW_VARIANTS, MAX_S, MIN_S, PROSODY, speech, voice_of
+from cmt_training.generate.voices import (
+    HIGH_VARIANTS,
+    LANGUAGES,
+    LOW_VARIANTS,
+    MAX_S,
+    MIN_S,
+    PROSODY,
+    prosody_of,
+    speech,
+    voice_of,
+)
 
 OPTIONS = CorpusOptions(items=60, seed=3, image_side_px=64)
 
@@ -151,7 +161,9 @@ def test_prosody_is_heard(louder: str, quieter: str) -> None:
     loudness = []
     for emotion in (louder, quieter):
         sounds = [
-            soundfile.read(io.BytesIO(speech("I have to go now.", voice_of(rng), emotion, 1.0, 0.0, rng)))[0]
+            soundfile.read(
+                io.BytesIO(speech("I have to go now.", voice_of(rng), prosody_of(emotion, 1.0, rng), 0.0, rng))
+            )[0]
             for rng in map(np.random.default_rng, range(6))
         ]
         loudness.append(np.mean([np.sqrt(np.mean(sound**2)) for sound in sounds]))
@@ -163,7 +175,7 @@ def test_prosody_is_heard(louder: str, quieter: str) -> None:
     [
         (
             "corpus.json",
-            lambda text: text.replace('"format": 1', '"format": 9'),
+            lambda text: text.replace('"format": 2', '"format": 9'),
             r"corpus\.json isn't of a generated corpus",
         ),
         ("corpus.json", lambda text: text[:20], r"corpus\.json isn't JSON"),
@@ -180,6 +192,12 @@ def test_prosody_is_heard(louder: str, quieter: str) -> None:
             r"line 1: valence is 'nan'",
         ),
         ("test.jsonl", lambda text: text.replace('"image/', '"../image/'), "expected a file in the corpus"),
+        (
+            "test.jsonl",
+            lambda text: text.replace('"cues": {"image": [', '"cues": {"image": [1, '),
+            "expected 13 finite",
+        ),
+        ("test.jsonl", lambda text: text.replace('"cues": {"image": [', '"cues": {"image": ["x", '), "finite numbers"),
         ("test.jsonl", None, r"test\.jsonl isn't there"),
     ],
 )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmt_pipeline.labels import labels_of
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_training.data.reading import check_label_set, finite, read_text, require_examples, require_folder
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Media, Split
 
 CORPUS_FILE = "corpus.json"
 NAME = "generated"
-FORMAT = 1
+FORMAT = 2
 
 
 def table_of(split: Split) -> str:
@@ -31,15 +33,18 @@ def load_generated(folder: Path, label_set: str | None = None) -> DataSet:
     chosen = check_label_set("the generated corpus", label_set, (str(corpus.get("label_set")),))
     splits = [split for split in SPLITS if split in corpus["splits"]]
     labels = labels_of(chosen)
+    counts = {m: len(names) for m, names in corpus.get("cues", {}).items()}
     examples = []
     for split in splits:
         table = folder / table_of(split)
         for number, line in enumerate(read_text(table).splitlines(), 1):
-            examples.append(_example(line, folder, split, labels, f"{table}, line {number}"))
+            examples.append(_example(line, folder, split, labels, counts, f"{table}, line {number}"))
     return require_examples(DataSet(NAME, chosen, tuple(examples)), folder, splits)
 
 
-def _example(line: str, folder: Path, split: Split, labels: tuple[str, ...], where: str) -> Example:
+def _example(
+    line: str, folder: Path, split: Split, labels: tuple[str, ...], cues: Mapping[str, int], where: str
+) -> Example:
     row = _read_json(line, where)
     label = row.get("label")
     if label not in labels:
@@ -53,6 +58,7 @@ def _example(line: str, folder: Path, split: Split, labels: tuple[str, ...], whe
         text=row.get("text"),
         valence=finite(str(row.get("valence")), where, "valence"),
         arousal=finite(str(row.get("arousal")), where, "arousal"),
+        cues={m: _cues(row, m, cues.get(m, 0), where) for m in MODALITIES if m in row.get("cues", {})},
         speaker=str(row.get("speaker")),
         tags={str(key): str(value) for key, value in row.get("tags", {}).items()},
     )
@@ -65,6 +71,16 @@ def _media(row: Mapping[str, Any], modality: str, folder: Path, where: str) -> M
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"{where}: the {modality} is {name!r}; expected a file in the corpus: make the corpus again")
     return Media(folder / name)
+
+
+def _cues(row: Mapping[str, Any], modality: Modality, count: int, where: str) -> tuple[float, ...]:
+    values = row["cues"][modality]
+    numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    if not numbers or len(values) != count:
+        raise DataError(
+            f"{where}: the {modality}'s cues are {values!r}; expected {count} finite numbers: make the corpus again"
+        )
+    return tuple(float(value) for value in values)
 
 
 def _read_json(text: str, where: str) -> dict[str, Any]:

@@ -12,19 +12,20 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 
 from cmt_training.data.generated import CORPUS_FILE, FORMAT, NAME, load_generated, table_of
 from cmt_training.examples import DataError, DataSet, Split
 from cmt_training.generate import espeak
+from cmt_training.generate.expressions import Actions, actions_of
 from cmt_training.generate.options import LABEL_SET, CorpusOptions
 from cmt_training.generate.people import person_of
 from cmt_training.generate.plan import Plan, plan_of, tags_of
 from cmt_training.generate.scenes import picture
 from cmt_training.generate.seeds import rng_of
 from cmt_training.generate.sentences import misheard, sentence
-from cmt_training.generate.voices import speech
+from cmt_training.generate.voices import Prosody, prosody_of, speech
 
 Progress = Callable[[str, float], None]
 
@@ -75,6 +76,10 @@ def _make(draft: Path, options: CorpusOptions, progress: Progress, processes: in
         "seed": options.seed,
         "splits": {split: options.count(split) for split in options.splits},
         "options": asdict(options),
+        "cues": {
+            "image": [field.name for field in fields(Actions)],
+            "audio": [field.name for field in fields(Prosody)],
+        },
         "speech": espeak.version(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
@@ -116,16 +121,19 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
         "image": None if image.missing else f"image/{plan.split}/{plan.id}.jpg",
         "audio": None if audio.missing else f"audio/{plan.split}/{plan.id}.flac",
     }
+    cues = {}
     said = sentence(text.emotion, text.strength, plan.split, rng_of(options.seed, "text", plan.id))
     if names["image"]:
         rng = rng_of(options.seed, "image", plan.id)
-        data = picture(person.face, image.emotion, image.strength, image.noise, options.image_side_px, rng)
+        actions = actions_of(image.emotion, image.strength, person.face.rest, rng)
+        data = picture(person.face, actions, image.noise, options.image_side_px, rng)
+        cues["image"] = _rounded(actions)
         (draft / names["image"]).write_bytes(data)
     if names["audio"]:
         rng = rng_of(options.seed, "audio", plan.id)
-        (draft / names["audio"]).write_bytes(
-            speech(said, person.voice, audio.emotion, audio.strength, audio.noise, rng)
-        )
+        prosody = prosody_of(audio.emotion, audio.strength, rng)
+        (draft / names["audio"]).write_bytes(speech(said, person.voice, prosody, audio.noise, rng))
+        cues["audio"] = _rounded(prosody)
     written = misheard(said, text.noise, rng_of(options.seed, "typing", plan.id)) if text.noise else said
     row = {
         "id": plan.id,
@@ -134,7 +142,12 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
         "text": None if text.missing else written,
         "valence": plan.valence,
         "arousal": plan.arousal,
+        "cues": cues,
         "speaker": person.name,
         "tags": tags_of(plan),
     }
     return json.dumps(row) + "\n"
+
+
+def _rounded(shown: Actions | Prosody) -> list[float]:
+    return [round(value, 4) for value in astuple(shown)]

@@ -60,7 +60,7 @@ FACES: dict[str, tuple[Actions, ...]] = {
         Actions(brow_inner=-1.0, brow_outer=0.3, furrow=0.8, lid_upper=0.4, nose=0.3, open=0.55, width=0.3),
     ),
 }
-JITTER = 0.09  # standard deviation of every action, whatever the emotion
+JITTER = 0.06  # standard deviation of every action, whatever the emotion
 
 
 def actions_of(emotion: str, strength: float, rest: Actions, rng: np.random.Generator) -> Actions:

@@ -15,7 +15,7 @@ from cmt_training.generate.seeds import rng_of
 AFFECT_SPREAD = 0.08
 CLEAR = 0.7  # the least strength of all modalities where one contradicts, so that two agreeing outvote it
 #: Strengths of an expression are drawn from Beta(a, b): some faces, voices and sentences say little.
-STRENGTH = {"image": (2.2, 1.3), "audio": (2.0, 1.3), "text": (2.0, 1.3)}
+STRENGTH = {"image": (3.0, 1.0), "audio": (3.0, 1.0), "text": (2.0, 1.3)}
 
 
 @dataclass(frozen=True)

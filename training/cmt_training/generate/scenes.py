@@ -1,4 +1,4 @@
-"""Where a face is seen: pose, background, light and camera; and what spoils the picture."""
+"""Where a face is seen, cropped close: pose, background, light and camera; and what spoils the picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from cmt_training.generate.canvas import Canvas, Pose
-from cmt_training.generate.expressions import Actions, actions_of
+from cmt_training.generate.expressions import Actions
 from cmt_training.generate.faces import Face, draw_face
 
 JPEG_QUALITY = (70, 92)
@@ -17,9 +17,8 @@ GRAIN = 4.0  # standard deviation of a clean camera's noise, of 255
 TILT = 0.22  # radians
 
 
-def picture(face: Face, emotion: str, strength: float, noise: float, side_px: int, rng: np.random.Generator) -> bytes:
-    """A JPEG file of one moment. strength: of the expression; noise: how spoilt the picture is; both 0 to 1."""
-    actions = actions_of(emotion, strength, face.rest, rng)
+def picture(face: Face, actions: Actions, noise: float, side_px: int, rng: np.random.Generator) -> bytes:
+    """A JPEG file of one moment. noise: how spoilt the picture is, 0 to 1."""
     canvas = Canvas(_background(side_px, rng), _pose(actions, rng))
     draw_face(canvas, face, actions)
     spoiling = rng.spawn(1)[0]  # whatever spoils it, the rest stays the same
@@ -38,8 +37,8 @@ def _pose(actions: Actions, rng: np.random.Generator) -> Pose:
         yaw=float(yaw),
         pitch=float(pitch + 0.06 * max(actions.gaze_down, 0)),
         x=float(rng.normal(0.5, 0.018)),
-        y=float(rng.normal(0.49, 0.018)),
-        scale=float(rng.uniform(0.27, 0.31)),
+        y=float(rng.normal(0.5, 0.018)),
+        scale=float(rng.uniform(0.38, 0.42)),
     )
 
 

@@ -87,9 +87,8 @@ PROSODY = {
 SPREAD = Prosody(1.2, 0.2, 0.08, 1.0, 0.8, 0.08, 0.04, 0.04, 0.9, 0.05)
 
 
-def speech(text: str, voice: Voice, emotion: str, strength: float, noise: float, rng: np.random.Generator) -> bytes:
-    """A 16 kHz mono FLAC file. strength: of the emotion; noise: how spoilt the recording is; both 0 to 1."""
-    prosody = prosody_of(emotion, strength, rng)
+def speech(text: str, voice: Voice, prosody: Prosody, noise: float, rng: np.random.Generator) -> bytes:
+    """A 16 kHz mono FLAC file. noise: how spoilt the recording is, 0 to 1."""
     coloured = rng.spawn(2)
     sound = _voiced(_spoken(text, voice, prosody), voice, prosody, coloured[0])
     sound = _in_a_room(sound, prosody, rng)
@@ -101,6 +100,7 @@ def speech(text: str, voice: Voice, emotion: str, strength: float, noise: float,
 
 
 def prosody_of(emotion: str, strength: float, rng: np.random.Generator) -> Prosody:
+    """What an emotion makes of somebody's voice this time. strength: 0 to 1."""
     wanted = np.array(astuple(PROSODY[emotion]))
     spread = np.array(astuple(SPREAD))
     return Prosody(*(float(value) for value in strength * wanted + rng.normal(0, 1, len(spread)) * spread))
