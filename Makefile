@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check checkov format test-base model-repository bench-upgrade clean
+.PHONY: demo test check checkov format test-base model-repository bench-upgrade bench-capacity clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -42,6 +42,10 @@ $(VENV)/.installed: pyproject.toml
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.upgrade .cmt/upgrade
+
+bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: writes perf/results/capacity.json; 10 minutes
+	$(BIN)/cmt export --precision bf16 --state .cmt/capacity
+	$(BIN)/python -m cmt_perf.capacity_trial .cmt/capacity
 
 clean:
 	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

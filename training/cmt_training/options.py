@@ -43,7 +43,7 @@ class TrainOptions:
     epochs: int = 16
     seed: int = 0
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     text_learning_rate: float = 5e-5
     weight_decay: float = 0.05
     warm_up: float = 0.1
