@@ -17,6 +17,7 @@ OPTIONS = TrainOptions(
     epochs=3,
     batch_size=8,
     learning_rate=3e-3,
+    encoder_learning_rate=3e-3,
     precision="fp32",
     threads=1,
     hearing_steps=0,

@@ -35,7 +35,15 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order and all chance.")] = DEFAULTS["seed"],
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")] = False,
     batch_size: Annotated[int, typer.Option(help="Of all processes together.")] = DEFAULTS["batch_size"],
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = DEFAULTS["learning_rate"],
+    learning_rate: Annotated[float, typer.Option(help="Of a fusion with attention, at its peak.")] = DEFAULTS[
+        "learning_rate"
+    ],
+    head_learning_rate: Annotated[float, typer.Option(help="Of heads and projections.")] = DEFAULTS[
+        "head_learning_rate"
+    ],
+    encoder_learning_rate: Annotated[float, typer.Option(help="Of image and audio encoders.")] = DEFAULTS[
+        "encoder_learning_rate"
+    ],
     text_layers: Annotated[int, typer.Option(help="Last layers of the text encoder that are trained.")] = DEFAULTS[
         "text_layers"
     ],
@@ -65,6 +73,8 @@ def train(
         seed=seed,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        encoder_learning_rate=encoder_learning_rate,
         text_layers=text_layers,
         text_learning_rate=text_learning_rate,
         modality_dropout=modality_dropout,

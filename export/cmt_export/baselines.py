@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_export.encoders import MASKED
-from cmt_export.fusion import CrossModalFusion, masked_softmax
+from cmt_export.fusion import CrossModalFusion, Pool, masked_softmax
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
-
-POOL_HEADS = 8
 
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -41,28 +39,6 @@ class Head(nn.Module):
         """Features [batch, tokens, MODEL_WIDTH], mask [batch, tokens] -> [batch, labels], [batch, 2]."""
         pooled = self.pool(features, mask)
         return self.emotion_head(pooled), torch.tanh(self.valence_arousal_head(pooled))
-
-
-class Pool(nn.Module):
-    """[batch, tokens, MODEL_WIDTH] -> [batch, MODEL_WIDTH] by learned scores; a learned vector where none is real.
-
-    Every part of the width has scores of its own: one looks at the mouth, one at the brows.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(MODEL_WIDTH)
-        self.score = nn.Linear(MODEL_WIDTH, POOL_HEADS)
-        self.value = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.absent = nn.Parameter(torch.randn(MODEL_WIDTH) * 0.02)
-
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        tokens = self.norm(features)
-        weights = masked_softmax(self.score(tokens).transpose(1, 2), mask[:, None])  # [batch, heads, tokens]
-        present = mask.amax(dim=1, keepdim=True).to(tokens.dtype)
-        values = self.value(tokens).unflatten(2, (POOL_HEADS, -1)).transpose(1, 2)  # [batch, heads, tokens, width]
-        pooled: Tensor = (weights[:, :, None] @ values).flatten(1)
-        return pooled * present + self.absent * (1 - present)
 
 
 class Fusion(nn.Module):

@@ -17,6 +17,9 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
+POOL_HEADS = 32
+SCORES = 0.3  # standard deviation of their weights at first
+
 
 class CrossModalFusion(nn.Module):
     """Features and masks of the three modalities -> logits, probabilities, valence_arousal, attention."""
@@ -29,7 +32,7 @@ class CrossModalFusion(nn.Module):
         self.input_norms = nn.ModuleList(nn.LayerNorm(MODEL_WIDTH) for _ in MODALITIES)
         self.modality_embedding = nn.Parameter(torch.randn(count, MODEL_WIDTH) * 0.02)
         self.layers = nn.ModuleList(CrossModalLayer(size) for _ in range(size.layers))
-        self.pool = nn.Linear(MODEL_WIDTH, 1)
+        self.pools = nn.ModuleList(Pool() for _ in MODALITIES)
         self.gate = nn.Linear(MODEL_WIDTH, 1)
         self.output_norm = nn.LayerNorm(MODEL_WIDTH)
         self.emotion_head = _mlp(size.dropout, labels)
@@ -63,7 +66,7 @@ class CrossModalFusion(nn.Module):
         for layer in self.layers:
             streams = layer(streams, masks)
         pooled = torch.stack(
-            [self._pool(s, m) for s, m in zip(streams, masks, strict=True)], dim=1
+            [pool(s, m) for pool, s, m in zip(self.pools, streams, masks, strict=True)], dim=1
         )  # [batch, 3, width]
         presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)  # [batch, 3]
         attention = masked_softmax(self.gate(pooled)[..., 0], presence)
@@ -72,11 +75,29 @@ class CrossModalFusion(nn.Module):
         probabilities = functional.softmax(logits / self.temperature, dim=-1)
         return logits, probabilities, torch.tanh(self.valence_arousal_head(fused)), attention
 
-    def _pool(self, stream: Tensor, mask: Tensor) -> Tensor:
-        """[batch, tokens, width] -> [batch, width], weighed by a learned score of each real token."""
-        weights = masked_softmax(self.pool(stream)[..., 0], mask)
-        pooled: Tensor = (weights[..., None] * stream).sum(dim=1)
-        return pooled
+
+class Pool(nn.Module):
+    """[batch, tokens, MODEL_WIDTH] -> [batch, MODEL_WIDTH] by learned scores; a learned vector where none is real.
+
+    Every part of the width has scores of its own: one looks at the mouth, one at the brows. They start far from even,
+    so that each looks somewhere else from the beginning.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(MODEL_WIDTH)
+        self.score = nn.Linear(MODEL_WIDTH, POOL_HEADS)
+        nn.init.normal_(self.score.weight, std=SCORES)
+        self.value = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
+        self.absent = nn.Parameter(torch.randn(MODEL_WIDTH) * 0.02)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        tokens = self.norm(features)
+        weights = masked_softmax(self.score(tokens).transpose(1, 2), mask[:, None])  # [batch, heads, tokens]
+        present = mask.amax(dim=1, keepdim=True).to(tokens.dtype)
+        values = self.value(tokens).unflatten(2, (POOL_HEADS, -1)).transpose(1, 2)  # [batch, heads, tokens, width]
+        pooled: Tensor = (weights[:, :, None] @ values).flatten(1)
+        return pooled * present + self.absent * (1 - present)
 
 
 class CrossModalLayer(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
 from cmt_pipeline.tensors import Array
 
-SHIFT_PX = 16
+SHIFT_PX = 8
 LIGHT = 0.25  # most that brightness and contrast change by, as a share
 SPEED = 0.08  # most that a sound is sped up or slowed down by, pitch and all (Ko et al. 2015, "Audio augmentation")
 TILT = 0.4  # most that a first-order filter darkens or brightens a voice by

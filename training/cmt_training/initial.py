@@ -1,10 +1,10 @@
 """How encoders that nobody published weights for start, when there is little data to learn from.
 
-A transformer's usual first weights (normal, 0.02) suit long training on much data. Here, after Trockman & Kolter 2023
-(arXiv 2305.09828), attention of the Vision Transformer starts as it ends up after pretraining: queries and keys near
-the identity, so that a patch looks at those like it and near it, values and output near its negative; patches know
-their place from sinusoids; all else is scaled to keep variance. A patch is seen through Gabor filters (Gabor 1946), as
-trained networks come to see it: edges by direction and place, whatever the light and the skin.
+A transformer's usual first weights (normal, 0.02) suit long training on much data. Here a Vision Transformer starts as
+what was known to work before it: a patch is seen through Gabor filters (Gabor 1946), and the first layer's feed-forward
+net turns them into energies, whatever their phase, relative to the patch's contrast, as histograms of gradients do
+(Dalal & Triggs 2005). Its attention and all later layers start as next to nothing (as ReZero, arXiv 2003.04887, and
+LayerScale, arXiv 2103.17239, do), so that what a patch shows, and where, reaches the heads from the first step on.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from cmt_export.checkpoint import Checkpoint
 
-QUERY_KEY = (0.7, 0.7)  # of noise and of the identity, the paper's values
-VALUE_OUTPUT = (0.4, -0.4)
-DIRECTIONS = 8
-WAVES = (0.3, 0.6)  # lengths, in sides of a patch
-PATCH_GAIN = 3.0  # of a filter of unit norm
-POSITION = 0.5  # amplitude of the sinusoids, about that of a patch's content
-LONGEST_WAVE = 100.0  # patches
+PLACES_SHARE = 4  # one of so many channels says where a patch is, the others what it shows
+PLACES = 4.0  # amplitude of the sinusoids that say where
+LONGEST_WAVE = 10.0  # of them, in patches over two pi
+CLASS_TOKEN = 0.3  # standard deviation
+WAVES = (0.3, 0.6)  # lengths of a Gabor filter's, in sides of a patch
+PATCH_GRID = 2  # places of filters along a patch's side
+RESPONSES = 3.6  # to a patch, of filters of unit norm, about as large as the sinusoids where there is an edge
+SHARPNESS = 3.0  # of a rectifier made of two GELUs
+ENERGIES = 3.0  # written over responses: large enough for these to be lost in them
+USUAL_ENERGY = 0.8  # of a pair of filters, taken off
+BRANCH = 0.1  # of its usual size, that a layer adds at first
 
 
 @torch.no_grad()
@@ -37,60 +41,68 @@ def start_from_scratch(checkpoint: Checkpoint, seed: int) -> None:
         if checkpoint.config.encoders["audio"].weights_from is None:
             for layer in cast(Any, checkpoint.model.encoders["audio"]).backbone.encoder.layers:
                 _keep_variance(layer)
+                for last in (layer.attention.out_proj, layer.feed_forward.output_dense):
+                    last.weight.mul_(BRANCH)
 
 
 def _vision_transformer(backbone: Any) -> None:
     embeddings = backbone.embeddings
     projection = embeddings.patch_embeddings.projection  # [width, 3, side, side]
-    _gabor_filters(projection.weight)
-    nn.init.zeros_(projection.bias)
     width, patches = projection.weight.shape[0], embeddings.position_embeddings.shape[1] - 1
-    embeddings.position_embeddings[0, 1:] = _sinusoids(math.isqrt(patches), width)
-    heads = backbone.config.num_attention_heads
+    filters = width - width // PLACES_SHARE
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    _gabor_filters(projection.weight[:filters])
+    nn.init.normal_(embeddings.cls_token, std=CLASS_TOKEN)
+    nn.init.zeros_(embeddings.position_embeddings)
+    embeddings.position_embeddings[0, 1:, filters:] = _sinusoids(math.isqrt(patches), width - filters)
     for layer in backbone.layers:
         _keep_variance(layer)
-        attention = layer.attention
-        for head in range(heads):
-            part = slice(head * (width // heads), (head + 1) * (width // heads))
-            left, right = _factors(width, *QUERY_KEY, rank=width // heads)
-            attention.q_proj.weight[part], attention.k_proj.weight[part] = left.T, right
-        attention.o_proj.weight[:], attention.v_proj.weight[:] = _factors(width, *VALUE_OUTPUT, rank=width)
+        layer.attention.o_proj.weight.mul_(BRANCH)
+        layer.mlp.fc2.weight.mul_(BRANCH)
+    nn.init.zeros_(backbone.layers[0].attention.o_proj.weight)
+    _energies(backbone.layers[0].mlp, filters)
 
 
 def _gabor_filters(weight: Tensor) -> None:
-    """Sets [width, 3, side, side]: every direction and wave, sine and cosine, on a grid of places; of grey values."""
-    width, colours, side, _ = weight.shape
+    """Sets [filters, 3, side, side]: every place, direction and wave, cosine and sine next to each other; of grey."""
+    filters, colours, side, _ = weight.shape
     rows, columns = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
-    grid = max(1, round(math.sqrt(width / (2 * DIRECTIONS * len(WAVES)))))
-    places = [(place + 0.5) * side / grid for place in range(grid)]
-    shapes = itertools.product(places, places, range(DIRECTIONS), WAVES, (0.0, math.pi / 2))
+    places = [(place + 0.5) * side / PATCH_GRID for place in range(PATCH_GRID)]
+    directions = max(1, filters // (2 * len(WAVES) * len(places) ** 2))
+    shapes = itertools.product(places, places, range(directions), WAVES, (0.0, math.pi / 2))
     for kernel, (row, column, direction, wave, phase) in zip(weight, itertools.cycle(shapes), strict=False):
-        down, right, angle = rows - row, columns - column, math.pi * direction / DIRECTIONS
+        down, right, angle = rows - row, columns - column, math.pi * direction / directions
         along = right * math.cos(angle) + down * math.sin(angle)
-        envelope = torch.exp(-(down**2 + right**2) / (2 * (0.375 * side / grid) ** 2))
+        envelope = torch.exp(-(down**2 + right**2) / (2 * (0.375 * side / PATCH_GRID) ** 2))
         gabor = envelope * torch.cos(2 * math.pi * along / (wave * side) + phase)
         gabor -= gabor.mean()  # a plain patch has no edges
-        kernel[:] = PATCH_GAIN * gabor / gabor.norm() / colours
+        kernel[:] = RESPONSES * gabor / gabor.norm() / colours
 
 
-def _factors(width: int, noise: float, identity: float, rank: int) -> tuple[Tensor, Tensor]:
-    """Two matrices [width, rank] and [rank, width] whose product is near noise + identity."""
-    target = noise * torch.randn(width, width) / math.sqrt(width) + identity * torch.eye(width)
-    left, scale, right = torch.linalg.svd(target)
-    root = scale[:rank].sqrt()
-    return left[:, :rank] * root, root[:, None] * right[:rank]
+def _energies(mlp: Any, filters: int) -> None:
+    """A feed-forward net that adds, for each pair of filters, the sum of their responses' sizes, spread over all."""
+    width, pairs = mlp.fc1.in_features, filters // 2
+    positive = torch.eye(width)[:filters] * SHARPNESS
+    mlp.fc1.weight[: 2 * filters] = torch.cat([positive, -positive])  # GELU(x) + GELU(-x) is about |x|
+    spread = torch.linalg.qr(torch.randn(filters, filters))[0][:, :pairs] * ENERGIES
+    energy = torch.eye(pairs).repeat_interleave(2, dim=1) / SHARPNESS
+    mlp.fc2.weight[:, : 2 * filters] = 0.0
+    mlp.fc2.weight[:filters, : 2 * filters] = (spread @ energy).repeat(1, 2)
+    mlp.fc2.bias[:filters] = -USUAL_ENERGY * spread.sum(dim=1)
 
 
 def _keep_variance(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=1 / math.sqrt(part.in_features))
+            nn.init.zeros_(part.bias)
 
 
-def _sinusoids(side: int, width: int) -> Tensor:
-    """[side * side, width]: a quarter of the channels each for sine and cosine of a patch's row and column."""
-    frequencies = LONGEST_WAVE ** -(torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * frequencies  # [side, width / 4]
+def _sinusoids(side: int, channels: int) -> Tensor:
+    """[side * side, channels]: a quarter of them each for sine and cosine of a patch's row and column."""
+    frequencies = LONGEST_WAVE ** -(torch.arange(channels // 4) / (channels // 4))
+    angles = torch.arange(side)[:, None] * frequencies  # [side, channels / 4]
     rows, columns = angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)
     waves = [rows.sin(), rows.cos(), columns.sin(), columns.cos()]
-    return POSITION * torch.cat(waves, dim=-1).flatten(0, 1)
+    return PLACES * torch.cat(waves, dim=-1).flatten(0, 1)

@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.baselines import LateFusion, Pool, presence_of
+from cmt_export.baselines import Head, LateFusion, SingleFusion, presence_of
+from cmt_export.fusion import Pool
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Batch
 from cmt_training.options import TrainOptions
+
+
+WITH_ATTENTION = ("cmt", "conventional")
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Trainee(nn.Module):
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
             shown = cues if cues and options.cues > 0 and not features else {}
-            self.cues = nn.ModuleDict({m: Cues(count) for m, count in shown.items()})
+            self.cues = nn.ModuleDict({m: Cues(count, self._pool_of(m)) for m, count in shown.items()})
         self.fused = True  # or else encoders learn alone, each under its own head
+        self._thinned = options.token_dropout if features else 0.0
         self._dropout = options.token_dropout
         if not features and options.token_dropout:
             cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
@@ -68,7 +73,7 @@ class Trainee(nn.Module):
         """The fields of Answers; a tuple, because DistributedDataParallel looks for tensors in it."""
         encoded = self.model.encode(inputs, presence) if inputs else stand_ins(presence)
         cues = self._cues(encoded) if self.training else ()
-        if self.training and self._dropout:
+        if self.training and self._thinned:
             encoded = self._thin(encoded)
         features, masks = encoded[::2], encoded[1::2]
         fusion = self.fusion()
@@ -85,6 +90,13 @@ class Trainee(nn.Module):
         """The encoders under what answers now; shares all weights."""
         return self.model if self.fused else CrossModalTransformer(cast(Any, self.model.encoders), self.fusion())
 
+    def _pool_of(self, modality: Modality) -> Pool:
+        """That of the head which reads this modality alone, so that cues teach it where to look; else a new one."""
+        heads = self.auxiliary if self.auxiliary is not None else self.model.fusion
+        if isinstance(heads, LateFusion):
+            return cast(Head, heads.heads[MODALITIES.index(modality)]).pool
+        return heads.head.pool if isinstance(heads, SingleFusion) else Pool()
+
     def _cues(self, encoded: list[Tensor]) -> tuple[Tensor, ...]:
         columns = {m: 2 * MODALITIES.index(cast(Modality, m)) for m in self.cues}
         return tuple(self.cues[m](encoded[column], encoded[column + 1]) for m, column in columns.items())
@@ -95,7 +107,7 @@ class Trainee(nn.Module):
         for column, m in enumerate(MODALITIES):
             count = encoded[2 * column].shape[1]
             if m != "text" and count > ABSENT_TOKENS:
-                kept = _random_part(count, self._dropout)
+                kept = _random_part(count, self._thinned)
                 # An item whose real tokens all fell out keeps everything that it had.
                 mask = encoded[2 * column + 1][:, kept]
                 if bool((mask.amax(dim=1) == encoded[2 * column + 1].amax(dim=1)).all()):
@@ -113,9 +125,9 @@ class Trainee(nn.Module):
 class Cues(nn.Module):
     """Tokens of a modality -> what it seems to show."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, pool: Pool) -> None:
         super().__init__()
-        self.pool = Pool()
+        self.pool = pool
         self.read = nn.Linear(MODEL_WIDTH, count)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -195,17 +207,30 @@ def stand_ins(presence: Tensor) -> list[Tensor]:
 
 
 def groups_of(trainee: Trainee, options: TrainOptions) -> Iterator[dict[str, Any]]:
-    """AdamW's parameter groups: the text encoder's pretrained layers learn slowly; vectors and norms don't decay."""
-    pretrained = {id(p) for p in cast(Any, trainee.model.encoders["text"]).parameters() if p.requires_grad}
-    projection = getattr(trainee.model.encoders["text"], "projection", None)
-    pretrained -= {id(p) for p in projection.parameters()} if projection is not None else set()
-    for slow in (False, True):
-        for decays in (True, False):
-            chosen = [p for p in trainee.parameters() if (id(p) in pretrained) is slow and (p.ndim > 1) is decays]
-            if chosen:
-                rate = options.text_learning_rate if slow else options.learning_rate
-                decay = options.weight_decay if decays else 0.0
-                yield {"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay}
+    """AdamW's parameter groups, by their learning rates; vectors and norms don't decay."""
+    rates = {
+        "fusion": options.learning_rate if options.model in WITH_ATTENTION else options.head_learning_rate,
+        "heads": options.head_learning_rate,
+        "encoder": options.encoder_learning_rate,
+        "text": options.text_learning_rate,
+    }
+    parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainee.named_parameters():
+        if parameter.requires_grad:
+            parts.setdefault((_part_of(name), parameter.ndim > 1), []).append(parameter)
+    for (part, decays), chosen in parts.items():
+        decay = options.weight_decay if decays else 0.0
+        yield {"params": chosen, "lr": rates[part], "peak": rates[part], "weight_decay": decay}
+
+
+def _part_of(name: str) -> str:
+    """Of a parameter of a Trainee: fusion, heads, encoder or text."""
+    path = name.split(".")
+    if path[:2] == ["model", "fusion"]:
+        return "fusion"
+    if path[:2] == ["model", "encoders"] and path[3] != "projection":
+        return "text" if path[2] == "text" else "encoder"
+    return "heads"
 
 
 def _random_part(count: int, dropout: float) -> Tensor:
