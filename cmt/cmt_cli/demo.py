@@ -23,7 +23,7 @@ def demo(
 
     Example: [bold]cmt demo --precision int8[/]
     """
-    from cmt_cli.export import run_export, sample
+    from cmt_cli.export import run_export, sample, trained_weights
     from cmt_cli.serve import serving
     from cmt_cli.show import console, emotion_table
     from cmt_export.export import ExportOptions
@@ -31,7 +31,8 @@ def demo(
     from cmt_server.server import ServerOptions
 
     chosen = State(state)
-    release = run_export(ExportOptions(precision=precision), chosen)  # type: ignore[arg-type]
+    exported = ExportOptions(precision=precision, checkpoint=trained_weights("mini", "meld"))  # type: ignore[arg-type]
+    release = run_export(exported, chosen)
     options = ServerOptions(
         repository=(chosen.root / "demo").absolute(),  # what `cmt serve` served last stays as it is
         work=chosen.server.absolute(),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def export(
     preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = "mini",
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a checkpoint; else the preset's own.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of a checkpoint; else the weights bundled, if any.")
+    ] = None,
     checkpoint_sha256: Annotated[str | None, typer.Option(help="What its model.safetensors must have.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Seeded random weights for those a hub would give.")
@@ -26,7 +28,9 @@ def export(
     engine: Annotated[str, typer.Option(help="openvino, tensorrt or onnxruntime.")] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
     calibration: Annotated[Path | None, typer.Option(help="Folder of files to calibrate int8 with.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of random weights, which take the place of those that come with it.")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Writes a release and prints its parity with PyTorch.
@@ -37,14 +41,14 @@ def export(
 
     options = ExportOptions(
         preset=preset,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint if checkpoint or seed is not None else trained_weights(preset, label_set),
         checkpoint_sha256=checkpoint_sha256,
         random_weights=random_weights,
         label_set=label_set,
         engine=engine,  # type: ignore[arg-type]  # checked by ExportOptions
         precision=precision,  # type: ignore[arg-type]
         calibration=calibration,
-        seed=seed,
+        seed=seed or 0,
     )
     run_export(options, State(state))
 
@@ -78,6 +82,12 @@ def golden_sample() -> GoldenSample:
     from cmt_export.export import GoldenSample
 
     return GoldenSample({name: sample(name).read_bytes() for name in ("image", "audio", "text")})
+
+
+def trained_weights(preset: str, label_set: str) -> Path | None:
+    """The checkpoint that comes with the command; None for sizes and labels that none comes for."""
+    folder = Path(str(files("cmt_cli") / "weights" / f"{preset}-{label_set}"))
+    return folder if folder.is_dir() else None
 
 
 def sample(modality: str) -> Path:

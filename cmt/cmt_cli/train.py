@@ -35,10 +35,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order and all chance.")] = DEFAULTS["seed"],
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")] = False,
     batch_size: Annotated[int, typer.Option(help="Of all processes together.")] = DEFAULTS["batch_size"],
-    learning_rate: Annotated[float, typer.Option(help="Of a fusion with attention, at its peak.")] = DEFAULTS[
-        "learning_rate"
-    ],
-    head_learning_rate: Annotated[float, typer.Option(help="Of heads and projections.")] = DEFAULTS[
+    learning_rate: Annotated[float, typer.Option(help="Of all but the next three.")] = DEFAULTS["learning_rate"],
+    head_learning_rate: Annotated[float, typer.Option(help="Of heads that read images and sounds.")] = DEFAULTS[
         "head_learning_rate"
     ],
     encoder_learning_rate: Annotated[float, typer.Option(help="Of image and audio encoders.")] = DEFAULTS[

@@ -15,9 +15,10 @@ from cmt_pipeline.modality import Modality
 
 @dataclass(frozen=True)
 class FusionSize:
-    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset."""
+    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset. latents: a modality's tokens in it."""
 
     layers: int = 2
+    latents: int = 8
     heads: int = 8
     feed_forward_width: int = 1024
     dropout: float = 0.1

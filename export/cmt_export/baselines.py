@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_export.encoders import MASKED
-from cmt_export.fusion import CrossModalFusion, Pool, masked_softmax
+from cmt_export.fusion import CrossModalFusion, Pool
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
@@ -37,7 +37,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features [batch, tokens, MODEL_WIDTH], mask [batch, tokens] -> [batch, labels], [batch, 2]."""
-        pooled = self.pool(features, mask)
+        pooled = self.pool(features, mask)[:, 0]
         return self.emotion_head(pooled), torch.tanh(self.valence_arousal_head(pooled))
 
 
@@ -116,7 +116,7 @@ class ConcatenationFusion(Fusion):
         self.valence_arousal_head = perceptron(len(MODALITIES) * MODEL_WIDTH, size.dropout, 2)
 
     def combine(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        pooled = torch.cat([pool(f, m) for pool, f, m in zip(self.pools, features, masks, strict=True)], dim=-1)
+        pooled = torch.cat([pool(f, m)[:, 0] for pool, f, m in zip(self.pools, features, masks, strict=True)], dim=-1)
         return self.emotion_head(pooled), torch.tanh(self.valence_arousal_head(pooled))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,21 @@ class _Stored:
     work: tuple[float, ...]
     request_bytes: float
     cores: int
+
+
+def pooled(curves: Sequence[ServiceCurve]) -> ServiceCurve:
+    """One curve of several of the same server: the mean of each point over them, and the work of all."""
+    points = (
+        Point(*(float(np.mean(values)) for values in zip(*map(_numbers, same), strict=True)))
+        for same in zip(*(curve.points for curve in curves), strict=True)
+    )
+    whole = tuple(replace(point, concurrency=round(point.concurrency)) for point in points)
+    work = tuple(one for curve in curves for one in curve.work)
+    return replace(curves[0], points=whole, work=work)
+
+
+def _numbers(point: Point) -> tuple[float, ...]:
+    return point.concurrency, point.throughput, point.mean_ms, point.p50_ms, point.p95_ms
 
 
 class Overloaded(ValueError):

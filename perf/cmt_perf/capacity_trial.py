@@ -1,7 +1,8 @@
 """`make bench-capacity`: the capacity model's predictions beside what the open loop measures, on one server.
 
-The curve is measured first, with closed loops. Then, at shares of saturation, the model says how long requests will
-take, and an open loop at that rate shows how long they do.
+Closed loops measure the curve and open loops show how long requests take at shares of saturation, in turns over several
+rounds, so that a machine that is slower for a while is so for both. The model then says, from the curve of all rounds,
+how long they should have taken.
 """
 
 from __future__ import annotations
@@ -10,40 +11,63 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cmt_export.release import open_release
-from cmt_perf.capacity import ServiceCurve, latencies_at, percentiles
+from cmt_perf.capacity import ServiceCurve, latencies_at, percentiles, pooled
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.service import WARM_UP, Progress, ask, measure
 from cmt_perf.traffic import TrafficPlan
 from cmt_perf.upgrade_rig import rig_on
 
 LOADS = (0.2, 0.4, 0.6, 0.8)
-REQUESTS = 1_500  # at each load
+ROUNDS = 4
+OPEN_S = 60.0  # of the open loop, at each load and round
 MEASURES = ("p50_ms", "p95_ms", "mean_ms")
 RESULT = Path("perf/results/capacity.json")
 
 
-def trial(curve: ServiceCurve, plan: TrafficPlan, loads: Sequence[float], requests: int, progress: Progress) -> Any:
-    """A row for each load: what was predicted, what was measured, and by how much of that they differ."""
-    rows = []
-    for number, load in enumerate(loads):
-        rate = load * curve.saturation
-        progress(f"open loop at {load:.0%} of saturation", number / len(loads))
-        opened = replace(plan, closed_grpc=0, closed_http=0, open_rate=rate, seed=plan.seed + 1 + number)
-        measured = percentiles([one.latency_ms for one in ask(opened, WARM_UP + requests)[WARM_UP:]])
-        predicted = percentiles(latencies_at(curve, rate))
-        rows.append(
-            {"load": load, "rate": round(rate, 2)}
-            | {f"predicted_{name}": round(predicted[name], 1) for name in MEASURES}
-            | {f"measured_{name}": round(measured[name], 1) for name in MEASURES}
-            | {f"off_{name[:-3]}": round(predicted[name] / measured[name] - 1, 3) for name in MEASURES}
-        )
-    return rows
+def trial(
+    plan: TrafficPlan,
+    measured: Callable[[Progress], ServiceCurve],
+    loads: Sequence[float],
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+) -> tuple[ServiceCurve, list[dict[str, float]]]:
+    """The curve of all rounds, and a row for each load: predicted, measured, and by how much of that they differ."""
+    curves: list[ServiceCurve] = []
+    rates: list[float] = []
+    found: dict[float, list[float]] = {}
+    for number in range(rounds):
+        told = _part(progress, number, rounds)
+        curves.append(measured(told))
+        rates = rates or [load * curves[0].saturation for load in loads]
+        for rate in rates:
+            told(f"open loop at {rate:.1f}/s", 0.5)
+            opened = replace(plan, closed_grpc=0, closed_http=0, open_rate=rate, seed=plan.seed + 1 + number)
+            asked = ask(opened, WARM_UP + round(seconds * rate))[WARM_UP:]
+            found.setdefault(rate, []).extend(one.latency_ms for one in asked)
+    curve = pooled(curves)
+    return curve, [_row(curve, rate, latencies) for rate, latencies in found.items()]
+
+
+def _row(curve: ServiceCurve, rate: float, latencies: Sequence[float]) -> dict[str, float]:
+    measured, predicted = percentiles(latencies), percentiles(latencies_at(curve, rate))
+    return (
+        {"load": round(rate / curve.saturation, 3), "rate": round(rate, 2), "requests": len(latencies)}
+        | {f"predicted_{name}": round(predicted[name], 1) for name in MEASURES}
+        | {f"measured_{name}": round(measured[name], 1) for name in MEASURES}
+        | {f"off_{name[:-3]}": round(predicted[name] / measured[name] - 1, 3) for name in MEASURES}
+    )
+
+
+def _part(progress: Progress, number: int, count: int) -> Progress:
+    """Progress within one of `count` rounds; its closed loops are half of it."""
+    return lambda what, done: progress(f"round {number + 1}: {what}", (number + done / 2) / count)
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -71,8 +95,12 @@ def main(state: Path, out: Path = RESULT) -> None:
             rig.server.grpc_url, rig.server.http_url, open_protocols=("grpc",), open_canary="off", full=True
         )
         cores = len(os.sched_getaffinity(0))
-        curve = measure(plan, told, cores=cores, conditions=conditions(release, traffic=asdict(plan)))
-        rows = trial(curve, plan, LOADS, REQUESTS, told)
+        described = conditions(release, traffic=asdict(plan), rounds=ROUNDS, open_s=OPEN_S)
+
+        def measured(progress: Progress) -> ServiceCurve:
+            return measure(plan, progress, cores=cores, conditions=described, answers=200)
+
+        curve, rows = trial(plan, measured, LOADS, ROUNDS, OPEN_S, told)
     worst = max(abs(row["off_p95"]) for row in rows)
     result = {"worst_p95_off": worst, "rows": rows, "curve": json.loads(curve.to_json())}
     out.write_text(to_text(result))

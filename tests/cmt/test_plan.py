@@ -47,7 +47,9 @@ def test_a_server_is_measured(curve: ServiceCurve) -> None:
 
 
 def test_the_open_loop_is_set_beside_the_model(curve: ServiceCurve, server: TritonServer) -> None:
-    rows = trial(curve, traffic(server), (0.3,), 20, lambda *_: None)
+    found, rows = trial(traffic(server), lambda _: curve, (0.3,), 2, 2.0, lambda *_: None)
+    assert found.points == curve.points
+    assert rows[0]["requests"] == 2 * round(2.0 * 0.3 * curve.saturation)
     assert rows[0]["rate"] == pytest.approx(0.3 * curve.saturation, abs=0.01)
     assert rows[0]["off_p95"] == pytest.approx(rows[0]["predicted_p95_ms"] / rows[0]["measured_p95_ms"] - 1, abs=0.01)
     assert "30%" in table({"rows": rows})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmt_perf.capacity import Overloaded, Point, ServiceCurve, latencies_at, most_within, percentiles
+from cmt_perf.capacity import Overloaded, Point, ServiceCurve, latencies_at, most_within, percentiles, pooled
 
 ALONE_MS = 100.0
 
@@ -87,3 +87,11 @@ def test_a_curve_comes_back_from_its_file() -> None:
     assert ServiceCurve.from_json(told.to_json(), "curve.json") == told
     with pytest.raises(ValueError, match=r"curve\.json"):
         ServiceCurve.from_json('{"points": "none"}', "curve.json")
+
+
+def test_curves_of_several_rounds_are_averaged() -> None:
+    slower = curve({point.concurrency: point.throughput / 2 for point in BATCHING.points}, (1.5,))
+    both = pooled([BATCHING, slower])
+    assert [point.concurrency for point in both.points] == [point.concurrency for point in BATCHING.points]
+    assert both.saturation == pytest.approx(0.75 * BATCHING.saturation)
+    assert both.work == (*BATCHING.work, 1.5)

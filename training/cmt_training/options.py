@@ -23,9 +23,9 @@ class TrainOptions:
     frequency to the power of minus this. patience: epochs without a better validation loss before training stops.
     threads: 0 takes one for each core.
 
-    learning_rate: of fusions with attention of their own; head_learning_rate: of heads that pool and read, and of the
-    projections before them; encoder_learning_rate: of image and audio encoders that start from nothing (published ones
-    want a tenth or less); text_learning_rate: of the text encoder's last layers.
+    head_learning_rate: of heads that read images and sounds alone, and of the projections before them;
+    encoder_learning_rate: of image and audio encoders that start from nothing (published ones want a tenth or less);
+    text_learning_rate: of the text encoder's last layers; learning_rate: of all else.
 
     modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of image
     patches that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv 2208.07220), and of a sound, of
@@ -47,7 +47,7 @@ class TrainOptions:
     epochs: int = 16
     seed: int = 0
     batch_size: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     head_learning_rate: float = 3e-3
     encoder_learning_rate: float = 3e-4
     text_learning_rate: float = 5e-5
@@ -56,7 +56,7 @@ class TrainOptions:
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     class_weighting: float = 0.5
-    modality_dropout: float = 0.2
+    modality_dropout: float = 0.5
     token_dropout: float = 0.5
     auxiliary: float = 1.0
     valence_arousal: float = 0.2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_export.baselines import Head, LateFusion, SingleFusion, presence_of
-from cmt_export.fusion import Pool
+from cmt_export.fusion import CrossModalFusion, Pool
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
@@ -22,12 +22,10 @@ from cmt_training.batches import Batch
 from cmt_training.options import TrainOptions
 
 
-WITH_ATTENTION = ("cmt", "conventional")
-
-
 @dataclass(frozen=True)
 class Answers:
-    """logits [n, labels], valence_arousal [n, 2]; separate [n, 3, labels]: each modality on its own, where trained.
+    """logits [n, labels], valence_arousal [n, 2]; separate [n, heads, labels]: each modality on its own, where
+    trained: three heads, or twice three.
 
     cues: what each modality seems to show, [n, cues], in the order of MODALITIES, where that is trained.
     """
@@ -64,7 +62,7 @@ class Trainee(nn.Module):
             shown = cues if cues and options.cues > 0 and not features else {}
             self.cues = nn.ModuleDict({m: Cues(count, self._pool_of(m)) for m, count in shown.items()})
         self.fused = True  # or else encoders learn alone, each under its own head
-        self._thinned = options.token_dropout if features else 0.0
+        self.features = features
         self._dropout = options.token_dropout
         if not features and options.token_dropout:
             cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
@@ -73,14 +71,21 @@ class Trainee(nn.Module):
         """The fields of Answers; a tuple, because DistributedDataParallel looks for tensors in it."""
         encoded = self.model.encode(inputs, presence) if inputs else stand_ins(presence)
         cues = self._cues(encoded) if self.training else ()
-        if self.training and self._thinned:
+        if self.training and self.features and self._dropout:
             encoded = self._thin(encoded)
         features, masks = encoded[::2], encoded[1::2]
         fusion = self.fusion()
-        logits, _, valence_arousal, _ = fusion(*encoded)
         heads = self.auxiliary if self.auxiliary is not None else fusion
-        separate = heads.separate(features, masks)[0] if isinstance(heads, LateFusion) and self.training else None
-        return logits, valence_arousal, separate, presence_of(masks), cues
+        separate = []
+        if isinstance(heads, LateFusion) and self.training:
+            separate.append(heads.separate(features, masks)[0])
+        if isinstance(fusion, CrossModalFusion):
+            logits, _, valence_arousal, _, own = fusion.read(features, masks)
+            separate.append(own)
+        else:
+            logits, _, valence_arousal, _ = fusion(*encoded)
+        alone = torch.cat(separate, dim=1) if separate else None
+        return logits, valence_arousal, alone, presence_of(masks), cues
 
     def fusion(self) -> Any:
         """What answers: the model's fusion, or the average of the light heads while encoders learn alone."""
@@ -107,7 +112,7 @@ class Trainee(nn.Module):
         for column, m in enumerate(MODALITIES):
             count = encoded[2 * column].shape[1]
             if m != "text" and count > ABSENT_TOKENS:
-                kept = _random_part(count, self._thinned)
+                kept = _random_part(count, self._dropout)
                 # An item whose real tokens all fell out keeps everything that it had.
                 mask = encoded[2 * column + 1][:, kept]
                 if bool((mask.amax(dim=1) == encoded[2 * column + 1].amax(dim=1)).all()):
@@ -132,7 +137,7 @@ class Cues(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features [batch, tokens, MODEL_WIDTH], mask [batch, tokens] -> [batch, cues]."""
-        found: Tensor = self.read(self.pool(features, mask))
+        found: Tensor = self.read(self.pool(features, mask)[:, 0])
         return found
 
 
@@ -153,8 +158,10 @@ class Loss(nn.Module):
         weights = self.class_weights[batch.labels]  # [n]
         terms = [self._cross_entropy(answers.logits, batch.labels, weights)]
         if answers.separate is not None:
-            each = answers.presence.to(weights.dtype) * weights[:, None]  # [n, 3]
-            repeated = batch.labels[:, None].expand(-1, len(MODALITIES)).flatten()
+            heads = answers.separate.shape[1]
+            presence = answers.presence.repeat(1, heads // len(MODALITIES))
+            each = presence.to(weights.dtype) * weights[:, None]  # [n, heads]
+            repeated = batch.labels[:, None].expand(-1, heads).flatten()
             terms.append(self._cross_entropy(answers.separate.flatten(0, 1), repeated, each.flatten()))
         else:
             terms.append((weights.new_zeros(()), weights.new_zeros(())))
@@ -209,28 +216,33 @@ def stand_ins(presence: Tensor) -> list[Tensor]:
 def groups_of(trainee: Trainee, options: TrainOptions) -> Iterator[dict[str, Any]]:
     """AdamW's parameter groups, by their learning rates; vectors and norms don't decay."""
     rates = {
-        "fusion": options.learning_rate if options.model in WITH_ATTENTION else options.head_learning_rate,
         "heads": options.head_learning_rate,
         "encoder": options.encoder_learning_rate,
         "text": options.text_learning_rate,
+        "rest": options.learning_rate,
     }
     parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in trainee.named_parameters():
         if parameter.requires_grad:
-            parts.setdefault((_part_of(name), parameter.ndim > 1), []).append(parameter)
+            part = "rest" if trainee.features else _part_of(name, options.model)
+            parts.setdefault((part, parameter.ndim > 1), []).append(parameter)
     for (part, decays), chosen in parts.items():
         decay = options.weight_decay if decays else 0.0
         yield {"params": chosen, "lr": rates[part], "peak": rates[part], "weight_decay": decay}
 
 
-def _part_of(name: str) -> str:
-    """Of a parameter of a Trainee: fusion, heads, encoder or text."""
+def _part_of(name: str, model: str) -> str:
+    """Of a parameter of a Trainee: heads (of images and sounds), encoder (theirs), text (its encoder) or rest."""
     path = name.split(".")
-    if path[:2] == ["model", "fusion"]:
-        return "fusion"
-    if path[:2] == ["model", "encoders"] and path[3] != "projection":
+    if path[:2] == ["model", "encoders"]:
+        if path[3] == "projection":
+            return "rest" if path[2] == "text" else "heads"
         return "text" if path[2] == "text" else "encoder"
-    return "heads"
+    if path[0] == "cues":
+        return "heads"
+    if path[0] == "auxiliary" or (path[:2] == ["model", "fusion"] and model == "late"):
+        return "rest" if path[path.index("heads") + 1] == str(MODALITIES.index("text")) else "heads"
+    return "heads" if model in ("image", "audio") else "rest"
 
 
 def _random_part(count: int, dropout: float) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 
 from cmt_training.examples import SPLITS, Split
 from cmt_training.generate.options import NEUTRAL, SHARES
-from cmt_training.generate.sentences import BEARING, CLEAR, HINTING, HINTS, PLAIN, WORDS, _part, misheard, sentence
+from cmt_training.generate.phrases import BEARING, HINTS, PLAIN, WORDS
+from cmt_training.generate.sentences import CLEAR, HINTING, _part, misheard, sentence
 
 LISTS = [*BEARING.values(), *(texts for _, texts in HINTS), PLAIN, *WORDS.values()]
 
