@@ -10,6 +10,7 @@ to something and the softmax is always defined.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -36,7 +37,7 @@ class CrossModalFusion(nn.Module):
         super().__init__()
         self.pools = nn.ModuleList(Pool(size.latents, LATENT_HEADS) for _ in MODALITIES)
         self.layers = nn.ModuleList(CrossModalLayer(size) for _ in range(size.layers))
-        self.reads = nn.ModuleList(nn.Linear(size.latents * MODEL_WIDTH, MODEL_WIDTH) for _ in MODALITIES)
+        self.reads = nn.Parameter(torch.randn(len(MODALITIES), size.latents, MODEL_WIDTH) / math.sqrt(size.latents))
         self.gate = nn.Linear(MODEL_WIDTH, 1)
         self.output_norm = nn.LayerNorm(MODEL_WIDTH)
         self.emotion_head = _mlp(size.dropout, labels)
@@ -68,9 +69,7 @@ class CrossModalFusion(nn.Module):
         streams = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
         for layer in self.layers:
             streams = layer(streams, presence)
-        pooled = torch.stack(
-            [read(stream.flatten(1)) for read, stream in zip(self.reads, streams, strict=True)], dim=1
-        )  # [batch, 3, width]
+        pooled = (torch.stack(streams, dim=1) * self.reads).sum(dim=2)  # [batch, 3, width]
         attention = masked_softmax(self.gate(pooled)[..., 0], presence)
         fused = self.output_norm((attention[..., None] * pooled).sum(dim=1))
         logits = self.emotion_head(fused)

@@ -82,7 +82,8 @@ def _gabor_filters(weight: Tensor) -> None:
 
 def _energies(mlp: Any, filters: int) -> None:
     """A feed-forward net that adds, for each pair of filters, the sum of their responses' sizes, spread over all."""
-    width, pairs = mlp.fc1.in_features, filters // 2
+    width, pairs = mlp.fc1.in_features, min(filters, mlp.fc1.out_features // 2) // 2
+    filters = 2 * pairs
     positive = torch.eye(width)[:filters] * SHARPNESS
     mlp.fc1.weight[: 2 * filters] = torch.cat([positive, -positive])  # GELU(x) + GELU(-x) is about |x|
     spread = torch.linalg.qr(torch.randn(filters, filters))[0][:, :pairs] * ENERGIES

@@ -214,20 +214,26 @@ def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Cal
     randomness = Randomness(options.seed, epoch, dropout, options.augment)
     lengths = task.reader.lengths(task.training, only)
     order = epoch_order(task.training, lengths, options.batch_size, options.seed, epoch)
+    epochs = range(task.apart, options.epochs) if task.trainee.fused else range(task.apart)
     task.trainee.train()
     total = 0.0
     for number, indices in enumerate(order):
         own, counts_here = world.share(indices)
         batch = on_device(task.reader.batch(own, randomness, only), world.device)
         done = (epoch + number / len(order)) / options.epochs
-        total += step(batch, counts_here, share_of_peak((epoch * len(order) + number + 1), len(order), options))
+        steps = (epochs.stop - epochs.start) * len(order)
+        total += step(
+            batch, counts_here, share_of_peak((epoch - epochs.start) * len(order) + number + 1, steps, options)
+        )
         told(done)
     return total / len(order)
 
 
-def share_of_peak(step: int, steps_per_epoch: int, options: TrainOptions) -> float:
-    """Of the learning rate at a step (from 1): linear warm-up, then half a cosine to 0."""
-    steps = options.epochs * steps_per_epoch
+def share_of_peak(step: int, steps: int, options: TrainOptions) -> float:
+    """Of the learning rate at a step (from 1) of so many: linear warm-up, then half a cosine to 0.
+
+    The encoders' own epochs have one such course, those with a fusion another.
+    """
     warm_up = max(1, round(options.warm_up * steps))
     if step <= warm_up:
         return step / warm_up
