@@ -98,17 +98,14 @@ class _Stored:
 
 def pooled(curves: Sequence[ServiceCurve]) -> ServiceCurve:
     """One curve of several of the same server: the mean of each point over them, and the work of all."""
-    points = (
-        Point(*(float(np.mean(values)) for values in zip(*map(_numbers, same), strict=True)))
-        for same in zip(*(curve.points for curve in curves), strict=True)
-    )
-    whole = tuple(replace(point, concurrency=round(point.concurrency)) for point in points)
-    work = tuple(one for curve in curves for one in curve.work)
-    return replace(curves[0], points=whole, work=work)
+    points = tuple(_averaged(same) for same in zip(*(curve.points for curve in curves), strict=True))
+    return replace(curves[0], points=points, work=tuple(one for curve in curves for one in curve.work))
 
 
-def _numbers(point: Point) -> tuple[float, ...]:
-    return point.concurrency, point.throughput, point.mean_ms, point.p50_ms, point.p95_ms
+def _averaged(points: Sequence[Point]) -> Point:
+    """Of one concurrency."""
+    measures = zip(*((p.throughput, p.mean_ms, p.p50_ms, p.p95_ms) for p in points), strict=True)
+    return Point(points[0].concurrency, *(float(np.mean(values)) for values in measures))
 
 
 class Overloaded(ValueError):

@@ -28,7 +28,7 @@ from small_training import OPTIONS, silent
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) -> None:
-    epochs = 10 if model in ("image", "audio") else 3
+    epochs = {"image": 10, "audio": 10, "conventional": 6}.get(model, 3)
     hearing_steps = 150 if model == "audio" else 0
     options = replace(OPTIONS, model=model, epochs=epochs, patience=epochs, hearing_steps=hearing_steps)
     state = train(prepared, options, tmp_path / "out", silent)
