@@ -21,7 +21,7 @@ OPTIONS = TrainOptions(
     precision="fp32",
     threads=1,
     hearing_steps=0,
-    encoders_first=0.0,
+    encoder_epochs=0,
 )
 ROOT = Path(__file__).parents[1]
 CHILD = ROOT / "tests" / "training" / "child.py"

@@ -82,9 +82,11 @@ def compare(
     from cmt_training.compare import compare as measure
     from cmt_training.report import verdict_of, write_comparison
 
-    more: dict[str, Any] = {"preset": preset} | ({"epochs": epochs} if epochs is not None else {})
+    more: dict[str, Any] = {"preset": preset} | (
+        {"epochs": epochs, "encoder_epochs": epochs} if epochs is not None else {}
+    )
     usual = CompareOptions()
-    options = CompareOptions(tuple(range(seeds)), replace(usual.encoders, **more), replace(usual.fusions, **more))
+    options = CompareOptions(tuple(range(seeds)), replace(usual.training, **more))
     with progress_bar("compare") as progress:
         prepared = prepared_data(data, preset, label_set, State(state), progress)
         comparison = measure(prepared, options, State(state).root / "compare", progress)

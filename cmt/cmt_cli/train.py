@@ -32,6 +32,9 @@ def train(
     preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = DEFAULTS["preset"],
     label_set: LabelSetOption = None,
     epochs: Annotated[int, typer.Option(help="At most.")] = DEFAULTS["epochs"],
+    encoder_epochs: Annotated[
+        int, typer.Option(help="Before those, of several encoders that start from nothing.")
+    ] = DEFAULTS["encoder_epochs"],
     seed: Annotated[int, typer.Option(help="Of weights, order and all chance.")] = DEFAULTS["seed"],
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")] = False,
     batch_size: Annotated[int, typer.Option(help="Of all processes together.")] = DEFAULTS["batch_size"],
@@ -68,6 +71,7 @@ def train(
         preset=preset,
         model=model,  # type: ignore[arg-type]  # checked by TrainOptions
         epochs=epochs,
+        encoder_epochs=encoder_epochs,
         seed=seed,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -95,8 +95,7 @@ def test_other_labels_and_empty_splits_are_refused(trained: Checkpoint, prepared
 def test_a_comparison_trains_every_model_once(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(OPTIONS, epochs=2)
-    options = CompareOptions((0, 1), short, short)
+    options = CompareOptions((0, 1), replace(OPTIONS, epochs=2, encoder_epochs=2))
     comparison = compare(prepared, options, tmp_path, silent)
     assert tuple(comparison.models) == MODELS
     assert set(comparison.differences) == set(MODELS) - {"cmt"}

@@ -20,8 +20,8 @@ from cmt_training.initial import start_from_scratch
 from cmt_training.options import MODELS, Model
 from cmt_training.prepare import Prepared
 from cmt_training.state import TrainState
-from cmt_training.train import epochs_apart, finished, share_of_peak, train
-from cmt_training.trainee import Answers, Loss, Trainee, class_weights
+from cmt_training.train import finished, learns_encoders_first, share_of_peak, train
+from cmt_training.trainee import class_weights
 from small_corpus import TINY
 from small_training import OPTIONS, silent
 
@@ -173,36 +173,33 @@ def test_a_vision_transformer_starts_from_energies() -> None:
 
 
 def test_encoders_learn_before_there_is_a_fusion(prepared: Prepared, tmp_path: Path) -> None:
-    options = replace(OPTIONS, epochs=4, encoders_first=0.5)
-    state = train(prepared, options, tmp_path / "out", silent)
-    assert state.best_epoch > 2  # an epoch without a fusion is never the best
-    first = train(prepared, replace(options, epochs=3, encoders_first=0.67), tmp_path / "first", silent)
-    assert (first.epoch, first.best_epoch) == (3, 3)
+    """And a training that is cut off between the two goes on to the same result."""
+    options = replace(OPTIONS, epochs=2, encoder_epochs=3)
+
+    def cut_off(what: str, _: float) -> None:
+        if what.startswith("features"):
+            raise KeyboardInterrupt
+
+    train(prepared, options, tmp_path / "whole", silent)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, options, tmp_path / "parts", cut_off)
+    train(prepared, options, tmp_path / "parts", silent, resume=True)
+    whole, parts = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [path.name for path in (tmp_path / "parts.run" / "encoders").glob("epoch-*")] == ["epoch-0003"]
+    assert not (tmp_path / "parts.run" / "features").exists()
+    at_first = checkpoint_from_preset(TINY.name, "meld")
+    start_from_scratch(at_first, OPTIONS.seed)
+    name = "encoders.image.backbone.layers.0.mlp.fc1.weight"
+    assert not torch.allclose(whole[name].float(), at_first.model.state_dict()[name], atol=1e-3)
 
 
-def test_the_fusion_waits_for_the_encoders(prepared: Prepared) -> None:
-    torch.manual_seed(0)
-    model = checkpoint_from_preset(TINY.name, "meld").model
-    reader = Reader(prepared, raw_sources(prepared))
-    trainee = Trainee(model, OPTIONS, 7, features=False).train()
-    loss = Loss(OPTIONS, reader.labels(prepared.of("train")), 7)
-    for fused in (False, True):
-        trainee.fused = loss.fused = fused
-        trainee.zero_grad(set_to_none=True)
-        batch = reader.batch(range(8))
-        torch.autograd.backward(loss.weigh(*loss(Answers(*trainee(batch.inputs, batch.presence)), batch)))
-        assert all((p.grad is not None) is fused for p in model.fusion.parameters())
-        assert any(p.grad is not None for p in model.encoders.parameters())
-    trainee.fused = False
-    assert trainee.answering().fusion is trainee.auxiliary
-
-
-@pytest.mark.parametrize(("model", "expected"), [("cmt", 2), ("concat", 2), ("late", 0), ("image", 0)])
-def test_only_a_fusion_has_to_wait(model: Model, expected: int) -> None:
-    options = replace(OPTIONS, model=model, epochs=4, encoders_first=0.5)
+@pytest.mark.parametrize(("model", "expected"), [("cmt", True), ("concat", True), ("late", True), ("image", False)])
+def test_only_several_encoders_that_start_from_nothing_learn_first(model: Model, expected: bool) -> None:
+    options = replace(OPTIONS, model=model, encoder_epochs=2)
     checkpoint = checkpoint_from_preset(TINY.name, "meld", model=model)
-    trainee = Trainee(checkpoint.model, options, 7, features=False)
-    assert epochs_apart(checkpoint, trainee, options) == expected
+    assert learns_encoders_first(checkpoint, options) is expected
+    assert not learns_encoders_first(checkpoint, replace(options, encoder_epochs=0))
     encoders = {m: replace(e, weights_from="package:somewhere") for m, e in checkpoint.config.encoders.items()}
     published = replace(checkpoint, config=replace(checkpoint.config, encoders=encoders))
-    assert epochs_apart(published, trainee, options) == 0
+    assert not learns_encoders_first(published, options)

@@ -27,24 +27,19 @@ from cmt_export.model import CrossModalTransformer
 from cmt_export.typed_json import parsed, typed
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import preset_of
-from cmt_training.batches import Reader, Source, raw_sources
+from cmt_training.batches import Reader
 from cmt_training.conditions import conditions
-from cmt_training.features import feature_sources, given_encoders
-from cmt_training.frozen import hidden_rows, without_lower_layers
-from cmt_training.hearing import learn_to_hear
-from cmt_training.initial import start_from_scratch
+from cmt_training.features import given_encoders
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict
 from cmt_training.prepare import Prepared, Progress
 from cmt_training.statistics import Claim, Difference, Interval, claim_of, interval_of, paired, percent
-from cmt_training.train import Task, calibrate, fit
-from cmt_training.trainee import Trainee, modalities_of
+from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, task_of, trainee_of
+from cmt_training.trainee import modalities_of
 
 #: What the paper's abstract claims over strong multimodal baselines (arXiv 2601.14259).
 CLAIMED_PERCENT = {"weighted_f1": 3.0, "cross_entropy": -12.9}
-ENCODERS = TrainOptions(epochs=9)
-FUSIONS = TrainOptions(epochs=8)
 METHOD = (
     "Per seed, the encoders are trained once, each under a light head of its own; every model is then trained on their "
     "frozen features with the same items, order, optimizer, epochs and stopping rule. Temperatures are set on the "
@@ -54,17 +49,14 @@ METHOD = (
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """encoders, fusions: how each of the two steps is trained; their `model` and `seed` are set for each run."""
+    """training: of every model; its `model` and `seed` are set for each run."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoders: TrainOptions = ENCODERS
-    fusions: TrainOptions = FUSIONS
+    training: TrainOptions = TrainOptions()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds came as {list(self.seeds)}; expected two or more different ones")
-        if self.encoders.preset != self.fusions.preset:
-            raise ValueError(f"presets came as {self.encoders.preset} and {self.fusions.preset}; expected one for both")
 
 
 @dataclass(frozen=True)
@@ -148,7 +140,7 @@ def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[R
     ours = models["cmt"]
     return Comparison(
         data=data.name,
-        preset=options.fusions.preset,
+        preset=options.training.preset,
         seeds=options.seeds,
         method=METHOD,
         models=models,
@@ -174,7 +166,7 @@ def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[R
             data=data.folder.name,
             items={split: len(data.of(split)) for split in ("train", "validation", "test")},
             seeds=list(options.seeds),
-            options={"encoders": asdict(options.encoders), "fusions": asdict(options.fusions)},
+            options=asdict(options.training),
             training_seconds=round(sum(run.seconds for found in runs.values() for run in found)),
         ),
     )
@@ -186,40 +178,32 @@ class _Seed:
     def __init__(self, data: Prepared, options: CompareOptions, seed: int, folder: Path, progress: Progress) -> None:
         self.data, self.folder, self.progress = data, folder, progress
         self.labels = len(labels_of(data.label_set))
-        self.encoders = replace(options.encoders, model="late", seed=seed)
-        self.fusions = replace(options.fusions, seed=seed)
+        self.options = replace(options.training, seed=seed)
 
     def runs(self) -> dict[Model, Run]:
         if any(not self._file(model).is_file() for model in MODELS):
-            sources = self._features()
+            reader = self._features()
             for model in MODELS:
                 if not self._file(model).is_file():
-                    self._write(model, self._run(model, sources))
-        shutil.rmtree(self.folder / "features", ignore_errors=True)
+                    self._write(model, self._run(model, reader))
+        shutil.rmtree(self.folder / FEATURES, ignore_errors=True)
         return {model: typed(Run, parsed(self._file(model).read_text()), str(self._file(model))) for model in MODELS}
 
-    def _features(self) -> dict[str, Source]:
-        """Of encoders that were trained under late fusion's heads."""
-        options = self.encoders
+    def _features(self) -> Reader:
+        """Of what trained encoders make of every item."""
+        options = self.options
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
-        start_from_scratch(checkpoint, options.seed)
-        learn_to_hear(checkpoint, self.data, options.hearing_steps, options.seed, self.progress)
-        backbone = without_lower_layers(checkpoint.model, options.text_layers)
-        rows = hidden_rows(backbone, self.data, options.text_layers, self.progress)
-        reader = Reader(self.data, raw_sources(self.data, rows, 1 - options.token_dropout))
-        trainee = Trainee(checkpoint.model, options, self.labels, features=False, cues=reader.cues())
-        task = self._task(trainee, reader, options)
         told = _part(self.progress, "encoders", 0, 2)
-        fit(task, options, self.folder / "encoders", told, resume=True)
-        return feature_sources(trainee.model, reader, self.data, self.folder / "features", self.progress)
+        reader, _ = opened(checkpoint, self.data, options, told)
+        return encoders_first(checkpoint.model, reader, self.data, options, self.folder, told, resume=True)
 
-    def _run(self, model: Model, sources: dict[str, Source]) -> Run:
-        options = replace(self.fusions, model=model, augment=False)
+    def _run(self, model: Model, reader: Reader) -> Run:
+        options = replace(self.options, model=model)
         torch.manual_seed(options.seed)
         fusion = fusion_of(model, preset_of(options.preset).fusion, self.labels)
-        reader = Reader(self.data, sources)
-        trainee = Trainee(CrossModalTransformer(given_encoders(), fusion), options, self.labels, features=True)
-        task = self._task(trainee, reader, options)
+        learning = CrossModalTransformer(given_encoders(), fusion)
+        trainee = trainee_of(learning, reader, self.data, options, features=True)
+        task = task_of(trainee, reader, self.data, options)
         told = _part(self.progress, model, len(MODELS) + MODELS.index(model), 2 * len(MODELS))
         state = fit(task, options, self.folder / model, told, resume=True)
         only = modalities_of(model)
@@ -232,10 +216,6 @@ class _Seed:
             sum(row["seconds"] for row in state.history),
             sum(parameter.numel() for parameter in fusion.parameters()),
         )
-
-    def _task(self, trainee: Trainee, reader: Reader, options: TrainOptions) -> Task:
-        recipe = {"options": asdict(options), "data": self.data.folder.name, "torch": torch.__version__}
-        return Task(trainee, reader, self.data.of("train"), self.data.of("validation"), self.labels, recipe)
 
     def _file(self, model: Model) -> Path:
         return self.folder / f"{model}.json"

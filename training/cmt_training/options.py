@@ -32,9 +32,10 @@ class TrainOptions:
     which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a stretch
     of a sound is part of.
 
-    hearing_steps: of an audio encoder that nobody published weights for, see `cmt_training.hearing`. encoders_first:
-    where an encoder starts from nothing, share of the epochs in which encoders learn under light heads of their own,
-    before there is a fusion: one that learns beside them learns to read the text alone.
+    hearing_steps: of an audio encoder that nobody published weights for, see `cmt_training.hearing`. encoder_epochs: of
+    encoders that start from nothing, under heads of their own, before a fusion learns from their features: encoders
+    that learn beside it leave the answer to the text. 0: everything learns together, as published encoders do, and as
+    an encoder alone always does.
 
     auxiliary, valence_arousal, cues: weights of losses beside the answer's: of a light head on each modality alone,
     which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards; of
@@ -44,7 +45,7 @@ class TrainOptions:
 
     preset: str = "mini"
     model: Model = "cmt"
-    epochs: int = 16
+    epochs: int = 8
     seed: int = 0
     batch_size: int = 32
     learning_rate: float = 3e-4
@@ -63,7 +64,7 @@ class TrainOptions:
     cues: float = 1.0
     augment: bool = True
     hearing_steps: int = 700
-    encoders_first: float = 0.6
+    encoder_epochs: int = 10
     text_layers: int = 0
     patience: int = 5
     precision: Precision = "auto"
@@ -78,6 +79,6 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} came as {getattr(self, name)}; expected 1 or more")
-        for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up", "encoders_first"):
+        for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} came as {getattr(self, name)}; expected 0 or more and less than 1")

@@ -1,13 +1,14 @@
 """Training: a prepared data set and options -> a calibrated checkpoint that `cmt export --checkpoint` serves.
 
 OUT/        the checkpoint; appears whole when training has ended
-OUT.run/    what a training needs to go on, its history and its TensorBoard logs
+OUT.run/    what a training needs to go on, its history and its TensorBoard logs; encoders/: of their own epochs
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +20,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cmt_export.baselines import fusion_of
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset, save_checkpoint
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.presets import preset_of
 from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.distributed import World
+from cmt_training.features import feature_sources, given_encoders
 from cmt_training.frozen import hidden_rows, without_lower_layers
 from cmt_training.hearing import learn_to_hear
 from cmt_training.initial import start_from_scratch
@@ -37,15 +41,13 @@ from cmt_training.state import TrainState, load_state, save_state
 from cmt_training.trainee import Answers, Loss, Trainee, groups_of, modalities_of
 
 HISTORY_FILE = "history.json"
+ENCODERS, FEATURES = "encoders", "features"  # folders of a run
 BF16_FEATURES = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is fitted: a trainee on the items of a reader. recipe: all that decides the result.
-
-    apart: epochs in which the encoders learn under heads of their own, before the fusion's begin.
-    """
+    """What is fitted: a trainee on the items of a reader. recipe: all that decides the result."""
 
     trainee: Trainee
     reader: Reader
@@ -53,7 +55,12 @@ class Task:
     validation: Sequence[int]
     labels: int
     recipe: dict[str, Any]
-    apart: int = 0
+
+
+def task_of(trainee: Trainee, reader: Reader, data: Prepared, options: TrainOptions) -> Task:
+    labels = len(labels_of(data.label_set))
+    recipe = {"options": asdict(options), "data": data.folder.name, "torch": torch.__version__}
+    return Task(trainee, reader, data.of("train"), data.of("validation"), labels, recipe)
 
 
 def train(
@@ -69,26 +76,85 @@ def train(
     if options.threads:
         torch.set_num_threads(options.threads)
     checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
-    start_from_scratch(checkpoint, options.seed)
-    world.first_alone(lambda: learn_to_hear(checkpoint, data, options.hearing_steps, options.seed, progress))
-    backbone = without_lower_layers(checkpoint.model, options.text_layers)
-    rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
     run = _run_of(out)
-    labels = len(labels_of(data.label_set))
-    reader = Reader(data, raw_sources(data, rows, 1 - options.token_dropout))
-    trainee = Trainee(checkpoint.model, options, labels, features=False, cues=reader.cues()).to(world.device)
-    recipe = {"options": asdict(options), "data": data.folder.name, "torch": torch.__version__}
-    apart = epochs_apart(checkpoint, trainee, options)
-    task = Task(trainee, reader, data.of("train"), data.of("validation"), labels, recipe, apart)
-    state = fit(task, options, run, progress, resume=resume, world=world)
-    calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=modalities_of(options.model)))
-    cast(Any, trainee.model.encoders["text"]).backbone = backbone
+    reader, backbone = opened(checkpoint, data, options, progress, world)
+    if learns_encoders_first(checkpoint, options):
+        reader = encoders_first(checkpoint.model, reader, data, options, run, progress, resume=resume, world=world)
+        learning, features = CrossModalTransformer(given_encoders(), cast(Any, checkpoint.model.fusion)), True
+    else:
+        learning, features = checkpoint.model, False
+    trainee = trainee_of(learning, reader, data, options, features=features, world=world)
+    state = fit(task_of(trainee, reader, data, options), options, run, progress, resume=resume, world=world)
+    calibrate(trainee.model, predict(trainee.model, reader, data.of("validation"), only=modalities_of(options.model)))
+    cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
     if world.first:
         history = vars(state) | {"best": None, "conditions": conditions(processes=world.size)}
         (run / HISTORY_FILE).write_text(json.dumps(history, indent=1) + "\n")
         save_checkpoint(trained_checkpoint(checkpoint, options), out, half=True)
+        shutil.rmtree(run / FEATURES, ignore_errors=True)
     world.wait()
     return state
+
+
+def learns_encoders_first(checkpoint: Checkpoint, options: TrainOptions) -> bool:
+    """Where encoders start from nothing, and are several."""
+    published = all(encoder.weights_from is not None for encoder in checkpoint.config.encoders.values())
+    return not published and options.encoder_epochs > 0 and options.model not in MODALITIES
+
+
+def opened(
+    checkpoint: Checkpoint, data: Prepared, options: TrainOptions, progress: Progress, world: World = ALONE
+) -> tuple[Reader, Any]:
+    """Sets the first weights of encoders that nobody published; a reader of the data, and the whole text backbone.
+
+    The model's own text backbone is left with the layers that are trained: the reader has what those below them say.
+    """
+    start_from_scratch(checkpoint, options.seed)
+    world.first_alone(lambda: learn_to_hear(checkpoint, data, options.hearing_steps, options.seed, progress))
+    backbone = without_lower_layers(checkpoint.model, options.text_layers)
+    rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
+    return Reader(data, raw_sources(data, rows, 1 - options.token_dropout)), backbone
+
+
+def encoders_first(
+    model: CrossModalTransformer,
+    reader: Reader,
+    data: Prepared,
+    options: TrainOptions,
+    run: Path,
+    progress: Progress,
+    *,
+    resume: bool,
+    world: World = ALONE,
+) -> Reader:
+    """Trains a model's encoders, each under a light head of its own; a reader of what they then make of every item.
+
+    RUN/encoders/   how far their training is
+    RUN/features/   what they make of every item
+    """
+    epochs = options.encoder_epochs
+    alone = replace(options, model="late", epochs=epochs, patience=epochs)
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        heads = fusion_of("late", preset_of(options.preset).fusion, len(labels_of(data.label_set)))
+    under_heads = CrossModalTransformer(cast(Any, model.encoders), heads)
+    trainee = trainee_of(under_heads, reader, data, alone, features=False, world=world)
+    fit(task_of(trainee, reader, data, alone), alone, run / ENCODERS, progress, resume=resume, world=world)
+    made = world.first_alone(lambda: feature_sources(under_heads, reader, data, run / FEATURES, progress))
+    return Reader(data, made)
+
+
+def trainee_of(
+    model: CrossModalTransformer,
+    reader: Reader,
+    data: Prepared,
+    options: TrainOptions,
+    *,
+    features: bool,
+    world: World = ALONE,
+) -> Trainee:
+    labels = len(labels_of(data.label_set))
+    return Trainee(model, options, labels, features=features, cues=reader.cues()).to(world.device)
 
 
 def how_it_was_trained(out: Path) -> dict[str, Any]:
@@ -112,16 +178,15 @@ def fit(
         raise ValueError(f"{run} holds a training; go on with --resume, or name another folder")
     wrapped = DistributedDataParallel(trainee, find_unused_parameters=True) if world.size > 1 else trainee
     with _logger(run, state.epoch, world) as log:
-        while not finished(state, options, task.apart):
+        while not finished(state, options):
             start = time.perf_counter()
             step = _Step(wrapped, loss, optimizer, options, world)
             training_loss = _epoch(task, options, state.epoch, step, _told(progress, state, options))
             row = {"training_loss": training_loss} | _validate(task, options, world)
-            counts = state.epoch >= task.apart
             state.epoch += 1
             row |= {"epoch": float(state.epoch), "seconds": time.perf_counter() - start}
             state.history.append(row)
-            if counts and (state.best_loss is None or row["validation_cross_entropy"] < state.best_loss):
+            if state.best_loss is None or row["validation_cross_entropy"] < state.best_loss:
                 state.best_loss, state.best_epoch = row["validation_cross_entropy"], state.epoch
                 state.best = {name: tensor.detach().cpu().clone() for name, tensor in trainee.state_dict().items()}
             log(row)
@@ -129,21 +194,12 @@ def fit(
                 save_state(run, state, trainee, optimizer)
             world.wait()
     trainee.load_state_dict(state.best)
-    trainee.fused = True
     trainee.eval()
     return state
 
 
-def finished(state: TrainState, options: TrainOptions, apart: int = 0) -> bool:
-    return state.epoch >= options.epochs or state.epoch - max(state.best_epoch, apart) >= options.patience
-
-
-def epochs_apart(checkpoint: Checkpoint, trainee: Trainee, options: TrainOptions) -> int:
-    """How many epochs encoders learn without a fusion: none where all were published, or where there is none."""
-    published = all(encoder.weights_from is not None for encoder in checkpoint.config.encoders.values())
-    if published or trainee.auxiliary is None:
-        return 0
-    return min(options.epochs - 1, round(options.encoders_first * options.epochs))
+def finished(state: TrainState, options: TrainOptions) -> bool:
+    return state.epoch >= options.epochs or state.epoch - state.best_epoch >= options.patience
 
 
 def calibrate(model: CrossModalTransformer, validation: Predictions) -> float:
@@ -209,31 +265,24 @@ def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Cal
     seed = np.random.SeedSequence((options.seed, epoch, world.rank)).generate_state(1)[0]
     torch.manual_seed(int(seed))
     only = modalities_of(options.model)
-    task.trainee.fused = step.loss.fused = epoch >= task.apart
-    dropout = options.modality_dropout if only.sum() > 1 and task.trainee.fused else 0.0
+    dropout = options.modality_dropout if only.sum() > 1 and options.model != "late" else 0.0
     randomness = Randomness(options.seed, epoch, dropout, options.augment)
     lengths = task.reader.lengths(task.training, only)
     order = epoch_order(task.training, lengths, options.batch_size, options.seed, epoch)
-    epochs = range(task.apart, options.epochs) if task.trainee.fused else range(task.apart)
     task.trainee.train()
     total = 0.0
     for number, indices in enumerate(order):
         own, counts_here = world.share(indices)
         batch = on_device(task.reader.batch(own, randomness, only), world.device)
         done = (epoch + number / len(order)) / options.epochs
-        steps = (epochs.stop - epochs.start) * len(order)
-        total += step(
-            batch, counts_here, share_of_peak((epoch - epochs.start) * len(order) + number + 1, steps, options)
-        )
+        rate = share_of_peak(epoch * len(order) + number + 1, options.epochs * len(order), options)
+        total += step(batch, counts_here, rate)
         told(done)
     return total / len(order)
 
 
 def share_of_peak(step: int, steps: int, options: TrainOptions) -> float:
-    """Of the learning rate at a step (from 1) of so many: linear warm-up, then half a cosine to 0.
-
-    The encoders' own epochs have one such course, those with a fusion another.
-    """
+    """Of the learning rate at a step (from 1) of so many: linear warm-up, then half a cosine to 0."""
     warm_up = max(1, round(options.warm_up * steps))
     if step <= warm_up:
         return step / warm_up
@@ -245,7 +294,7 @@ def _validate(task: Task, options: TrainOptions, world: World) -> dict[str, floa
     only = modalities_of(options.model)
     alone = [modalities_of(m) for m in MODALITIES] if only.sum() > 1 else []
     found, *single = predict_each(
-        task.trainee.answering(),
+        task.trainee.model,
         task.reader,
         task.validation,
         [only, *alone],

@@ -61,7 +61,6 @@ class Trainee(nn.Module):
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
             shown = cues if cues and options.cues > 0 and not features else {}
             self.cues = nn.ModuleDict({m: Cues(count, self._pool_of(m)) for m, count in shown.items()})
-        self.fused = True  # or else encoders learn alone, each under its own head
         self.features = features
         self._dropout = options.token_dropout
         if not features and options.token_dropout:
@@ -74,7 +73,7 @@ class Trainee(nn.Module):
         if self.training and self.features and self._dropout:
             encoded = self._thin(encoded)
         features, masks = encoded[::2], encoded[1::2]
-        fusion = self.fusion()
+        fusion: Any = self.model.fusion
         heads = self.auxiliary if self.auxiliary is not None else fusion
         separate = []
         if isinstance(heads, LateFusion) and self.training:
@@ -86,14 +85,6 @@ class Trainee(nn.Module):
             logits, _, valence_arousal, _ = fusion(*encoded)
         alone = torch.cat(separate, dim=1) if separate else None
         return logits, valence_arousal, alone, presence_of(masks), cues
-
-    def fusion(self) -> Any:
-        """What answers: the model's fusion, or the average of the light heads while encoders learn alone."""
-        return self.model.fusion if self.fused or self.auxiliary is None else self.auxiliary
-
-    def answering(self) -> CrossModalTransformer:
-        """The encoders under what answers now; shares all weights."""
-        return self.model if self.fused else CrossModalTransformer(cast(Any, self.model.encoders), self.fusion())
 
     def _pool_of(self, modality: Modality) -> Pool:
         """That of the head which reads this modality alone, so that cues teach it where to look; else a new one."""
@@ -150,7 +141,6 @@ class Loss(nn.Module):
         """labels [n]: of the training items; count: how many labels there are."""
         super().__init__()
         self.options = options
-        self.fused = True  # as the trainee's
         self.register_buffer("class_weights", class_weights(labels, count, options.class_weighting))
 
     def forward(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -173,7 +163,7 @@ class Loss(nn.Module):
 
     def weigh(self, sums: Tensor, counts: Tensor) -> Tensor:
         """One number of sums [4] and counts [4]."""
-        apart = self.options.model == "late" or not self.fused
+        apart = self.options.model == "late"
         own = 0.0 if apart else 1.0
         alone = 1.0 if apart else self.options.auxiliary
         factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.cues])
