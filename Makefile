@@ -43,7 +43,7 @@ bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes p
 	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.upgrade .cmt/upgrade
 
-bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: writes perf/results/capacity.json; 10 minutes
+bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: writes perf/results/capacity.json; 20 minutes
 	$(BIN)/cmt export --precision bf16 --state .cmt/capacity
 	$(BIN)/python -m cmt_perf.capacity_trial .cmt/capacity
 

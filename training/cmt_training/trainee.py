@@ -163,9 +163,7 @@ class Loss(nn.Module):
 
     def weigh(self, sums: Tensor, counts: Tensor) -> Tensor:
         """One number of sums [4] and counts [4]."""
-        apart = self.options.model == "late"
-        own = 0.0 if apart else 1.0
-        alone = 1.0 if apart else self.options.auxiliary
+        own, alone = (0.0, 1.0) if self.options.model == "late" else (1.0, self.options.auxiliary)
         factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.cues])
         return (factors * sums / counts.clamp(min=1e-6)).sum()
 
