@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.modality import MODALITIES, Modality
 
 if TYPE_CHECKING:
-    from cmt_client import Emotion
+    from rich.table import Table
+
+    from cmt_client import Emotion, Item
 
 WARM_UP = 5
 
@@ -19,7 +23,8 @@ def demo(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Exports the mini preset, starts Triton, asks it about a face, a voice and a sentence, and stops it.
+    """Exports the mini preset, starts Triton, asks it about a face, a voice and a sentence, alone and together,
+    and stops it.
 
     Example: [bold]cmt demo --precision int8[/]
     """
@@ -40,30 +45,33 @@ def demo(
         grpc_port=0,
         metrics_port=0,
     )
-    text = sample("text").read_text().strip()
     with serving(chosen, release, options, DEFAULT_LIMITS) as server:
-        console.print(
-            f"[bold]image[/] {sample('image').name}  [bold]audio[/] {sample('audio').name}  [bold]text[/] {text}"
-        )
-        emotion, stages, total_ms = ask(server.grpc_url, text)
-        console.print(emotion_table(emotion, stages, total_ms))
+        answers, stages, total_ms = ask(server.grpc_url)
+    meant = sample("label").read_text().strip()
+    text = sample("text").read_text().strip()
+    console.print(f"\n[bold]{meant}[/] is what a drawn face, a synthesised voice and '{text}' are meant to show.\n")
+    console.print(alone_and_together(answers, meant))
+    console.print(emotion_table(answers[MODALITIES], stages, total_ms))
     console.print("server stopped")
 
 
-def ask(url: str, text: str) -> tuple[Emotion, list[tuple[str, float, float]], float]:
-    """The answer of a warm server, each stage's (name, queue ms, compute ms), and the milliseconds end to end."""
-    from cmt_cli.export import sample
+def ask(url: str) -> tuple[dict[tuple[Modality, ...], Emotion], list[tuple[str, float, float]], float]:
+    """What a warm server answers to each sample alone and to all three.
+
+    With, of the last, each stage's (name, queue ms, compute ms) and the milliseconds end to end.
+    """
     from cmt_client import EmotionClient, connect, server_status
     from cmt_pipeline.stages import STAGES
 
     transport = connect(url)
     try:
         with EmotionClient(url) as client:
+            answers: dict[tuple[Modality, ...], Emotion] = {(m,): client.predict(**_samples(m)) for m in MODALITIES}
             for _ in range(WARM_UP):
-                client.predict(image=sample("image"), audio=sample("audio"), text=text)
+                client.predict(**_samples(*MODALITIES))
             before = {s.name: s for s in server_status(transport).stages}
             start = time.perf_counter()
-            emotion = client.predict(image=sample("image"), audio=sample("audio"), text=text)
+            answers[MODALITIES] = client.predict(**_samples(*MODALITIES))
             total_ms = (time.perf_counter() - start) * 1e3
             after = server_status(transport).stages
     finally:
@@ -75,4 +83,24 @@ def ask(url: str, text: str) -> tuple[Emotion, list[tuple[str, float, float]], f
             queue_ms = (stage.queue.total_ns - then.queue.total_ns) / 1e6
             compute_ms = (stage.compute_infer.total_ns - then.compute_infer.total_ns) / 1e6
             stages.append((stage.name, queue_ms, compute_ms))
-    return emotion, stages, total_ms
+    return answers, stages, total_ms
+
+
+def _samples(*modalities: Modality) -> Item:
+    from cmt_cli.export import sample
+
+    item: Item = {}
+    for m in modalities:
+        item[m] = sample("text").read_text().strip() if m == "text" else sample(m)
+    return item
+
+
+def alone_and_together(answers: Mapping[tuple[Modality, ...], Emotion], meant: str) -> Table:
+    """A row for each answer: of what, which label, how sure; green where it is what was meant."""
+    from rich.table import Table
+
+    table = Table("asked about", "answer", "probability")
+    for modalities, emotion in answers.items():
+        colour = "green" if emotion.label == meant else "red"
+        table.add_row(", ".join(modalities), f"[{colour}]{emotion.label}[/]", f"{emotion.probability:.1%}")
+    return table

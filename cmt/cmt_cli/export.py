@@ -90,7 +90,7 @@ def trained_weights(preset: str, label_set: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def sample(modality: str) -> Path:
-    """A bundled sample file."""
-    name = {"image": "face.jpg", "audio": "speech.wav", "text": "sentence.txt"}[modality]
+def sample(what: str) -> Path:
+    """The bundled file of a modality, or of the `label` that all three were made to show."""
+    name = {"image": "face.jpg", "audio": "speech.wav", "text": "sentence.txt", "label": "label.txt"}[what]
     return Path(str(files("cmt_cli") / "samples" / name))

@@ -72,6 +72,7 @@ def plan(
 
 def _measure(path: Path, state: State, url: str | None) -> None:
     from cmt_cli.show import console, progress_bar
+    from cmt_export.durable import replace_file
     from cmt_perf.conditions import conditions
     from cmt_perf.service import measure
     from cmt_perf.traffic import TrafficPlan
@@ -85,9 +86,7 @@ def _measure(path: Path, state: State, url: str | None) -> None:
             traffic, progress, cores=len(os.sched_getaffinity(0)), conditions=conditions(traffic=asdict(traffic))
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(found.to_json())
-    draft.replace(path)
+    replace_file(path, found.to_json().encode(), path.parent)
     console.print(f"measured; written to {path}", highlight=False)
 
 

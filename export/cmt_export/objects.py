@@ -22,6 +22,7 @@ import fsspec
 from fsspec.core import split_protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
+from cmt_export.durable import sync
 from cmt_export.manifest import ReleaseError
 
 T = TypeVar("T")
@@ -163,12 +164,12 @@ class Objects:
             parent.mkdir(parents=True, exist_ok=True)
         try:
             fill(draft)
-            _sync(draft)
+            sync(draft)
             name(draft, target)
         finally:
             draft.unlink(missing_ok=True)
         for parent in target.parents[: len(Path(path).parts)]:
-            _sync(parent)
+            sync(parent)
 
     def _write_call(self, path: str, operation: Callable[[], object]) -> None:
         try:
@@ -251,11 +252,3 @@ def _rename_new(draft: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(target) from None
         draft.rename(target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cmt_export.durable import sync_tree
 from cmt_export.engine import sha256_of
 from cmt_export.holds import DRAFT_PREFIX, draft_folder
 from cmt_export.manifest import (
@@ -255,7 +256,4 @@ def _make_durable(draft: Path) -> None:
     """Read-only and on the disk: a rename must never become visible before the content it names."""
     for path in _files(draft):
         path.chmod(0o444)
-    for path in (*draft.rglob("*"), draft):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    sync_tree(draft)

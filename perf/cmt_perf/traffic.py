@@ -23,12 +23,13 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from cmt_client import AsyncEmotionClient, EmotionError, Item
+from cmt_client import EmotionError, Item
 from cmt_client.canary import CanaryMode
 from cmt_export.samples import generated_bytes
+from cmt_perf.askers import Asks, Kind, PeerFailed, client_of
+from cmt_perf.inputs import sized_item
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
 
-TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 90.0
 
 Loop = Literal["closed", "open"]
@@ -38,8 +39,10 @@ Loop = Literal["closed", "open"]
 class TrafficPlan:
     """Who asks what. closed_grpc, closed_http: closed loops; open_rate: requests a second of the open loop.
 
-    open_protocols: what the open loop asks over, in turns; open_canary: whether its clients follow a canary. items:
-    different requests, audio_s: seconds of sound in each, full: whether all have all modalities, or each subset a turn.
+    open_protocols: what the open loop asks over, in turns; open_canary: whether its clients follow a canary. together:
+    requests that a closed loop sends at once and waits for. kind: what the URLs lead to. items: different requests,
+    audio_s: seconds of sound in each, full: whether all have all modalities, or each subset a turn; text_tokens,
+    image_px: sizes of those of a benchmark, 0 for whatever comes.
     """
 
     grpc_url: str
@@ -54,6 +57,10 @@ class TrafficPlan:
     audio_s: float = 0.9
     seed: int = 0
     retries: int = 0
+    together: int = 1
+    kind: Kind = "emotion"
+    text_tokens: int = 0
+    image_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,9 @@ def traffic_items(plan: TrafficPlan) -> list[Item]:
     rng = np.random.default_rng(plan.seed)
     made = []
     for index in range(plan.items):
+        if plan.text_tokens:
+            made.append(sized_item(rng, plan.audio_s, plan.text_tokens, plan.image_px))
+            continue
         modalities = MODALITIES if plan.full else SUBSETS[index % len(SUBSETS)]
         files = {m: generated_bytes(m, rng, plan.audio_s) for m in modalities}
         made.append(_item(files))
@@ -179,20 +189,19 @@ class _Asker:
             loops += [self._closed("http", plain["http"]) for _ in range(self.plan.closed_http)]
             await asyncio.gather(*loops, self._open(following))
 
-    async def _clients(self, stack: contextlib.AsyncExitStack, canary: CanaryMode) -> dict[str, AsyncEmotionClient]:
+    async def _clients(self, stack: contextlib.AsyncExitStack, canary: CanaryMode) -> dict[str, Asks]:
         urls = {"grpc": self.plan.grpc_url, "http": self.plan.http_url}
         return {
-            name: await stack.enter_async_context(
-                AsyncEmotionClient(url, timeout_s=TIMEOUT_S, retries=self.plan.retries, canary=canary)
-            )
+            name: await stack.enter_async_context(client_of(self.plan.kind, url, self.plan.retries, canary))
             for name, url in urls.items()
         }
 
-    async def _closed(self, protocol: str, client: AsyncEmotionClient) -> None:
+    async def _closed(self, protocol: str, client: Asks) -> None:
         while not self.stopped.is_set():
-            await self._ask("closed", protocol, client, time.monotonic())
+            due = time.monotonic()
+            await asyncio.gather(*(self._ask("closed", protocol, client, due) for _ in range(self.plan.together)))
 
-    async def _open(self, clients: dict[str, AsyncEmotionClient]) -> None:
+    async def _open(self, clients: dict[str, Asks]) -> None:
         if self.plan.open_rate <= 0:
             return
         sent: set[asyncio.Task[None]] = set()
@@ -208,14 +217,14 @@ class _Asker:
             task.add_done_callback(sent.discard)
         await asyncio.gather(*sent)
 
-    async def _ask(self, loop: Loop, protocol: str, client: AsyncEmotionClient, due: float) -> None:
-        index = int(self.rng.integers(len(self.items)))
+    async def _ask(self, loop: Loop, protocol: str, client: Asks, due: float) -> None:
+        index = self.sent % len(self.items)
         self.sent += 1
         answer: dict[str, Any] = {}
         try:
-            emotion = await client.predict(**self.items[index])
-            answer = {"release": emotion.release, "probabilities": tuple(emotion.probabilities.values())}
-        except EmotionError as error:
+            release, probabilities = await client.ask(self.items[index])
+            answer = {"release": release, "probabilities": probabilities}
+        except (EmotionError, PeerFailed) as error:
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
             await asyncio.sleep(0.05)  # a server that is down is asked no faster than this
         asked = Asked(loop, protocol, index, due, time.monotonic(), **answer)

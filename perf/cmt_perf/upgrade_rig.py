@@ -22,6 +22,7 @@ import numpy as np
 
 from cmt_client import EmotionClient, EmotionError, Item
 from cmt_export.release import Release
+from cmt_perf.processes import memory_mb
 from cmt_perf.traffic import Asked, Outcome
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.reference import CONFIG_FILE
@@ -66,14 +67,7 @@ class Rig:
 
     def memory_mb(self) -> float:
         """Proportional set size of the server and its stages' processes, together."""
-        total_kb = 0
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
-                if session == self.server.pid:
-                    rollup = (process / "smaps_rollup").read_text()
-                    total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        return total_kb / 1024
+        return memory_mb(self.server.pid or 0)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from google.protobuf.text_format import ParseError
 
+from cmt_export.durable import point_link, publish_folder, remove_folder, replace_file, sync, sync_tree
 from cmt_export.engine import sha256_of
 from cmt_export.manifest import Manifest, StageVersion, read_manifest
 from cmt_export.release import Release
@@ -37,7 +38,6 @@ from cmt_pipeline.triton_config import (
     from_pbtxt,
     to_pbtxt,
 )
-from cmt_server.durable import point_link, publish_folder, remove_folder, replace_file, sync_folder, sync_tree
 from cmt_server.errors import RepositoryBusy, RepositoryError
 
 #: Seen on Triton 2.51: its python backend writes bytecode whatever the environment says, the next poll takes that for
@@ -137,7 +137,7 @@ class Repository:
         if self.root.exists():
             self.root.rename(old)
         draft.root.rename(self.root)
-        sync_folder(self.root.parent)
+        sync(self.root.parent)
         remove_folder(old)
 
     def add(self, release: Release) -> None:

@@ -40,7 +40,8 @@ def new_token() -> str:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends."""
+    """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends. trace: file that
+    gets the times of every request and of its steps once the server has ended; for measurements, never for long."""
 
     repository: Path
     work: Path
@@ -53,6 +54,7 @@ class ServerOptions:
     ready_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     control_token: str = field(default_factory=new_token)
+    trace: Path | None = None
 
 
 class TritonServer:
@@ -60,7 +62,7 @@ class TritonServer:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self.http_port, self.grpc_port, self.metrics_port = _ports(
+        self.http_port, self.grpc_port, self.metrics_port = ports_for(
             options.host, (options.http_port, options.grpc_port, options.metrics_port)
         )
         self.log = options.work / "tritonserver.log"
@@ -158,6 +160,9 @@ class TritonServer:
         if options.model_config_name:
             arguments["model-config-name"] = options.model_config_name
         flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in arguments.items()]
+        if options.trace:
+            settings = (f"triton,file={options.trace}", "rate=1", "level=TIMESTAMPS", "mode=triton")
+            flags += [f"--trace-config={setting}" for setting in settings]
         flags += [f"--backend-config=python,shm-region-prefix-name={self._regions}"]
         flags += ["--backend-config=python,stub-timeout-seconds=300"]
         flags += [f"--model-repository={folder}" for folder in Repository(options.repository).model_folders]
@@ -186,7 +191,7 @@ class TritonServer:
         return f"its log {self.log} says: " + " | ".join(said)
 
 
-def _ports(host: str, wanted: tuple[int, ...]) -> list[int]:
+def ports_for(host: str, wanted: tuple[int, ...]) -> list[int]:
     """The ports wanted, with a free one for each 0; found together, so that none is given twice."""
     with contextlib.ExitStack() as stack:
         ports = []

@@ -23,6 +23,7 @@ import torch
 
 from cmt_export.baselines import fusion_of
 from cmt_export.checkpoint import checkpoint_from_preset
+from cmt_export.durable import replace_file
 from cmt_export.model import CrossModalTransformer
 from cmt_export.typed_json import parsed, typed
 from cmt_pipeline.labels import labels_of
@@ -221,9 +222,7 @@ class _Seed:
         return self.folder / f"{model}.json"
 
     def _write(self, model: Model, run: Run) -> None:
-        draft = self._file(model).with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(run), indent=1) + "\n")
-        draft.replace(self._file(model))
+        replace_file(self._file(model), (json.dumps(asdict(run), indent=1) + "\n").encode(), self.folder)
         shutil.rmtree(self.folder / model, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ def replace_file(path: Path, content: bytes, drafts: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def publish_folder(path: Path, fill: Callable[[Path], None], drafts: Path) -> None:
@@ -29,7 +29,7 @@ def publish_folder(path: Path, fill: Callable[[Path], None], drafts: Path) -> No
     if path.is_dir():
         remove_folder(path, drafts)
     draft.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def point_link(link: Path, target: str) -> None:
@@ -38,7 +38,7 @@ def point_link(link: Path, target: str) -> None:
     draft.unlink(missing_ok=True)
     draft.symlink_to(target)
     draft.replace(link)
-    sync_folder(link.parent)
+    sync(link.parent)
 
 
 def remove_folder(path: Path, drafts: Path | None = None) -> None:
@@ -55,11 +55,11 @@ def sync_tree(folder: Path) -> None:
     """Everything in a folder is on the disk afterwards."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            sync_folder(Path(parent, name))
-        sync_folder(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
-def sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
     """What a folder names, or a file holds, is on the disk afterwards."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

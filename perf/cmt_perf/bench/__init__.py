@@ -1,0 +1,1 @@
+"""`cmt bench`: systems beside one another, in turns, under the same requests."""

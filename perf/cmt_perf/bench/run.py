@@ -1,0 +1,190 @@
+"""`cmt bench`: baseline and pipeline in turns, how cost grows, peers, a second opinion and where the time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmt_export.release import Release
+from cmt_perf.bench import analyzer
+from cmt_perf.bench.attribution import attribution, read_trace
+from cmt_perf.bench.machine import peaks
+from cmt_perf.bench.measure import Measured, Progress, interleaved, one_round
+from cmt_perf.bench.ratio import Ratio, ratio_of
+from cmt_perf.bench.scenarios import SINGLE_STREAM, Scenario, Size, growth
+from cmt_perf.bench.systems import Peer, System, baseline, peer, pipeline
+from cmt_perf.conditions import conditions
+from cmt_perf.traffic import traffic_items
+from cmt_server.repository import InstallOptions
+
+OURS, BASELINE, SAME_MODEL = "pipeline", "baseline", "baseline's model through the pipeline"
+SATURATING = 16  # closed loops
+OPEN_LOADS = (0.5, 0.8)  # of saturation
+
+#: What the paper claims (arXiv 2601.14259): mean response, and how much under a conventional fusion system.
+CLAIMED_MS = 128.0
+CLAIMED_SAVING = 0.35
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """release: what is served; baseline: a checkpoint of the conventional fusion, served whole in eager PyTorch;
+    same_model: a release of that same checkpoint, so that the model's share of the gain and the stack's are told
+    apart; checkpoint: of `release`, which peers serve. rounds: turns of each system; requests: counted in each."""
+
+    release: Release
+    baseline: Path
+    install: InstallOptions | None = None
+    same_model: Release | None = None
+    checkpoint: Path | None = None
+    peers: tuple[Peer, ...] = ()
+    rounds: int = 6
+    requests: int = 30
+    size: Size = Size()  # noqa: RUF009  # frozen
+    growth: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.peers and self.checkpoint is None:
+            raise ValueError(f"peers came as {', '.join(self.peers)} without the checkpoint that they are to serve")
+        if self.rounds < 2:
+            raise ValueError(f"rounds came as {self.rounds}; expected 2 or more, for an interval")
+
+
+def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
+    """Everything measured, with its conditions; see `summary_of` for the least of it."""
+    single = replace(SINGLE_STREAM, size=options.size, requests=options.requests)
+    with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
+        folder = Path(work)
+        theirs = stack.enter_context(baseline(BASELINE, options.baseline, folder / "baseline"))
+        ours = stack.enter_context(pipeline(OURS, options.release, folder / "ours", options.install))
+        others = list(_others(options, folder, stack))
+        found = interleaved([theirs, ours, *others], [single], options.rounds, _part(progress, 0.0, 0.4), options.seed)
+        pair = [theirs, ours]
+        grown = _growth(options, pair, _part(progress, 0.4, 0.75))
+        opened = _open_loops(options, ours, _part(progress, 0.75, 0.85))
+        checked = _second_opinion(options, ours, single)
+    traced = _attributed(options, single, _part(progress, 0.9, 1.0))
+    return {
+        "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
+        "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
+        "growth": _rows(grown),
+        "open_loop": _rows(opened),
+        "perf_analyzer": checked,
+        "attribution": traced,
+        "peaks": asdict(peaks()),
+        "conditions": conditions(options.release, size=asdict(options.size), rounds=options.rounds, seed=options.seed),
+    }
+
+
+def summary_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the mission asks for, out of a result."""
+    single, ratio = result["single_stream"], result["ratios"][OURS]
+    busiest = {row["system"]: row for row in result["growth"] if row["scenario"] == f"concurrency {SATURATING}"}
+    ours, theirs = single[OURS], single[BASELINE]
+    return {
+        "ratio_p50": ratio["ratio"],
+        "ratio_p50_interval": [ratio["low"], ratio["high"]],
+        "p50_ms": ours["p50_ms"],
+        "mean_ms": ours["mean_ms"],
+        "baseline_p50_ms": theirs["p50_ms"],
+        "baseline_mean_ms": theirs["mean_ms"],
+        "overhead_ms": result["attribution"]["overhead_ms"],
+        "saturation_throughput_ratio": (
+            round(busiest[OURS]["throughput"] / busiest[BASELINE]["throughput"], 2) if busiest else None
+        ),
+        "claims": {
+            "mean_ms": {"claimed": CLAIMED_MS, "measured": ours["mean_ms"], "met": ours["mean_ms"] <= CLAIMED_MS},
+            "saving": {
+                "claimed": CLAIMED_SAVING,
+                "measured": round(1 - ours["mean_ms"] / theirs["mean_ms"], 3),
+                "met": ours["mean_ms"] <= (1 - CLAIMED_SAVING) * theirs["mean_ms"],
+            },
+        },
+        "conditions": result["conditions"],
+    }
+
+
+def _others(options: BenchOptions, folder: Path, stack: contextlib.ExitStack) -> Iterator[System]:
+    if options.same_model is not None:
+        yield stack.enter_context(pipeline(SAME_MODEL, options.same_model, folder / "same-model", options.install))
+    for name in options.peers:
+        assert options.checkpoint is not None
+        yield stack.enter_context(peer(name, options.checkpoint.absolute(), folder / name))
+
+
+def _growth(options: BenchOptions, systems: Sequence[System], progress: Progress) -> list[Measured]:
+    if not options.growth:
+        return []
+    scenarios = [_sized(scenario, options.size) for scenario in growth(max(8, options.requests // 2))]
+    return interleaved(systems, scenarios, 2, progress, options.seed + 1000)
+
+
+def _sized(scenario: Scenario, size: Size) -> Scenario:
+    """Of the size that is asked for, but for the sound where that is what grows."""
+    audio_s = scenario.size.audio_s if "sound" in scenario.name else size.audio_s
+    return replace(scenario, size=replace(size, audio_s=audio_s))
+
+
+def _open_loops(options: BenchOptions, ours: System, progress: Progress) -> list[Measured]:
+    """The pipeline at shares of what it can do: what a closed loop, which waits for answers, never shows."""
+    if not options.growth:
+        return []
+    busy = Scenario("busy", "closed", SATURATING, requests=2 * options.requests, size=options.size)
+    saturation = Measured(OURS, busy, [one_round(ours, busy, options.seed)]).throughput
+    loops = [
+        Scenario(
+            f"open loop at {load:.0%}", "open", rate=load * saturation, requests=4 * options.requests, size=options.size
+        )
+        for load in OPEN_LOADS
+    ]
+    return interleaved([ours], loops, 1, progress, options.seed + 2000)
+
+
+def _second_opinion(options: BenchOptions, ours: System, single: Scenario) -> dict[str, Any]:
+    """perf_analyzer's figures between two rounds of our own, of the same closed loop; why not, where it isn't there."""
+    try:
+        analyzer.find_analyzer()
+    except analyzer.AnalyzerMissing as error:
+        return {"missing": str(error)}
+    before = one_round(ours, single, options.seed + 1)
+    items = traffic_items(single.plan(ours.kind, ours.url, options.seed + 1))
+    theirs = analyzer.closed_loop(ours.url, items, 1, options.requests)
+    after = one_round(ours, single, options.seed + 2)
+    own = Measured(OURS, single, [before, after]).figures()
+    return {"perf_analyzer": theirs, "harness": own, "p50_difference": round(theirs["p50_ms"] / own["p50_ms"] - 1, 3)}
+
+
+def _attributed(options: BenchOptions, single: Scenario, progress: Progress) -> dict[str, Any]:
+    """Of a server that writes a trace; both ends of the same requests."""
+    with tempfile.TemporaryDirectory() as work:
+        trace = Path(work) / "trace.json"
+        progress("attribution", 0.0)
+        with pipeline(OURS, options.release, Path(work) / "traced", options.install, trace) as ours:
+            seen = one_round(ours, single, options.seed + 3)
+        return attribution(read_trace(trace)[-len(seen.latencies_ms) :], seen.latencies_ms)
+
+
+def _against(found: Sequence[Measured], candidate: Measured) -> Ratio:
+    return ratio_of(next(m for m in found if m.system == BASELINE), candidate)
+
+
+def _rows(found: Sequence[Measured]) -> list[dict[str, Any]]:
+    return [
+        {"system": m.system, "scenario": m.scenario.name, "offered": round(m.scenario.rate, 3)} | m.figures()
+        for m in found
+    ]
+
+
+def _rounded(measured: Measured) -> list[float]:
+    return [round(float(one), 2) for one in np.sort(measured.latencies_ms)]
+
+
+def _part(progress: Progress, start: float, end: float) -> Callable[[str, float], None]:
+    return lambda what, done: progress(what, start + done * (end - start))

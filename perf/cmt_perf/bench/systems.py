@@ -1,0 +1,132 @@
+"""What is measured: our pipeline, the baseline and peers, each a process group of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cmt_export.release import Release
+from cmt_perf.askers import Kind
+from cmt_perf.monolith import monolith_on
+from cmt_server.repository import InstallOptions, Repository
+from cmt_server.server import ServerOptions, TritonServer, ports_for
+
+Peer = Literal["fastapi", "pytriton", "bentoml"]
+PIPELINE = "emotion"
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 20.0
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class System:
+    """A running server. session: of its processes, by which their memory and processor time are told."""
+
+    name: str
+    kind: Kind
+    url: str
+    session: int
+
+
+@contextlib.contextmanager
+def pipeline(
+    name: str, release: Release, folder: Path, install: InstallOptions | None = None, trace: Path | None = None
+) -> Iterator[System]:
+    """Our ensemble on a release, with the tuning that `install` gives. trace: gets the times of its requests."""
+    repository = folder / "repository"
+    Repository(repository).install(release, install)
+    options = ServerOptions(
+        repository, folder / "server", http_port=0, grpc_port=0, metrics_port=0, pipelines=(PIPELINE,), trace=trace
+    )
+    with TritonServer(options) as server:
+        yield System(name, "emotion", server.grpc_url, server.pid or 0)
+
+
+@contextlib.contextmanager
+def baseline(name: str, checkpoint: Path, folder: Path) -> Iterator[System]:
+    """A checkpoint as one eager PyTorch model on Triton."""
+    with monolith_on(checkpoint, folder) as server:
+        yield System(name, "emotion", server.grpc_url, server.pid or 0)
+
+
+@contextlib.contextmanager
+def peer(name: Peer, checkpoint: Path, folder: Path) -> Iterator[System]:
+    """A checkpoint in a peer's server. RuntimeError when it isn't installed, or doesn't come up."""
+    if importlib.util.find_spec(name) is None:
+        raise RuntimeError(f"{name} isn't installed; `pip install 'cmt-triton[peers]'`")
+    port, grpc_port = ports_for("127.0.0.1", (0, 0))
+    command, environment, kind, url, ready = _PEERS[name](checkpoint, port, grpc_port)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(ready, process, log)
+        yield System(name, kind, url, process.pid)
+    finally:
+        _stop(process)
+
+
+_Start = tuple[list[str], Mapping[str, str], Kind, str, str]
+
+
+def _fastapi(checkpoint: Path, port: int, _: int) -> _Start:
+    command = [sys.executable, "-m", "cmt_perf.peers.fastapi_peer", str(checkpoint), str(port)]
+    return command, {}, "form", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/ready"
+
+
+def _pytriton(checkpoint: Path, port: int, grpc_port: int) -> _Start:
+    command = [sys.executable, "-m", "cmt_perf.peers.pytriton_peer", str(checkpoint), str(port), str(grpc_port)]
+    ready = f"http://127.0.0.1:{port}/v2/models/emotion/ready"
+    return command, {}, "tensors", f"grpc://127.0.0.1:{grpc_port}", ready
+
+
+def _bentoml(checkpoint: Path, port: int, _: int) -> _Start:
+    service = "cmt_perf.peers.bentoml_peer:Emotion"
+    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"CMT_BENCH_CHECKPOINT": str(checkpoint), "BENTOML_DO_NOT_TRACK": "true"}
+    return command, environment, "form", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/readyz"
+
+
+_PEERS = {"fastapi": _fastapi, "pytriton": _pytriton, "bentoml": _bentoml}
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(url, timeout=2)  # noqa: S310  # made above
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(POLL_S)
+    last = log.read_text(errors="replace").splitlines()[-5:]
+    raise RuntimeError(f"{url} didn't come up; the end of {log}: {' | '.join(last)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The whole group, so that no worker outlives its parent."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 15)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+    process.wait()

@@ -1,0 +1,37 @@
+"""BentoML: a service class, one worker (docs.bentoml.com, "Hello world")."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import bentoml
+from bentoml.validators import ContentType
+
+from cmt_perf.askers import FORM_PATH
+from cmt_perf.whole_model import WholeModel
+from cmt_pipeline.modality import Modality
+
+CHECKPOINT = "CMT_BENCH_CHECKPOINT"
+TIMEOUT_S = 60
+
+
+@bentoml.service(workers=1, traffic={"timeout": TIMEOUT_S})
+class Emotion:
+    def __init__(self) -> None:
+        self._model = WholeModel(Path(os.environ[CHECKPOINT]))
+
+    @bentoml.api(route=FORM_PATH)
+    def predict(
+        self,
+        image: Annotated[Path, ContentType("image/jpeg")],
+        audio: Annotated[Path, ContentType("audio/wav")],
+        text: str,
+    ) -> dict[str, list[float]]:
+        files: dict[Modality, list[bytes]] = {
+            "image": [image.read_bytes()],
+            "audio": [audio.read_bytes()],
+            "text": [text.encode()],
+        }
+        return {"probabilities": self._model.answer(files)["probabilities"][0].tolist()}
