@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cmt_cli.bench import bench
 from cmt_cli.corpus import corpus
 from cmt_cli.demo import demo
 from cmt_cli.deploy import deploy
@@ -37,6 +38,7 @@ for verb in (
     upgrade,
     rollback,
     deploy,
+    bench,
     plan,
     doctor,
     corpus,

@@ -20,7 +20,20 @@ from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
 from cmt_server.server import TritonServer
 
-VERBS = ("demo", "export", "serve", "predict", "status", "deploy", "plan", "corpus", "train", "evaluate", "compare")
+VERBS = (
+    "demo",
+    "export",
+    "serve",
+    "predict",
+    "status",
+    "deploy",
+    "bench",
+    "plan",
+    "corpus",
+    "train",
+    "evaluate",
+    "compare",
+)
 
 
 def cmt(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmt_training.figures import comparison_figures, figures_of
+from cmt_training.html_page import images, page, preformatted, table
 
 if TYPE_CHECKING:
     from cmt_training.compare import Comparison
     from cmt_training.evaluate import Evaluation
 
 REPORT_FILE = "report.html"
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .75rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th { text-align: left }
-img { max-width: 100%; margin: .5rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px }
-"""
 MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
 
 
@@ -40,11 +33,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         "<h2>Subsets of modalities</h2>",
         _metrics_table(evaluation.subsets),
         "<h2>Figures</h2>",
-        *_images(figures),
+        *images(figures),
         "<h2>Skipped</h2>",
         table(("reason", "count"), [(reason, str(count)) for reason, count in evaluation.skipped.items()]),
         "<h2>Conditions</h2>",
-        _preformatted(evaluation.conditions),
+        preformatted(evaluation.conditions),
     ]
     _write(folder, f"{evaluation.model} on {evaluation.data}", body, figures)
 
@@ -61,9 +54,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         "<h2>Verdict</h2>",
         f"<p>{html.escape(verdict_of(comparison))}</p>",
         "<h2>Figures</h2>",
-        *_images(figures),
+        *images(figures),
         "<h2>Conditions</h2>",
-        _preformatted(comparison.conditions),
+        preformatted(comparison.conditions),
     ]
     _write(folder, f"{comparison.data}: models compared", body, figures)
 
@@ -97,13 +90,6 @@ def verdict_of(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; everything is escaped."""
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
-
-
 def _metrics_table(rows: Mapping[str, Any]) -> str:
     head = ("", *(name.replace("_", " ") for name in MEASURES), "items")
     found = [(name, *(f"{getattr(m, key):.4f}" for key in MEASURES), str(m.count)) for name, m in rows.items()]
@@ -119,25 +105,8 @@ def _warning(data: str) -> str:
     return " Generated data: these figures say nothing about people." if data == "generated" else ""
 
 
-def _images(figures: Mapping[str, bytes]) -> list[str]:
-    return [
-        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for name, png in figures.items()
-    ]
-
-
-def _preformatted(values: Mapping[str, Any]) -> str:
-    return f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
-
-
 def _write(folder: Path, title: str, body: Sequence[str], figures: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         (folder / f"{name}.png").write_bytes(png)
-    page = [
-        '<!doctype html><html lang="en"><meta charset="utf-8">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
-        *body,
-        "</html>",
-    ]
-    (folder / REPORT_FILE).write_text("\n".join(page) + "\n")
+    (folder / REPORT_FILE).write_text(page(title, body))

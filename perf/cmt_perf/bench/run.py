@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_export.release import Release
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.attribution import attribution, read_trace
@@ -83,7 +84,21 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
     }
 
 
-def summary_of(result: dict[str, Any]) -> dict[str, Any]:
+def conventional(release: Release, folder: Path) -> Path:
+    """A checkpoint of the conventional fusion with a release's sizes and labels, made in `folder` unless it is there.
+
+    Its weights are random where none come with a package: they take the same time.
+    """
+    info = release.manifest.info
+    path = folder / f"conventional-{info.preset}-{info.label_set}"
+    if not path.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = checkpoint_from_preset(info.preset, info.label_set, model="conventional", random_weights=True)
+        save_checkpoint(made, path)
+    return path
+
+
+def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that the mission asks for, out of a result."""
     single, ratio = result["single_stream"], result["ratios"][OURS]
     busiest = {row["system"]: row for row in result["growth"] if row["scenario"] == f"concurrency {SATURATING}"}

@@ -1,0 +1,83 @@
+"""`cmt bench`: how fast a release is, beside the conventional system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def bench(
+    release: Annotated[int | None, typer.Argument(help="Its number; else the newest.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="What the release was made of, for peers to serve."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each system.")] = 6,
+    requests: Annotated[int, typer.Option(help="Counted in each turn.")] = 30,
+    audio_s: Annotated[float, typer.Option(help="Seconds of sound in each request.")] = 4.0,
+    text_tokens: Annotated[int, typer.Option(help="Tokens in each request.")] = 64,
+    peer: Annotated[list[str] | None, typer.Option(help="fastapi, pytriton or bentoml; may be repeated.")] = None,
+    growth: Annotated[bool, typer.Option(help="Also concurrency, batches, lengths and open loops.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("perf/results"),
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Serves a release and the conventional system beside it, asks both in turns, and writes what came of it.
+
+    The conventional system is self-attention over all tokens of the same three encoders, in eager PyTorch fp32, one
+    Triton model. Its weights are random: they take the same time. Keep the machine quiet.
+
+    Example: [bold]cmt bench --rounds 6 --peer fastapi[/]
+    """
+    from cmt_cli.show import console, progress_bar
+    from cmt_export.release import open_release
+    from cmt_perf.bench.report import write_report
+    from cmt_perf.bench.run import BenchOptions, conventional
+    from cmt_perf.bench.run import bench as measured
+    from cmt_perf.bench.scenarios import Size
+
+    chosen = State(state)
+    served = open_release(chosen.releases, release)
+    options = BenchOptions(
+        release=served,
+        baseline=conventional(served, chosen.root / "bench"),
+        checkpoint=checkpoint,
+        peers=tuple(peer or ()),  # type: ignore[arg-type]  # checked by BenchOptions
+        rounds=rounds,
+        requests=requests,
+        size=Size(audio_s=audio_s, text_tokens=text_tokens),
+        growth=growth,
+        seed=seed,
+    )
+    with progress_bar("bench") as progress:
+        result = measured(options, progress)
+    write_report(result, out)
+    console.print(_table(result))
+    console.print(f"written to {out}", highlight=False)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """A row for each system: latencies, throughput and how many times as fast as the conventional one."""
+    from rich.table import Table
+
+    table = Table(
+        "", "p50", "p95", "mean", "answers/s", "CPU s/request", "memory", "times as fast", title_justify="left"
+    )
+    for name, figures in result["single_stream"].items():
+        ratio = result["ratios"].get(name)
+        table.add_row(
+            name,
+            *(f"{figures[measure]:.1f} ms" for measure in ("p50_ms", "p95_ms", "mean_ms")),
+            f"{figures['throughput']:.2f}",
+            f"{figures['cpu_s_per_request']:.3f}",
+            f"{figures['peak_mb']:.0f} MB",
+            f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
+        )
+    return table

@@ -1,0 +1,155 @@
+"""A bench's results for people: bench.json, summary.json, plots and one page that holds everything."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmt_perf.bench.run import BASELINE, CLAIMED_MS, OURS, summary_of
+from cmt_perf.conditions import to_text
+from cmt_training.html_page import images, preformatted, table
+from cmt_training.html_page import page as html_page
+
+COLOURS = ("#b5533c", "#3b6ea5", "#5a9a5a", "#8a5aa0", "#c79a2e", "#555555")
+FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "cpu_s_per_request", "peak_mb", "errors")
+
+
+def write_report(result: Mapping[str, Any], folder: Path) -> None:
+    """bench.json, summary.json, bench.html and a PNG of each plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(to_text(result))
+    (folder / "summary.json").write_text(to_text(summary_of(result)))
+    plots = plots_of(result)
+    for name, png in plots.items():
+        (folder / f"bench_{name}.png").write_bytes(png)
+    (folder / "bench.html").write_text(page(result, plots))
+
+
+def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
+    """One self-contained HTML page."""
+    summary = summary_of(result)
+    met = {True: "met", False: "not met"}
+    claims = summary["claims"]
+    body = [
+        "<h1>Benchmark</h1>",
+        f"<p>{summary['ratio_p50']:.2f} times as fast as the conventional system (95 % interval "
+        f"{summary['ratio_p50_interval'][0]:.2f} to {summary['ratio_p50_interval'][1]:.2f}), p50 "
+        f"{summary['p50_ms']:.1f} ms against {summary['baseline_p50_ms']:.1f} ms, in turns on one machine.</p>",
+        table(
+            ("the paper claims", "claimed", "measured", ""),
+            [
+                (
+                    "mean response",
+                    f"{CLAIMED_MS:.0f} ms",
+                    f"{claims['mean_ms']['measured']:.1f} ms",
+                    met[claims["mean_ms"]["met"]],
+                ),
+                (
+                    "under a conventional fusion system",
+                    f"{claims['saving']['claimed']:.0%}",
+                    f"{claims['saving']['measured']:.0%}",
+                    met[claims["saving"]["met"]],
+                ),
+            ],
+        ),
+        "<h2>Single stream</h2>",
+        table(
+            ("system", *FIGURES, "times as fast"),
+            [
+                (name, *(str(figures.get(f, "")) for f in FIGURES), _ratio(result["ratios"].get(name)))
+                for name, figures in result["single_stream"].items()
+            ],
+        ),
+        "<h2>Where the time goes</h2>",
+        "<p>Branches run side by side and are never added up; overhead is end to end less the compute of the critical "
+        f"path: {result['attribution']['overhead_ms']} ms. Critical: {html.escape(_critical(result))}.</p>",
+        *([_rows_of(result["growth"], "How cost grows")] if result["growth"] else []),
+        *([_rows_of(result["open_loop"], "Open loop")] if result["open_loop"] else []),
+        "<h2>Plots</h2>",
+        *images(plots),
+        "<h2>perf_analyzer</h2>",
+        preformatted(result["perf_analyzer"]),
+        "<h2>Conditions</h2>",
+        preformatted({"peaks": result["peaks"], **result["conditions"]}),
+    ]
+    return html_page("Benchmark", body)
+
+
+def plots_of(result: Mapping[str, Any]) -> dict[str, bytes]:
+    """PNG by name: latency CDF, stage timeline, and what grows where that was measured."""
+    made = {
+        "latency": _drawn(lambda axes: _cdf(axes, result)),
+        "timeline": _drawn(lambda axes: _timeline(axes, result)),
+    }
+    if result["growth"]:
+        made["growth"] = _drawn(lambda axes: _load(axes, result))
+    return made
+
+
+def _cdf(axes: Any, result: Mapping[str, Any]) -> None:
+    for (name, figures), colour in zip(result["single_stream"].items(), COLOURS, strict=False):
+        latencies = figures["latencies_ms"]
+        shares = [(index + 1) / len(latencies) for index in range(len(latencies))]
+        axes.step(latencies, shares, where="post", label=name, color=colour)
+    axes.axvline(CLAIMED_MS, color="#888888", linestyle=":", label="the paper's 128 ms")
+    axes.set(xlabel="latency in ms", ylabel="share of requests", title="Single stream", xscale="log", ylim=(0, 1.01))
+    axes.legend(loc="lower right")
+
+
+def _timeline(axes: Any, result: Mapping[str, Any]) -> None:
+    stages = result["attribution"]["stages"]
+    names = sorted(stages, key=lambda name: stages[name]["started_at_ms"], reverse=True)
+    for row, name in enumerate(names):
+        stage = stages[name]
+        queued = stage["started_at_ms"] - stage["queued_ms"]
+        axes.barh(row, stage["queued_ms"], left=queued, color="#cccccc")
+        axes.barh(row, stage["ended_at_ms"] - stage["started_at_ms"], left=stage["started_at_ms"], color=COLOURS[1])
+        axes.text(stage["ended_at_ms"], row, f" {stage['compute_ms']:.1f} ms", va="center")
+    axes.set_yticks(range(len(names)), names)
+    axes.margins(x=0.12)
+    axes.set(xlabel="ms since the request came (medians; grey: queued)", title="One request in the server")
+
+
+def _load(axes: Any, result: Mapping[str, Any]) -> None:
+    for system, colour in ((BASELINE, COLOURS[0]), (OURS, COLOURS[1])):
+        rows = [r for r in result["growth"] if r["system"] == system and r["scenario"].startswith("concurrency")]
+        axes.plot([r["throughput"] for r in rows], [r["p50_ms"] for r in rows], "o-", color=colour, label=system)
+        for row in rows:
+            axes.annotate(
+                row["scenario"].split()[1],
+                (row["throughput"], row["p50_ms"]),
+                textcoords="offset points",
+                xytext=(4, 4),
+            )
+    axes.set(xlabel="answers a second", ylabel="p50 in ms", yscale="log", title="Closed loops (number: how many)")
+    axes.legend()
+
+
+def _drawn(draw: Callable[[Any], None]) -> bytes:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    draw(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _rows_of(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    cells = [(r["scenario"], r["system"], *(str(r.get(f, "")) for f in FIGURES)) for r in rows]
+    return f"<h2>{title}</h2>{table(('scenario', 'system', *FIGURES), cells)}"
+
+
+def _ratio(ratio: Mapping[str, float] | None) -> str:
+    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+
+
+def _critical(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} in {share:.0%}" for name, share in result["attribution"]["critical"].items())
