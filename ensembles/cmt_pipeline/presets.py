@@ -15,10 +15,9 @@ from cmt_pipeline.modality import Modality
 
 @dataclass(frozen=True)
 class FusionSize:
-    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset. latents: a modality's tokens in it."""
+    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset."""
 
     layers: int = 2
-    latents: int = 8
     heads: int = 8
     feed_forward_width: int = 1024
     dropout: float = 0.1
@@ -75,7 +74,7 @@ PRESETS: dict[str, Preset] = {
             ),
             "text": EncoderPreset(MINILM),
         },
-        fusion=FusionSize(feed_forward_width=512),
+        fusion=FusionSize(layers=1, feed_forward_width=512),
     ),
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_export.encoders import MASKED
-from cmt_export.fusion import CrossModalFusion, Pool
+from cmt_export.fusion import CrossModalFusion, Pool, perceptron
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
@@ -192,9 +192,3 @@ def fusion_of(model: str, size: FusionSize, labels: int) -> CrossModalFusion | F
 def presence_of(masks: list[Tensor]) -> Tensor:
     """Masks [batch, tokens] -> [batch, 3], 1 where an item has the modality."""
     return torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)
-
-
-def perceptron(inputs: int, dropout: float, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, MODEL_WIDTH), nn.GELU(), nn.Dropout(dropout), nn.Linear(MODEL_WIDTH, outputs)
-    )

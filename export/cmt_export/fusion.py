@@ -1,16 +1,16 @@
-"""Cross-modal fusion: each modality is summed up in a few latent tokens, which attend to those of the other two.
+"""Cross-modal fusion: what each modality says is believed as far as the other two, attended to, bear it out.
 
 The idea is the cross-modal attention of the Multimodal Transformer (Tsai et al. 2019, arXiv 1906.00295) as the paper
-names it, between latents as in the Perceiver Resampler (Alayrac et al. 2022, arXiv 2204.14198) and the bottlenecks of
-Nagrani et al. (2021, arXiv 2107.00135): hundreds of patches and frames are read once, and attention costs next to
-nothing. Sizes and the details below are our own. Every sum and attention is masked, so that neither padding nor an
-absent modality has a say, and each attention also sees one learned sink token, so that a modality that is alone attends
-to something and the softmax is always defined.
+names it, between summaries rather than tokens, as bottlenecks do (Nagrani et al. 2021, arXiv 2107.00135): hundreds of
+patches and frames are read once, and attention costs next to nothing. What it finds opens and closes gates on each
+modality's own summary (as Arevalo et al. 2017, arXiv 1702.01992), and never takes its place: a fusion that mixed them
+freely learnt a few thousand sentences by heart. Sizes and the details below are our own. Every sum and attention is
+masked, so that neither padding nor an absent modality has a say, and each attention also sees one learned sink token,
+so that a modality that is alone attends to something and the softmax is always defined.
 """
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -22,8 +22,7 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
-POOL_HEADS = 32  # of a single vector
-LATENT_HEADS = 8  # of each latent
+POOL_HEADS = 32
 SCORES = 0.3  # standard deviation of their weights at first
 BRANCH = 0.1  # of its usual size, that a residual branch adds at first
 
@@ -35,14 +34,17 @@ class CrossModalFusion(nn.Module):
 
     def __init__(self, size: FusionSize, labels: int) -> None:
         super().__init__()
-        self.pools = nn.ModuleList(Pool(size.latents, LATENT_HEADS) for _ in MODALITIES)
+        self.pools = nn.ModuleList(Pool() for _ in MODALITIES)
         self.layers = nn.ModuleList(CrossModalLayer(size) for _ in range(size.layers))
-        self.reads = nn.Parameter(torch.randn(len(MODALITIES), size.latents, MODEL_WIDTH) / math.sqrt(size.latents))
+        self.norm = nn.LayerNorm(MODEL_WIDTH)
+        self.context_norm = nn.LayerNorm(MODEL_WIDTH)
+        self.belief = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
         self.gate = nn.Linear(MODEL_WIDTH, 1)
-        self.output_norm = nn.LayerNorm(MODEL_WIDTH)
-        self.emotion_head = _mlp(size.dropout, labels)
-        self.valence_arousal_head = _mlp(size.dropout, 2)
+        self.emotion_head = perceptron(len(MODALITIES) * MODEL_WIDTH, size.dropout, labels)
+        self.valence_arousal_head = perceptron(len(MODALITIES) * MODEL_WIDTH, size.dropout, 2)
         self.register_buffer("temperature", torch.ones(()))  # calibrated after training
+        nn.init.zeros_(self.belief.weight)
+        nn.init.zeros_(self.belief.bias)
 
     def forward(
         self,
@@ -58,49 +60,62 @@ class CrossModalFusion(nn.Module):
         Returns logits [batch, labels], probabilities [batch, labels], valence_arousal [batch, 2] in [-1, 1] and
         attention [batch, 3]: the weight of each modality in the answer, 0 where absent.
         """
-        return self.read([image_features, audio_features, text_features], [image_mask, audio_mask, text_mask])[:4]
+        features, masks = [image_features, audio_features, text_features], [image_mask, audio_mask, text_mask]
+        return self.answer(*self.weigh(features, masks))
 
-    def read(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What forward returns, and the logits [batch, 3, labels] that each modality's pooled vector alone would give.
+    def weigh(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What is believed of each modality [batch, 3, width], its weight and whether it is there [batch, 3]."""
+        presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)
+        said = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
+        streams = said
+        for layer in self.layers:
+            streams = layer(streams, presence)
+        context = self.context_norm(torch.cat(streams, dim=1))
+        believed = self.norm(torch.cat(said, dim=1)) * 2 * torch.sigmoid(self.belief(context))
+        return believed, masked_softmax(self.gate(context)[..., 0], presence), presence
+
+    def answer(self, believed: Tensor, attention: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `weigh` returned -> what `forward` returns."""
+        shares = attention * presence.to(attention.dtype).sum(dim=1, keepdim=True)  # 1 where all count alike
+        fused = (believed * shares[..., None]).flatten(1)
+        logits = self.emotion_head(fused)
+        probabilities = functional.softmax(logits / self.temperature, dim=-1)
+        return logits, probabilities, torch.tanh(self.valence_arousal_head(fused)), attention
+
+    def separate(self, believed: Tensor) -> Tensor:
+        """Logits [batch, 3, labels] of what is believed of each modality, with nothing beside it in the head.
 
         Training asks for those, so that no modality leaves the answer to the others.
         """
-        presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)  # [batch, 3]
-        streams = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
-        for layer in self.layers:
-            streams = layer(streams, presence)
-        pooled = (torch.stack(streams, dim=1) * self.reads).sum(dim=2)  # [batch, 3, width]
-        attention = masked_softmax(self.gate(pooled)[..., 0], presence)
-        fused = self.output_norm((attention[..., None] * pooled).sum(dim=1))
-        logits = self.emotion_head(fused)
-        probabilities = functional.softmax(logits / self.temperature, dim=-1)
-        separate = self.emotion_head(self.output_norm(pooled))
-        return logits, probabilities, torch.tanh(self.valence_arousal_head(fused)), attention, separate
+        alone = (
+            believed[:, None] * torch.eye(len(MODALITIES), device=believed.device)[:, :, None]
+        )  # [batch, 3, 3, width]
+        logits: Tensor = self.emotion_head(alone.flatten(2))
+        return logits
 
 
 class Pool(nn.Module):
-    """[batch, tokens, MODEL_WIDTH] -> [batch, latents, MODEL_WIDTH], by learned scores of each real token.
+    """[batch, tokens, MODEL_WIDTH] -> [batch, 1, MODEL_WIDTH], by learned scores of each real token.
 
-    Every latent, and every part of its width, has scores of its own: one looks at the mouth, one at the brows. They
-    start far from even, so that each looks somewhere else from the beginning. Where no token is real, latents are
-    learned vectors.
+    Every part of the width, a head, has scores of its own: one looks at the mouth, one at the brows. They start far
+    from even, so that each looks somewhere else from the beginning. Where no token is real, the sum is a learned vector.
     """
 
-    def __init__(self, latents: int = 1, heads: int = POOL_HEADS) -> None:
+    def __init__(self, heads: int = POOL_HEADS) -> None:
         super().__init__()
-        self.latents, self.heads = latents, heads
+        self.heads = heads
         self.norm = nn.LayerNorm(MODEL_WIDTH)
-        self.score = nn.Linear(MODEL_WIDTH, latents * heads)
+        self.score = nn.Linear(MODEL_WIDTH, heads)
         nn.init.normal_(self.score.weight, std=SCORES)
         self.value = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.absent = nn.Parameter(torch.randn(latents, MODEL_WIDTH) * 0.02)
+        self.absent = nn.Parameter(torch.randn(1, MODEL_WIDTH) * 0.02)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         tokens = self.norm(features)
-        scores = self.score(tokens).unflatten(2, (self.heads, self.latents)).permute(0, 2, 3, 1)
-        weights = masked_softmax(scores, mask[:, None, None])  # [batch, heads, latents, tokens]
+        scores = self.score(tokens).transpose(1, 2)[:, :, None]  # [batch, heads, 1, tokens]
+        weights = masked_softmax(scores, mask[:, None, None])
         values = self.value(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, part]
-        summed = (weights @ values).transpose(1, 2).flatten(2)  # [batch, latents, width]
+        summed = (weights @ values).transpose(1, 2).flatten(2)  # [batch, 1, width]
         present = mask.amax(dim=1)[:, None, None].to(summed.dtype)
         pooled: Tensor = summed * present + self.absent * (1 - present)
         return pooled
@@ -114,13 +129,12 @@ class CrossModalLayer(nn.Module):
         self.streams = nn.ModuleList(_Stream(size) for _ in MODALITIES)
 
     def forward(self, streams: list[Tensor], presence: Tensor) -> list[Tensor]:
-        """Streams [batch, latents, width], presence [batch, 3]."""
+        """Streams [batch, 1, width], presence [batch, 3]."""
         updated = []
         for index, stream in enumerate(self.streams):
             others = [other for other in range(len(streams)) if other != index]
             context = torch.cat([streams[other] for other in others], dim=1)
-            latents = [presence[:, other : other + 1].expand(-1, streams[other].shape[1]) for other in others]
-            updated.append(stream(streams[index], context, torch.cat(latents, dim=1)))
+            updated.append(stream(streams[index], context, presence[:, others]))
         return updated
 
 
@@ -186,7 +200,8 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - mask.to(dtype)) * MASKED
 
 
-def _mlp(dropout: float, outputs: int) -> nn.Sequential:
+def perceptron(inputs: int, dropout: float, outputs: int) -> nn.Sequential:
+    """One hidden layer of MODEL_WIDTH."""
     return nn.Sequential(
-        nn.Linear(MODEL_WIDTH, MODEL_WIDTH), nn.GELU(), nn.Dropout(dropout), nn.Linear(MODEL_WIDTH, outputs)
+        nn.Linear(inputs, MODEL_WIDTH), nn.GELU(), nn.Dropout(dropout), nn.Linear(MODEL_WIDTH, outputs)
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from cmt_export.baselines import fusion_of
+from cmt_export.baselines import LateFusion, fusion_of
 from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_export.durable import replace_file
 from cmt_export.model import CrossModalTransformer
@@ -36,15 +36,16 @@ from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict
 from cmt_training.prepare import Prepared, Progress
 from cmt_training.statistics import Claim, Difference, Interval, claim_of, interval_of, paired, percent
-from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, task_of, trainee_of
+from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, start_as, task_of, trainee_of
 from cmt_training.trainee import modalities_of
 
 #: What the paper's abstract claims over strong multimodal baselines (arXiv 2601.14259).
 CLAIMED_PERCENT = {"weighted_f1": 3.0, "cross_entropy": -12.9}
 METHOD = (
-    "Per seed, the encoders are trained once, each under a light head of its own; every model is then trained on their "
-    "frozen features with the same items, order, optimizer, epochs and stopping rule. Temperatures are set on the "
-    "validation split; figures are of the test split; intervals are 95 %, Student's t over seeds, differences paired."
+    "Per seed, the encoders are trained once, each under a light head of its own; every model then starts from what it "
+    "shares with those heads and is trained on the encoders' frozen features with the same items, order, optimizer, "
+    "epochs and stopping rule. Temperatures are set on the validation split; figures are of the test split; intervals "
+    "are 95 %, Student's t over seeds, differences paired."
 )
 
 
@@ -183,25 +184,26 @@ class _Seed:
 
     def runs(self) -> dict[Model, Run]:
         if any(not self._file(model).is_file() for model in MODELS):
-            reader = self._features()
+            reader, heads = self._features()
             for model in MODELS:
                 if not self._file(model).is_file():
-                    self._write(model, self._run(model, reader))
+                    self._write(model, self._run(model, reader, heads))
         shutil.rmtree(self.folder / FEATURES, ignore_errors=True)
         return {model: typed(Run, parsed(self._file(model).read_text()), str(self._file(model))) for model in MODELS}
 
-    def _features(self) -> Reader:
-        """Of what trained encoders make of every item."""
+    def _features(self) -> tuple[Reader, LateFusion]:
+        """Of what trained encoders make of every item; the heads under which they learnt."""
         options = self.options
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
         told = _part(self.progress, "encoders", 0, 2)
         reader, _ = opened(checkpoint, self.data, options, told)
         return encoders_first(checkpoint.model, reader, self.data, options, self.folder, told, resume=True)
 
-    def _run(self, model: Model, reader: Reader) -> Run:
+    def _run(self, model: Model, reader: Reader, heads: LateFusion) -> Run:
         options = replace(self.options, model=model)
         torch.manual_seed(options.seed)
         fusion = fusion_of(model, preset_of(options.preset).fusion, self.labels)
+        start_as(fusion, heads)
         learning = CrossModalTransformer(given_encoders(), fusion)
         trainee = trainee_of(learning, reader, self.data, options, features=True)
         task = task_of(trainee, reader, self.data, options)

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cmt_export.baselines import fusion_of
+from cmt_export.baselines import ConcatenationFusion, Fusion, Head, LateFusion, SingleFusion
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset, save_checkpoint
+from cmt_export.fusion import CrossModalFusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
@@ -79,7 +80,10 @@ def train(
     run = _run_of(out)
     reader, backbone = opened(checkpoint, data, options, progress, world)
     if learns_encoders_first(checkpoint, options):
-        reader = encoders_first(checkpoint.model, reader, data, options, run, progress, resume=resume, world=world)
+        reader, heads = encoders_first(
+            checkpoint.model, reader, data, options, run, progress, resume=resume, world=world
+        )
+        start_as(cast(Any, checkpoint.model.fusion), heads)
         learning, features = CrossModalTransformer(given_encoders(), cast(Any, checkpoint.model.fusion)), True
     else:
         learning, features = checkpoint.model, False
@@ -126,8 +130,10 @@ def encoders_first(
     *,
     resume: bool,
     world: World = ALONE,
-) -> Reader:
-    """Trains a model's encoders, each under a light head of its own; a reader of what they then make of every item.
+) -> tuple[Reader, LateFusion]:
+    """Trains a model's encoders, each under a light head of its own.
+
+    Returns a reader of what they then make of every item, and the heads.
 
     RUN/encoders/   how far their training is
     RUN/features/   what they make of every item
@@ -136,12 +142,26 @@ def encoders_first(
     alone = replace(options, model="late", epochs=epochs, patience=epochs)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        heads = fusion_of("late", preset_of(options.preset).fusion, len(labels_of(data.label_set)))
+        heads = LateFusion(preset_of(options.preset).fusion, len(labels_of(data.label_set)))
     under_heads = CrossModalTransformer(cast(Any, model.encoders), heads)
     trainee = trainee_of(under_heads, reader, data, alone, features=False, world=world)
     fit(task_of(trainee, reader, data, alone), alone, run / ENCODERS, progress, resume=resume, world=world)
     made = world.first_alone(lambda: feature_sources(under_heads, reader, data, run / FEATURES, progress))
-    return Reader(data, made)
+    return Reader(data, made), heads
+
+
+def start_as(fusion: CrossModalFusion | Fusion, heads: LateFusion) -> None:
+    """Lets a fusion begin with those of its parts that the heads have, under which the encoders learnt.
+
+    A single modality and late fusion have whole heads, others pools; self-attention over tokens has neither.
+    """
+    if isinstance(fusion, LateFusion):
+        fusion.load_state_dict(heads.state_dict())
+    elif isinstance(fusion, SingleFusion):
+        fusion.head.load_state_dict(heads.heads[fusion.index].state_dict())
+    elif isinstance(fusion, (CrossModalFusion, ConcatenationFusion)):
+        for pool, head in zip(fusion.pools, heads.heads, strict=True):
+            pool.load_state_dict(cast(Head, head).pool.state_dict())
 
 
 def trainee_of(

@@ -78,9 +78,10 @@ class Trainee(nn.Module):
         separate = []
         if isinstance(heads, LateFusion) and self.training:
             separate.append(heads.separate(features, masks)[0])
-        if isinstance(fusion, CrossModalFusion):
-            logits, _, valence_arousal, _, own = fusion.read(features, masks)
-            separate.append(own)
+        if isinstance(fusion, CrossModalFusion) and self.training:
+            weighed = fusion.weigh(features, masks)
+            separate.append(fusion.separate(weighed[0]))
+            logits, _, valence_arousal, _ = fusion.answer(*weighed)
         else:
             logits, _, valence_arousal, _ = fusion(*encoded)
         alone = torch.cat(separate, dim=1) if separate else None
