@@ -98,7 +98,7 @@ class Pool(nn.Module):
     """[batch, tokens, MODEL_WIDTH] -> [batch, 1, MODEL_WIDTH], by learned scores of each real token.
 
     Every part of the width, a head, has scores of its own: one looks at the mouth, one at the brows. They start far
-    from even, so that each looks somewhere else from the beginning. Where no token is real, the sum is a learned vector.
+    from even, so that each looks somewhere else from the beginning. Where no token is real, it is a learned vector.
     """
 
     def __init__(self, heads: int = POOL_HEADS) -> None:
