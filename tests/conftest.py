@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cmt_cli.export import golden_sample
+from cmt_cli.export import golden_sample, trained_weights
 from cmt_cli.state import State
-from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
+from cmt_export.checkpoint import Checkpoint, load_checkpoint
 from cmt_export.engine import Precision
 from cmt_export.export import ExportOptions, export
 from cmt_export.release import Release
@@ -35,11 +35,12 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
 
 @pytest.fixture(scope="session")
 def release_of(state: State) -> Callable[[Precision], Release]:
-    """The mini release of a precision, exported when first asked for."""
+    """The mini release of a precision, of the weights that come with the command; exported when first asked for."""
 
     @functools.cache
     def made(precision: Precision) -> Release:
-        release, _ = export(ExportOptions(precision=precision), state.releases, golden_sample(), lambda *_: None)
+        options = ExportOptions(precision=precision, checkpoint=trained_weights("mini", "meld"))
+        release, _ = export(options, state.releases, golden_sample(), lambda *_: None)
         return release
 
     return made
@@ -48,7 +49,9 @@ def release_of(state: State) -> Callable[[Precision], Release]:
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     """The model that the releases of the tests were exported from: the truth."""
-    return checkpoint_from_preset("mini", "meld")
+    weights = trained_weights("mini", "meld")
+    assert weights is not None
+    return load_checkpoint(weights)
 
 
 @pytest.fixture(scope="session")

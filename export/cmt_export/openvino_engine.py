@@ -32,6 +32,10 @@ NOT_QUANTISED = (
     *("ReduceSum", "ReduceMean", "MVN", "Concat"),
 )
 
+#: How much of the activations' outliers SmoothQuant moves into the weights (Xiao et al. 2022, arXiv 2211.10438); of
+#: 0.5, 0.8 and NNCF's own 0.95 this is the nearest to the reference for MiniLM.
+SMOOTHED = 0.8
+
 
 class OpenVinoEngine:
     """A compiled model with one infer request."""
@@ -91,13 +95,24 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
     return nncf.quantize(
         model,
         nncf.Dataset([dict(inputs) for inputs in calibration]),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(types=list(NOT_QUANTISED), validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            names=_after_gelu(model) if stage.modality == "text" else [], types=list(NOT_QUANTISED), validate=False
+        ),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
     )
+
+
+def _after_gelu(model: openvino.Model) -> list[str]:
+    """Products of what a GELU lets through. In a BERT a few of its values are far beyond all others, and one scale for
+    all leaves the rest a handful of steps: without these, MiniLM's features are off by 0.05 instead of 0.10."""
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    return [n.get_friendly_name() for n in products if n.input_value(0).get_node().get_type_name() == "Gelu"]
 
 
 def _name_by_position(model: openvino.Model) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
+from rich.console import Console
 
 from cmt_cli.export import sample
 from cmt_cli.serve import limits_from
+from cmt_cli.show import emotion_table
 from cmt_cli.state import State
+from cmt_client import EmotionClient, FakeTransport
 from cmt_export.engine import Precision
 from cmt_export.release import Release
 from cmt_pipeline.pipelines import PIPELINES
@@ -62,14 +68,24 @@ def test_predict_prints_json(server: TritonServer) -> None:
     emotion = json.loads(answered.stdout)
     assert emotion["modalities"] == ["image", "audio", "text"]
     assert emotion["label_set"] == "meld"
-    assert emotion["trained"] is False
+    assert emotion["trained"] is True
 
 
-def test_predict_prints_a_table_that_says_untrained(server: TritonServer) -> None:
+def test_predict_prints_a_table(server: TritonServer) -> None:
     answered = cmt("predict", "--text", "Well done!", "--url", server.grpc_url)
     assert answered.returncode == 0, answered.stderr
-    for part in ("probabilities", "valence", "text (attention 1.00)", "meld", "untrained"):
+    for part in ("probabilities", "valence", "text (attention 1.00)", "meld"):
         assert part in answered.stdout
+    assert "untrained" not in answered.stdout
+
+
+def test_a_table_says_untrained() -> None:
+    with EmotionClient("grpc://nowhere:1", transport=FakeTransport()) as client:
+        emotion = client.predict(text="Well done!")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(emotion_table(emotion))
+    assert not emotion.trained
+    assert "untrained" in cast(io.StringIO, console.file).getvalue()
 
 
 def test_bad_input_exits_with_2(server: TritonServer, tmp_path: Path) -> None:
@@ -115,13 +131,18 @@ def test_serve_without_a_release_says_how_to_make_one(tmp_path: Path) -> None:
     assert "cmt export" in refused.stderr
 
 
-def test_demo_shows_an_answer_with_its_times(release_of: Callable[[Precision], Release], state: State) -> None:
+def test_demo_is_right_alone_and_together_and_shows_times(
+    release_of: Callable[[Precision], Release], state: State
+) -> None:
     release = release_of("fp32")
     shown = cmt("demo", "--state", str(state.root), timeout_s=240)
     assert shown.returncode == 0, shown.stderr
     assert f"release {release.number} " in shown.stdout  # reused, not built again
-    for part in ("is up to date", "untrained", "meld", "valence", *STAGES, "end to end", "server stopped"):
+    for part in ("is up to date", "meld", "valence", *STAGES, "end to end", "server stopped"):
         assert part in shown.stdout or part == "check"
+    meant = sample("label").read_text().strip()
+    for asked in ("image", "audio", "text", "image, audio, text"):
+        assert re.search(rf"│ {asked} +│ {meant} +│", shown.stdout), asked
     assert not state.server_file.exists() or state.running() is not None
 
 

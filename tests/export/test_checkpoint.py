@@ -36,6 +36,12 @@ FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 Edit = Callable[[Path], None]
 
 
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """Untrained."""
+    return checkpoint_from_preset("mini", "meld")
+
+
 @pytest.fixture(scope="module")
 def saved(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "mini"
@@ -144,7 +150,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
             "no_such_package isn't installed; `pip install no-such-package`",
         ),
         (edit_config(lambda c: c.update(label_set="iemocap4")), "doesn't fit its config.json.*emotion_head"),
-        (edit_config(lambda c: c["fusion"].update(layers=1)), "has unexpected.*fusion.layers.1"),
+        (edit_config(lambda c: c["fusion"].update(layers=0)), "has unexpected.*fusion.layers.0"),
         (edit_weights(lambda s: s.pop("fusion.temperature")), r"lacks \['fusion.temperature'\]"),
         (edit_weights(lambda s: s.update(extra=torch.ones(1))), r"has unexpected \['extra'\]"),
         (rewrite("model.safetensors", lambda data: data[:-100]), "model.safetensors is damaged"),

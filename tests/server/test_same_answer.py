@@ -24,7 +24,7 @@ from items import as_request, difference, random_items, ready_of, reference
 from serving import server_on
 
 #: Largest difference of a probability, valence or arousal that a release of this precision may show.
-BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 6e-2}
+BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 4e-2, "int8": 1e-1}
 
 
 def answers(server: TritonServer, items: list[dict[str, bytes]], concurrency: int) -> list[Emotion]:
