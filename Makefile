@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check checkov format test-base model-repository bench-upgrade bench-capacity clean
+.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-upgrade bench-capacity clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -38,6 +38,15 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for `make bench` to be checked against
+
+.cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
+	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
+
+bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline: writes perf/results/bench.*; quiet machine
+	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
+	$(BIN)/cmt bench --state .cmt/bench
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_server.errors import ServerError
+from cmt_server.no_cancel import write_no_cancel
 
 STUB = "triton_python_backend_stub"
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
@@ -34,13 +35,20 @@ def find_tritonserver(work: Path) -> TritonBinary:
     """PATH first, else the wheel, whose backend folder is laid out under `work`. Raises ServerError."""
     on_path = shutil.which("tritonserver")
     if on_path:
-        return TritonBinary(Path(on_path))
+        return TritonBinary(Path(on_path), environment=_preload(work))
     root = _wheel_root()
     return TritonBinary(
         root / "bin" / "tritonserver",
         ("--backend-directory", str(_lay_out_backends(root, work / "backends"))),
-        _stub_environment(root),
+        _stub_environment(root) | _preload(work),
     )
+
+
+def _preload(work: Path) -> dict[str, str]:
+    """What makes a cancelled request harmless, where that is known; see `cmt_server.no_cancel`."""
+    library = write_no_cancel(work)
+    before = os.environ.get("LD_PRELOAD")
+    return {"LD_PRELOAD": f"{library.absolute()} {before or ''}".strip()} if library else {}
 
 
 def _wheel_root() -> Path:

@@ -41,18 +41,17 @@ def find_analyzer(folder: Path = FETCHED) -> tuple[Path, dict[str, str]]:
 
 
 def closed_loop(
-    url: str, items: Sequence[Item], concurrency: int, requests: int, model: str = "emotion"
+    url: str, items: Sequence[Item], concurrency: int, requests: int, folder: Path = FETCHED
 ) -> dict[str, float]:
     """Latencies in milliseconds and throughput of a closed loop over gRPC. RuntimeError when perf_analyzer fails."""
-    binary, environment = find_analyzer()
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, table = Path(folder) / "inputs.json", Path(folder) / "table.csv"
+    binary, environment = find_analyzer(folder)
+    with tempfile.TemporaryDirectory() as work:
+        inputs, table = Path(work) / "inputs.json", Path(work) / "table.csv"
         inputs.write_text(json.dumps(input_data(items)))
         command = [
-            *(str(binary), "-m", model, "-u", url.removeprefix("grpc://"), "-i", "grpc"),
+            *(str(binary), "-m", "emotion", "-u", url.removeprefix("grpc://"), "-i", "grpc"),
             *("--input-data", str(inputs), "--concurrency-range", str(concurrency)),
-            *("--request-count", str(requests), "--warmup-request-count", str(max(4, concurrency))),
-            *("-f", str(table), "--percentile=50"),
+            *("--request-count", str(requests), "-f", str(table), "--percentile=50"),
         ]
         ran = subprocess.run(
             command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=TIMEOUT_S

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -95,7 +96,9 @@ def _fastapi(checkpoint: Path, port: int, _: int) -> _Start:
 def _pytriton(checkpoint: Path, port: int, grpc_port: int) -> _Start:
     command = [sys.executable, "-m", "cmt_perf.peers.pytriton_peer", str(checkpoint), str(port), str(grpc_port)]
     ready = f"http://127.0.0.1:{port}/v2/models/emotion/ready"
-    return command, {}, "tensors", f"grpc://127.0.0.1:{grpc_port}", ready
+    # Its stub would take whatever libpython the system has, beside this Python's own library.
+    environment = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
+    return command, environment, "tensors", f"grpc://127.0.0.1:{grpc_port}", ready
 
 
 def _bentoml(checkpoint: Path, port: int, _: int) -> _Start:

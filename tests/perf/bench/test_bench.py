@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +14,15 @@ import pytest
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_export.engine import Precision
 from cmt_export.release import Release
-from cmt_perf.bench.measure import one_round
+from cmt_perf.bench import analyzer
+from cmt_perf.bench.fetch_analyzer import fetch
+from cmt_perf.bench.measure import Measured, one_round
 from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, summary_of
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import System, peer
+from cmt_perf.traffic import traffic_items
+from cmt_pipeline.modality import SUBSETS
+from cmt_pipeline.pipelines import pipeline_name
 from cmt_server.server import TritonServer
 
 SMALL = Size(audio_s=0.9, text_tokens=12, image_px=96)
@@ -82,7 +91,54 @@ def test_late_requests_count_from_when_they_were_due(server: TritonServer) -> No
     assert max(flood.latencies_ms) > 3 * max(closed.latencies_ms)
 
 
-def test_a_peer_that_is_not_installed_says_how_to_get_it(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.fixture(scope="module")
+def perf_analyzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real one, out of its wheel."""
+    return fetch(tmp_path_factory.mktemp("perf_analyzer"))
+
+
+def test_perf_analyzer_sees_the_same_server(server: TritonServer, perf_analyzer: Path) -> None:
+    scenario = Scenario("closed", "closed", requests=20, size=SMALL)
+    here = System("here", "emotion", server.grpc_url, server.pid or 0)
+    own = Measured("here", scenario, [one_round(here, scenario, seed=0)]).figures()
+    items = traffic_items(scenario.plan("emotion", server.grpc_url, seed=0))
+    theirs = analyzer.closed_loop(server.grpc_url, items, 1, 20, folder=perf_analyzer.parent)
+    assert 0.25 < theirs["p50_ms"] / own["p50_ms"] < 4  # other work may come between; `make bench` says how near
+    assert theirs["p50_ms"] <= theirs["p95_ms"] <= theirs["p99_ms"]
+    assert theirs["throughput"] > 0
+
+
+def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(analyzer.AnalyzerMissing, match="make perf-analyzer"):
+        analyzer.find_analyzer(tmp_path)
+
+
+def test_pytriton_serves_the_same_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    with peer("pytriton", checkpoint, tmp_path) as system:
+        found = one_round(system, Scenario("closed", "closed", requests=4, size=SMALL), seed=0)
+    assert found.errors == 0, found.first_error
+    assert len(found.latencies_ms) == 4
+    assert not Path("/proc", str(system.session)).exists()
+
+
+def test_locust_asks_about_every_subset(server: TritonServer, tmp_path: Path) -> None:
+    file = Path(__file__).parents[3] / "perf/cmt_perf/locustfile.py"
+    command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.grpc_url, "--headless"]
+    command += ["--csv", str(tmp_path / "locust"), "--only-summary"]
+    environment = {**os.environ, "CMT_RAMP": "2,4,1", "CMT_STEP_S": "3"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    with (tmp_path / "locust_stats.csv").open() as file_:
+        rows = {row["Name"]: row for row in csv.DictReader(file_)}
+    assert set(rows) >= {pipeline_name(subset) for subset in SUBSETS}
+    assert int(rows["Aggregated"]["Failure Count"]) == 0
+    assert int(rows["Aggregated"]["Request Count"]) > 10
+
+
+def test_a_peer_that_is_not_installed_says_how_to_get_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"cmt-triton\[peers\]"), peer("bentoml", checkpoint, tmp_path):
         pass

@@ -1,0 +1,84 @@
+"""Clients that go away in mid-request harm neither the server nor anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmt_client import AsyncEmotionClient
+from cmt_perf.traffic import TrafficPlan, traffic_items
+from cmt_server import no_cancel
+from cmt_server.no_cancel import FUNCTION, MACHINES, shared_object, write_no_cancel
+from cmt_server.server import TritonServer
+
+CANCELLED = 500
+AT_ONCE = 6
+
+
+def test_the_library_loads_and_its_function_returns_null(tmp_path: Path) -> None:
+    library = write_no_cancel(tmp_path / "work")
+    assert library is not None
+    function = getattr(ctypes.CDLL(str(library)), FUNCTION)
+    function.restype = ctypes.c_void_p
+    assert function(ctypes.c_void_p(1234)) is None
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+
+
+def test_it_comes_before_every_other(tmp_path: Path) -> None:
+    """As the dynamic linker itself says."""
+    library = write_no_cancel(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import ctypes; print(ctypes.CDLL(None).{FUNCTION})"],
+        env={"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert FUNCTION in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_machine_has_a_sound_file(machine: str) -> None:
+    made = shared_object(machine)
+    assert made[:4] == b"\x7fELF"
+    assert int.from_bytes(made[18:20], "little") == MACHINES[machine][0]
+    assert MACHINES[machine][2] in made
+
+
+def test_an_unknown_machine_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    assert no_cancel.write_no_cancel(tmp_path) is None
+
+
+def test_the_server_outlives_requests_that_are_cancelled(server: TritonServer) -> None:
+    """Without the library it dies of a segmentation fault after some hundred of these."""
+    items = traffic_items(TrafficPlan(server.grpc_url, server.http_url, items=28, audio_s=1.0))
+    moments = random.Random(0)
+
+    async def flood() -> tuple[int, int]:
+        cancelled = answered = 0
+        async with AsyncEmotionClient(server.grpc_url, retries=0) as client:
+            while cancelled < CANCELLED:
+                asked = [
+                    asyncio.wait_for(client.predict(**items[moments.randrange(28)]), moments.uniform(0.001, 0.1))
+                    for _ in range(AT_ONCE)
+                ]
+                for became in await asyncio.gather(*asked, return_exceptions=True):
+                    assert not isinstance(became, Exception) or isinstance(became, asyncio.TimeoutError), became
+                    cancelled += isinstance(became, Exception)
+                    answered += not isinstance(became, Exception)
+            await client.predict(text="Is anybody there?")
+        return cancelled, answered
+
+    pid = server.pid
+    cancelled, answered = asyncio.run(flood())
+    assert cancelled >= CANCELLED
+    assert answered > 0
+    server.check()
+    assert server.pid == pid
