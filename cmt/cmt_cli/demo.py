@@ -32,7 +32,7 @@ def demo(
     from cmt_cli.serve import serving
     from cmt_cli.show import console, emotion_table
     from cmt_export.export import ExportOptions
-    from cmt_pipeline.limits import DEFAULT_LIMITS
+    from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions
 
     chosen = State(state)
@@ -45,7 +45,7 @@ def demo(
         grpc_port=0,
         metrics_port=0,
     )
-    with serving(chosen, release, options, DEFAULT_LIMITS) as server:
+    with serving(chosen, release, options, InstallOptions()) as server:
         answers, stages, total_ms = ask(server.grpc_url)
     meant = sample("label").read_text().strip()
     text = sample("text").read_text().strip()

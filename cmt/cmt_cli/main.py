@@ -19,6 +19,7 @@ from cmt_cli.release import release
 from cmt_cli.serve import serve
 from cmt_cli.status import status
 from cmt_cli.train import train
+from cmt_cli.tune import tune
 from cmt_cli.upgrade import rollback, upgrade
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ for verb in (
     rollback,
     deploy,
     bench,
+    tune,
     plan,
     doctor,
     corpus,

@@ -18,6 +18,7 @@ from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, RunningServer, State, S
 if TYPE_CHECKING:
     from cmt_export.release import Release
     from cmt_pipeline.limits import Limits
+    from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions, TritonServer
 
 WATCH_S = 0.5
@@ -37,6 +38,7 @@ def serve(
     model_config_name: Annotated[
         str | None, typer.Option(help="Variant of the stages' configurations; the release's own by default.")
     ] = None,
+    tuning: Annotated[Path | None, typer.Option(help="What `cmt tune` wrote for this machine.")] = None,
     drain_timeout_s: Annotated[float, typer.Option(help="How long stopping waits for requests in flight.")] = 30.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -44,8 +46,11 @@ def serve(
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
+    from cmt_pipeline.triton_config import DEFAULT_TUNING
+    from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions, new_token
     from cmt_server.supervise import Supervisor
+    from cmt_server.tuning import read_tuning
 
     chosen = State(state)
     served = chosen_release(chosen, release)
@@ -60,7 +65,8 @@ def serve(
         drain_timeout_s=drain_timeout_s,
         control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
     )
-    with stop_signal() as stopped, serving(chosen, served, options, limits_from(limit)) as server:
+    install = InstallOptions(limits_from(limit), read_tuning(tuning) if tuning else DEFAULT_TUNING)
+    with stop_signal() as stopped, serving(chosen, served, options, install) as server:
         _announce_table(server)
         supervisor = Supervisor(server, _say)
         while not stopped.wait(WATCH_S):
@@ -86,16 +92,16 @@ def chosen_release(state: State, number: int | None) -> Release:
 
 
 @contextlib.contextmanager
-def serving(state: State, release: Release, options: ServerOptions, limits: Limits) -> Iterator[TritonServer]:
+def serving(state: State, release: Release, options: ServerOptions, install: InstallOptions) -> Iterator[TritonServer]:
     """A server on this release, announced in the state folder while it runs. Only one at a time for a state folder."""
     from cmt_cli.show import progress_bar
-    from cmt_server.repository import InstallOptions, Repository
+    from cmt_server.repository import Repository
     from cmt_server.server import TritonServer
 
     with only_one(state.root / "serve.lock"):
         repository = Repository(options.repository)
         with repository.lock():
-            repository.install(release, InstallOptions(limits))
+            repository.install(release, install)
         server = TritonServer(options)
         with progress_bar("serve") as progress:
             server.start(lambda ready, total: progress("waiting until every pipeline answers", ready / total))

@@ -27,18 +27,8 @@ from cmt_pipeline.stages import STAGES
 from cmt_server.server import TritonServer
 
 VERBS = (
-    "demo",
-    "export",
-    "serve",
-    "predict",
-    "status",
-    "deploy",
-    "bench",
-    "plan",
-    "corpus",
-    "train",
-    "evaluate",
-    "compare",
+    *("demo", "export", "serve", "predict", "status", "deploy", "bench", "tune", "plan"),
+    *("corpus", "train", "evaluate", "compare"),
 )
 
 

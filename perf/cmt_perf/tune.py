@@ -1,0 +1,203 @@
+"""`cmt tune`: threads, instances, queue delay and precision for this machine, by measuring the whole ensemble.
+
+The search walks along one knob at a time (coordinate descent) from what `cmt serve` does by default, on each release
+that is offered (one for each precision): first the knobs of all encoders together, then those of each stage. Among what
+keeps within the latency bound the one with the highest throughput is best; where nothing does, the quickest. All that
+was tried is kept, and what no other beats in both makes the Pareto front.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cmt_export.release import Release
+from cmt_perf.bench.measure import Measured, one_round
+from cmt_perf.bench.scenarios import Scenario, Size
+from cmt_perf.bench.systems import pipeline
+from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
+from cmt_server.repository import InstallOptions
+
+ENCODERS = tuple(f"encode_{m}" for m in MODALITIES)
+DELAYS_US = (0, 200, 1000, 4000)
+INSTANCES = (1, 2)
+LEAST_GAIN = 0.02  # less is noise
+
+Tuning = Mapping[str, StageTuning]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """releases: what may be served, one a precision; slo_ms: what `percentile` of a single stream has to keep within;
+    concurrency: closed loops under which throughput is measured; trials: configurations at most."""
+
+    releases: Sequence[Release]
+    slo_ms: float = 128.0
+    cores: int = 2
+    percentile: str = "p95_ms"
+    concurrency: int = 4
+    requests: int = 20
+    trials: int = 40
+    size: Size = Size()  # noqa: RUF009  # frozen
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.releases:
+            raise ValueError("no release came; export one with `cmt export`")
+        if self.slo_ms <= 0 or self.trials < 1:
+            raise ValueError(f"slo_ms and trials came as {self.slo_ms:g}, {self.trials}; expected above 0, 1 or more")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration and what it did."""
+
+    release: int
+    precision: str
+    stages: Tuning
+    latency_ms: float
+    p50_ms: float
+    throughput: float
+    peak_mb: float
+
+    def within(self, slo_ms: float) -> bool:
+        return self.latency_ms <= slo_ms
+
+
+Measure = Callable[[Release, Tuning], Trial]
+
+
+def tune(options: TuneOptions, progress: Progress, measure: Measure | None = None) -> list[Trial]:
+    """Everything that was tried, the best first."""
+    found: dict[tuple[int, str], Trial] = {}
+    ask = measure or (lambda release, stages: _measured(options, release, stages))
+
+    def tried(release: Release, stages: Tuning) -> Trial | None:
+        key = (release.number, repr(sorted(stages.items())))
+        if key not in found:
+            if len(found) >= options.trials:
+                return None
+            progress(f"{release.manifest.info.precision}: {described(stages)}", len(found) / options.trials)
+            found[key] = ask(release, stages)
+        return found[key]
+
+    for release in options.releases:
+        current: Tuning = dict(DEFAULT_TUNING)
+        best = tried(release, current)
+        for knob in _knobs(options.cores):
+            for changed in knob(current):
+                trial = tried(release, changed)
+                if best is None or trial is None:
+                    break
+                if _gain(trial, best, options.slo_ms) > LEAST_GAIN:
+                    best, current = trial, changed
+    return sorted(found.values(), key=lambda trial: _rank(trial, options.slo_ms))
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that no other beats in both latency and throughput, the quickest first."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.latency_ms, -t.throughput)):
+        if not front or trial.throughput > front[-1].throughput:
+            front.append(trial)
+    return front
+
+
+def described(stages: Tuning) -> str:
+    """In a few words: threads x instances, and the delay of each encoder."""
+    parts = [f"{name[7:]} {t.threads or 'all'}x{t.instances} {t.queue_delay_us} us" for name, t in _encoders(stages)]
+    return ", ".join(parts)
+
+
+def result_of(options: TuneOptions, trials: Sequence[Trial]) -> dict[str, Any]:
+    """For tuning.json beside the stages: what was found, and everything that was tried."""
+    best = trials[0]
+    return {
+        "release": best.release,
+        "slo_ms": options.slo_ms,
+        "met": best.within(options.slo_ms),
+        "measure": f"{options.percentile} of a single stream; throughput of {options.concurrency} closed loops",
+        "size": asdict(options.size),
+        "trials": [asdict(trial) for trial in trials],
+    }
+
+
+def plot(trials: Sequence[Trial], slo_ms: float, path: Path) -> None:
+    """Latency against throughput of everything tried, and the front."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for precision in dict.fromkeys(trial.precision for trial in trials):
+        same = [trial for trial in trials if trial.precision == precision]
+        axes.scatter([t.latency_ms for t in same], [t.throughput for t in same], label=precision)
+    front = pareto(trials)
+    axes.plot([t.latency_ms for t in front], [t.throughput for t in front], color="#888888", label="Pareto front")
+    best = trials[0]
+    axes.scatter([best.latency_ms], [best.throughput], s=160, facecolors="none", edgecolors="#b03030", label="best")
+    axes.axvline(slo_ms, color="#b03030", linestyle=":", label=f"bound: {slo_ms:g} ms")
+    axes.set(xlabel="latency of a single stream in ms", ylabel="answers a second under load", title="Configurations")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _knobs(cores: int) -> Iterator[Callable[[Tuning], Iterator[Tuning]]]:
+    """What to turn, in this order; each gives the settings to try from where the search stands."""
+    threads = [count for count in range(1, cores + 1) if count in (1, cores // 2, cores)]
+    for what, values in (("threads", threads), ("instances", INSTANCES), ("queue_delay_us", DELAYS_US)):
+        yield lambda now, what=what, values=values: (_with(now, ENCODERS, what, v) for v in values)  # type: ignore[misc]
+    for stage in (*ENCODERS, "fuse"):
+        yield lambda now, stage=stage: (_with(now, (stage,), "threads", v) for v in threads)  # type: ignore[misc]
+    for stage in ENCODERS:
+        yield lambda now, stage=stage: (_with(now, (stage,), "instances", v) for v in INSTANCES)  # type: ignore[misc]
+
+
+def _with(stages: Tuning, names: Sequence[str], what: str, value: int) -> Tuning:
+    return {**stages, **{name: replace(stages[name], **{what: value}) for name in names}}
+
+
+def _gain(trial: Trial, best: Trial, slo_ms: float) -> float:
+    """By how much a trial is better: of throughput where both keep the bound, else of latency."""
+    if trial.within(slo_ms) and best.within(slo_ms):
+        return trial.throughput / best.throughput - 1
+    return best.latency_ms / trial.latency_ms - 1
+
+
+def _rank(trial: Trial, slo_ms: float) -> tuple[bool, float]:
+    within = trial.within(slo_ms)
+    return not within, -trial.throughput if within else trial.latency_ms
+
+
+def _encoders(stages: Tuning) -> Iterator[tuple[str, StageTuning]]:
+    return ((name, tuning) for name, tuning in stages.items() if name in ENCODERS)
+
+
+def _measured(options: TuneOptions, release: Release, stages: Tuning) -> Trial:
+    """Serves a configuration and asks it."""
+    single = Scenario("single stream", "closed", requests=options.requests, size=options.size)
+    loaded = replace(single, name="loaded", concurrency=options.concurrency, requests=2 * options.requests)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pipeline("trial", release, Path(folder), InstallOptions(tuning=stages)) as system,
+    ):
+        alone = Measured("trial", single, [one_round(system, single, options.seed)]).figures()
+        busy = Measured("trial", loaded, [one_round(system, loaded, options.seed + 1)]).figures()
+    if alone["errors"] or busy["errors"]:
+        raise RuntimeError(f"requests failed with {described(stages)}; look at the release with `cmt doctor`")
+    return Trial(
+        release.number,
+        release.manifest.info.precision,
+        dict(stages),
+        alone[options.percentile],
+        alone["p50_ms"],
+        busy["throughput"],
+        busy["peak_mb"],
+    )

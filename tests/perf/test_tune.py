@@ -1,0 +1,92 @@
+"""The search for the best configuration: on machines that are played, and once on the real server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cmt_export.engine import Precision
+from cmt_export.release import Release
+from cmt_perf.bench.scenarios import Size
+from cmt_perf.tune import ENCODERS, Trial, TuneOptions, Tuning, pareto, plot, result_of, tune
+from cmt_pipeline.triton_config import DEFAULT_TUNING
+
+
+class Info:
+    precision = "bf16"
+
+
+class Manifest:
+    info = Info()
+
+
+class Played:
+    number = 1
+    manifest = Manifest()
+
+
+RELEASE = cast(Release, Played())
+
+
+def trial(latency_ms: float, throughput: float, stages: Tuning = DEFAULT_TUNING) -> Trial:
+    return Trial(1, "bf16", stages, latency_ms, latency_ms, throughput, 500.0)
+
+
+def machine(release: Release, stages: Tuning) -> Trial:
+    """One thread an encoder and two instances are best; a delay adds latency and, up to 1 ms, throughput."""
+    encoders = [stages[name] for name in ENCODERS]
+    latency = 100 + sum(20 for t in encoders if t.threads != 1) + max(t.queue_delay_us for t in encoders) / 100
+    throughput = 10 + sum(t.instances for t in encoders) + min(1000, encoders[0].queue_delay_us) / 500
+    return trial(latency, throughput, stages)
+
+
+def test_it_finds_the_best_within_the_bound() -> None:
+    best = tune(TuneOptions([RELEASE], slo_ms=115), lambda *_: None, machine)[0]
+    assert {best.stages[name].threads for name in ENCODERS} == {1}
+    assert {best.stages[name].instances for name in ENCODERS} == {2}
+    assert best.stages["encode_image"].queue_delay_us == 1000
+    assert best.within(115)
+
+
+def test_where_nothing_keeps_the_bound_the_quickest_is_best() -> None:
+    found = tune(TuneOptions([RELEASE], slo_ms=50), lambda *_: None, machine)
+    assert found[0].latency_ms == min(t.latency_ms for t in found)
+    assert not result_of(TuneOptions([RELEASE], slo_ms=50), found)["met"]
+
+
+def test_nothing_is_measured_twice_and_never_more_than_allowed() -> None:
+    asked: list[str] = []
+
+    def counted(release: Release, stages: Tuning) -> Trial:
+        asked.append(repr(sorted(stages.items())))
+        return machine(release, stages)
+
+    tune(TuneOptions([RELEASE], slo_ms=115), lambda *_: None, counted)
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    assert len(tune(TuneOptions([RELEASE], slo_ms=115, trials=3), lambda *_: None, counted)) == len(asked) == 3
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    tried = [trial(100, 10), trial(90, 8), trial(120, 9), trial(95, 8), trial(150, 20), trial(90, 7)]
+    assert [(t.latency_ms, t.throughput) for t in pareto(tried)] == [(90, 8), (100, 10), (150, 20)]
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="no release came"):
+        TuneOptions([])
+    with pytest.raises(ValueError, match="slo_ms and trials"):
+        TuneOptions([RELEASE], slo_ms=0)
+
+
+def test_on_the_real_server(release_of: Callable[[Precision], Release], tmp_path: Path) -> None:
+    small = Size(audio_s=0.9, text_tokens=12, image_px=96)
+    options = TuneOptions([release_of("fp32")], slo_ms=5_000, cores=1, requests=4, trials=2, size=small)
+    found = tune(options, lambda *_: None)
+    assert len(found) == 2
+    assert all(t.throughput > 0 and t.latency_ms > 1 and t.peak_mb > 100 for t in found)
+    plot(found, options.slo_ms, tmp_path / "tuning.png")
+    assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
