@@ -118,10 +118,24 @@ def latencies_at(curve: ServiceCurve, rate: float, seed: int = 0, requests: int 
         raise Overloaded(
             f"the rate came as {rate:g}/s; expected above 0 and below {curve.saturation:g}/s, what it can do"
         )
+    return _simulated(curve, rate, seed, requests)[int(SETTLING * requests) :]
+
+
+def latencies_of_runs(curve: ServiceCurve, rate: float, requests: int, skipped: int, runs: int) -> Latencies:
+    """Of runs as short as a measurement, each from an empty server; the first `skipped` of each don't count.
+
+    Even a rate beyond saturation has an answer then. Raises Overloaded where the queue grows past all measure.
+    """
+    found = [_simulated(curve, rate, seed, skipped + requests)[skipped:] for seed in range(runs)]
+    return np.concatenate(found)
+
+
+def _simulated(curve: ServiceCurve, rate: float, seed: int, requests: int) -> Latencies:
+    """In the order in which requests come."""
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / rate, requests))
     work = rng.choice(np.array(curve.work) / np.mean(curve.work), requests)
-    return _shared_evenly(arrivals, work, curve.speeds())[int(SETTLING * requests) :] * 1e3
+    return _shared_evenly(arrivals, work, curve.speeds()) * 1e3
 
 
 def _shared_evenly(arrivals: Latencies, work: Latencies, speeds: Latencies) -> Latencies:

@@ -1,8 +1,8 @@
 """`make bench-capacity`: the capacity model's predictions beside what the open loop measures, on one server.
 
 Closed loops measure the curve and open loops show how long requests take at shares of saturation, in turns over several
-rounds, so that a machine that is slower for a while is so for both. The model then says, from the curve of all rounds,
-how long they should have taken.
+rounds, so that a machine that is slower for a while is so for both. The model says, from the curve of each round, how
+long its requests should have taken.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cmt_export.release import open_release
-from cmt_perf.capacity import ServiceCurve, latencies_at, percentiles, pooled
+from cmt_perf.capacity import ServiceCurve, latencies_of_runs, percentiles, pooled
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.service import WARM_UP, Progress, ask, measure
 from cmt_perf.traffic import TrafficPlan
@@ -25,44 +25,56 @@ from cmt_perf.upgrade_rig import rig_on
 
 LOADS = (0.2, 0.4, 0.6, 0.8)
 ROUNDS = 4
+RUNS = 20  # simulated, of each round and load
 OPEN_S = 60.0  # of the open loop, at each load and round
 MEASURES = ("p50_ms", "p95_ms", "mean_ms")
 RESULT = Path("perf/results/capacity.json")
 
 
+@dataclass
+class Load:
+    """A share of saturation: latencies in milliseconds over all rounds."""
+
+    share: float
+    rate: float
+    measured: list[float] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, float]:
+        measured, predicted = percentiles(self.measured), percentiles(self.predicted)
+        return (
+            {"load": self.share, "rate": round(self.rate, 2), "requests": len(self.measured)}
+            | {f"predicted_{name}": round(predicted[name], 1) for name in MEASURES}
+            | {f"measured_{name}": round(measured[name], 1) for name in MEASURES}
+            | {f"off_{name[:-3]}": round(predicted[name] / measured[name] - 1, 3) for name in MEASURES}
+        )
+
+
 def trial(
     plan: TrafficPlan,
     measured: Callable[[Progress], ServiceCurve],
-    loads: Sequence[float],
+    shares: Sequence[float],
     rounds: int,
     seconds: float,
     progress: Progress,
 ) -> tuple[ServiceCurve, list[dict[str, float]]]:
-    """The curve of all rounds, and a row for each load: predicted, measured, and by how much of that they differ."""
+    """The curve of all rounds, and a row for each load: predicted, measured, and by how much of that they differ.
+
+    What a round's curve predicts stands against what the same round measured, over runs of the same length.
+    """
     curves: list[ServiceCurve] = []
-    rates: list[float] = []
-    found: dict[float, list[float]] = {}
+    loads: list[Load] = []
     for number in range(rounds):
         told = _part(progress, number, rounds)
         curves.append(measured(told))
-        rates = rates or [load * curves[0].saturation for load in loads]
-        for rate in rates:
-            told(f"open loop at {rate:.1f}/s", 0.5)
-            opened = replace(plan, closed_grpc=0, closed_http=0, open_rate=rate, seed=plan.seed + 1 + number)
-            asked = ask(opened, WARM_UP + round(seconds * rate))[WARM_UP:]
-            found.setdefault(rate, []).extend(one.latency_ms for one in asked)
-    curve = pooled(curves)
-    return curve, [_row(curve, rate, latencies) for rate, latencies in found.items()]
-
-
-def _row(curve: ServiceCurve, rate: float, latencies: Sequence[float]) -> dict[str, float]:
-    measured, predicted = percentiles(latencies), percentiles(latencies_at(curve, rate))
-    return (
-        {"load": round(rate / curve.saturation, 3), "rate": round(rate, 2), "requests": len(latencies)}
-        | {f"predicted_{name}": round(predicted[name], 1) for name in MEASURES}
-        | {f"measured_{name}": round(measured[name], 1) for name in MEASURES}
-        | {f"off_{name[:-3]}": round(predicted[name] / measured[name] - 1, 3) for name in MEASURES}
-    )
+        loads = loads or [Load(share, share * curves[0].saturation) for share in shares]
+        for load in loads:
+            told(f"open loop at {load.rate:.1f}/s", 0.5)
+            requests = round(seconds * load.rate)
+            opened = replace(plan, closed_grpc=0, closed_http=0, open_rate=load.rate, seed=plan.seed + 1 + number)
+            load.measured += [one.latency_ms for one in ask(opened, WARM_UP + requests)[WARM_UP:]]
+            load.predicted += list(latencies_of_runs(curves[-1], load.rate, requests, WARM_UP, RUNS))
+    return pooled(curves), [load.row() for load in loads]
 
 
 def _part(progress: Progress, number: int, count: int) -> Progress:

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmt_perf.capacity import Overloaded, Point, ServiceCurve, latencies_at, most_within, percentiles, pooled
+from cmt_perf.capacity import (
+    Overloaded,
+    Point,
+    ServiceCurve,
+    latencies_at,
+    latencies_of_runs,
+    most_within,
+    percentiles,
+    pooled,
+)
 
 ALONE_MS = 100.0
 
@@ -87,6 +96,17 @@ def test_a_curve_comes_back_from_its_file() -> None:
     assert ServiceCurve.from_json(told.to_json(), "curve.json") == told
     with pytest.raises(ValueError, match=r"curve\.json"):
         ServiceCurve.from_json('{"points": "none"}', "curve.json")
+
+
+def test_short_runs_start_empty_and_may_go_beyond_saturation() -> None:
+    settled = latencies_at(ONE_AT_A_TIME, 9.0)
+    short = latencies_of_runs(ONE_AT_A_TIME, 9.0, requests=20, skipped=2, runs=200)
+    assert len(short) == 20 * 200
+    assert short.mean() < 0.8 * settled.mean()
+    over = latencies_of_runs(ONE_AT_A_TIME, 15.0, requests=300, skipped=0, runs=5)
+    assert over.max() > 50 * ALONE_MS
+    long = latencies_of_runs(ONE_AT_A_TIME, 9.0, requests=20_000, skipped=1_000, runs=2)
+    assert long.mean() == pytest.approx(settled.mean(), rel=0.2)
 
 
 def test_curves_of_several_rounds_are_averaged() -> None:

@@ -13,6 +13,7 @@ from cmt_training.html_page import images, page, preformatted, table
 if TYPE_CHECKING:
     from cmt_training.compare import Comparison
     from cmt_training.evaluate import Evaluation
+    from cmt_training.statistics import Interval
 
 REPORT_FILE = "report.html"
 MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
@@ -77,6 +78,20 @@ def difference_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
+def comparison_markdown(comparison: Comparison) -> str:
+    """The README's table: models, and how far CMT is from each."""
+    lines = [
+        "| model | weighted F1 | cross-entropy | ECE | CMT minus it: F1 | cross-entropy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in comparison.models.items():
+        cells = [_short(found.weighted_f1), _short(found.cross_entropy), _short(found.ece)]
+        difference = comparison.differences.get(name)
+        cells += [_short(difference.weighted_f1), _short(difference.cross_entropy)] if difference else ["", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def verdict_of(comparison: Comparison) -> str:
     """Whether the paper's claims hold here, in a sentence for each."""
     sentences = []
@@ -94,6 +109,10 @@ def _metrics_table(rows: Mapping[str, Any]) -> str:
     head = ("", *(name.replace("_", " ") for name in MEASURES), "items")
     found = [(name, *(f"{getattr(m, key):.4f}" for key in MEASURES), str(m.count)) for name, m in rows.items()]
     return table(head, found)
+
+
+def _short(interval: Interval) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _per_label(evaluation: Evaluation) -> list[tuple[str, str, str]]:

@@ -1,0 +1,59 @@
+"""Results in the repository: what the README says of them is what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cmt_training.compare import CLAIMED_PERCENT, Comparison
+from cmt_training.options import MODELS
+from cmt_training.report import comparison_markdown, verdict_of
+from cmt_training.statistics import claim_of, paired
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "training" / "results"
+GENERATED, MELD = RESULTS / "generated.json", RESULTS / "meld_text.json"
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return Comparison.from_json(GENERATED.read_text())
+
+
+def test_the_readme_shows_the_comparison_and_its_verdict(comparison: Comparison) -> None:
+    assert comparison_markdown(comparison) in README
+    for claim in comparison.verdict.values():
+        assert f"{claim.found_percent:+.1f} % against {claim.baseline}" in " ".join(README.split())
+    assert verdict_of(comparison)
+
+
+def test_intervals_and_verdict_follow_from_the_runs(comparison: Comparison) -> None:
+    assert tuple(comparison.models) == MODELS
+    assert len(comparison.seeds) == 5
+    ours = comparison.models["cmt"]
+    for name, difference in comparison.differences.items():
+        assert difference.weighted_f1 == paired(ours.weighted_f1, comparison.models[name].weighted_f1)
+    for measure, claimed in CLAIMED_PERCENT.items():
+        baselines = [(n, getattr(found, measure)) for n, found in comparison.models.items() if n != "cmt"]
+        assert comparison.verdict[measure] == claim_of(measure, claimed, getattr(ours, measure), baselines)
+
+
+def test_the_report_lies_beside_it() -> None:
+    page = (RESULTS / "generated" / "report.html").read_text()
+    assert "Generated data: these figures say nothing about people" in page
+
+
+def test_the_readme_shows_the_figure_of_meld() -> None:
+    found = json.loads(MELD.read_text())
+    assert found["data"] == "meld"
+    assert found["split"] == "test"
+    assert f"weighted F1 {found['weighted_f1']:.3f}" in README
+    assert found["conditions"]["training"]["conditions"]["command"] in README
+
+
+@pytest.mark.parametrize("path", [GENERATED, MELD], ids=lambda path: path.name)
+def test_commands_are_those_of_any_machine(path: Path) -> None:
+    assert "/" not in json.loads(path.read_text())["conditions"]["command"].split()[0]
