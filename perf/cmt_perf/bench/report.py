@@ -96,6 +96,7 @@ def _cdf(axes: Any, result: Mapping[str, Any]) -> None:
         axes.step(latencies, shares, where="post", label=name, color=colour)
     axes.axvline(CLAIMED_MS, color="#888888", linestyle=":", label="the paper's 128 ms")
     axes.set(xlabel="latency in ms", ylabel="share of requests", title="Single stream", xscale="log", ylim=(0, 1.01))
+    _plain_numbers(axes.xaxis)
     axes.legend(loc="lower right")
 
 
@@ -109,7 +110,7 @@ def _timeline(axes: Any, result: Mapping[str, Any]) -> None:
         axes.barh(row, stage["ended_at_ms"] - stage["started_at_ms"], left=stage["started_at_ms"], color=COLOURS[1])
         axes.text(stage["ended_at_ms"], row, f" {stage['compute_ms']:.1f} ms", va="center")
     axes.set_yticks(range(len(names)), names)
-    axes.margins(x=0.12)
+    axes.set_xlim(0, 1.15 * max(stage["ended_at_ms"] for stage in stages.values()))
     axes.set(xlabel="ms since the request came (medians; grey: queued)", title="One request in the server")
 
 
@@ -125,7 +126,16 @@ def _load(axes: Any, result: Mapping[str, Any]) -> None:
                 xytext=(4, 4),
             )
     axes.set(xlabel="answers a second", ylabel="p50 in ms", yscale="log", title="Closed loops (number: how many)")
+    _plain_numbers(axes.yaxis)
     axes.legend()
+
+
+def _plain_numbers(axis: Any) -> None:
+    """200 rather than 2 x 10^2 on a logarithmic axis."""
+    from matplotlib.ticker import ScalarFormatter
+
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(ScalarFormatter())
 
 
 def _drawn(draw: Callable[[Any], None]) -> bytes:
