@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,24 +35,28 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> State:
 
 
 @pytest.fixture(scope="session")
-def release_of(state: State) -> Callable[[Precision], Release]:
+def recipe() -> ExportOptions:
+    """What the releases of the tests are exported with: the weights that come with the command, all else as it is."""
+    return ExportOptions(checkpoint=trained_weights("mini", "meld"))
+
+
+@pytest.fixture(scope="session")
+def release_of(state: State, recipe: ExportOptions) -> Callable[[Precision], Release]:
     """The mini release of a precision, of the weights that come with the command; exported when first asked for."""
 
     @functools.cache
     def made(precision: Precision) -> Release:
-        options = ExportOptions(precision=precision, checkpoint=trained_weights("mini", "meld"))
-        release, _ = export(options, state.releases, golden_sample(), lambda *_: None)
+        release, _ = export(replace(recipe, precision=precision), state.releases, golden_sample(), lambda *_: None)
         return release
 
     return made
 
 
 @pytest.fixture(scope="session")
-def checkpoint() -> Checkpoint:
+def checkpoint(recipe: ExportOptions) -> Checkpoint:
     """The model that the releases of the tests were exported from: the truth."""
-    weights = trained_weights("mini", "meld")
-    assert weights is not None
-    return load_checkpoint(weights)
+    assert recipe.checkpoint is not None
+    return load_checkpoint(recipe.checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -39,13 +39,14 @@ def _one_thread() -> Iterator[None]:
 def graph_store(
     release_of: Callable[[Precision], Release],
     state: State,
+    recipe: ExportOptions,
     checkpoint: Checkpoint,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A store of releases without a release, but with the ONNX files that an export of the mini preset keeps there."""
     store = tmp_path_factory.mktemp("graphs")
     release_of("fp32")
-    cache = Path(".onnx") / _onnx_key(ExportOptions())
+    cache = Path(".onnx") / _onnx_key(recipe)
     for stage in COMPILED_STAGES:
         kept, target = state.releases / cache / stage.name, store / cache / stage.name
         if kept.is_dir():

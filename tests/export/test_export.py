@@ -170,20 +170,20 @@ def test_a_manifest_says_what_a_server_of_the_release_looks_like(fp32: Release) 
     assert fp32.manifest.tensors["fuse"].outputs["probabilities"] == Tensor("FP32", (7,))
 
 
-def test_the_same_recipe_is_not_built_twice(fp32: Release, state: State) -> None:
+def test_the_same_recipe_is_not_built_twice(fp32: Release, recipe: ExportOptions, state: State) -> None:
     told: list[str] = []
     before = release_numbers(state.releases)
-    again, built = export(ExportOptions(), state.releases, golden_sample(), lambda what, done: told.append(what))
+    again, built = export(recipe, state.releases, golden_sample(), lambda what, done: told.append(what))
     assert (again, built) == (open_release(state.releases, fp32.number), False)
     assert release_numbers(state.releases) == before
     assert told == ["looking for a release of the same recipe"]
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
+def quick(recipe: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
     """An export that compares one short item alone."""
     monkeypatch.setattr(export_module, "PARITY_BATCHES", (1,))
-    return ExportOptions(engine="onnxruntime")
+    return replace(recipe, engine="onnxruntime")
 
 
 @needs_rtx
@@ -194,7 +194,7 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
     for module in (export_module, tensorrt_engine):  # also where a GPU would have TensorRT itself chosen
         monkeypatch.setattr(module, "load_tensorrt", lambda flavour: load_tensorrt("tensorrt_rtx"))
     told: list[float] = []
-    options = ExportOptions(engine="tensorrt", precision="fp16")
+    options = replace(quick, engine="tensorrt", precision="fp16")
     plans, built = export(options, store, golden_sample(), lambda _, done: told.append(done))
     assert (plans.number, built) == (1, True)
     assert told == sorted(told)
@@ -279,7 +279,7 @@ def test_a_checkpoint_is_exported_with_what_it_says_of_itself(
     save_checkpoint(checkpoint, tmp_path / "checkpoint")
     digest = sha256_of(tmp_path / "checkpoint" / "model.safetensors")
     options = replace(quick, checkpoint=tmp_path / "checkpoint", checkpoint_sha256=digest, label_set="iemocap4")
-    graphs = store / ".onnx" / export_module._onnx_key(ExportOptions())
+    graphs = store / ".onnx" / export_module._onnx_key(quick)
     # the same weights, so the same graphs
     monkeypatch.setattr(export_module, "_fresh_cache", lambda root, key: contextlib.nullcontext(graphs))
     release, built = export(options, store, GoldenSample(), silent)

@@ -26,7 +26,7 @@ from cmt_pipeline.pipelines import PIPELINES
 
 pytestmark = pytest.mark.timeout(900)  # the first test exports two releases
 
-#: Random weights of two seeds differ by far more than a retrained release would.
+#: Trained and random weights differ by far more than a retrained release would.
 UNLIKE = ("--max-flips", "1", "--max-distance", "1", "--max-slowdown", "20", "--canary-s", "0.5", "--watch-s", "0.5")
 
 Pair = tuple[Release, Release]

@@ -31,16 +31,14 @@ def test_the_library_loads_and_its_function_returns_null(tmp_path: Path) -> None
     assert [path.name for path in library.parent.iterdir()] == [library.name]
 
 
-def test_it_comes_before_every_other(tmp_path: Path) -> None:
-    """As the dynamic linker itself says."""
+def test_a_process_finds_it_by_its_name(tmp_path: Path) -> None:
+    """As Triton's gRPC front end does, through the dynamic linker."""
     library = write_no_cancel(tmp_path)
+    call = f"import ctypes; cancel = ctypes.CDLL(None).{FUNCTION}; cancel.restype = ctypes.c_void_p; print(cancel(1234))"
     ran = subprocess.run(
-        [sys.executable, "-c", f"import ctypes; print(ctypes.CDLL(None).{FUNCTION})"],
-        env={"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", call], env={"LD_PRELOAD": str(library)}, capture_output=True, text=True
     )
-    assert FUNCTION in ran.stdout, ran.stderr
+    assert ran.stdout == "None\n", ran.stderr
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -62,7 +60,7 @@ def test_the_server_outlives_requests_that_are_cancelled(server: TritonServer) -
     moments = random.Random(0)
 
     async def flood() -> tuple[int, int]:
-        cancelled = answered = 0
+        cancelled = 0
         async with AsyncEmotionClient(server.grpc_url, retries=0) as client:
             while cancelled < CANCELLED:
                 asked = [
@@ -72,13 +70,12 @@ def test_the_server_outlives_requests_that_are_cancelled(server: TritonServer) -
                 for became in await asyncio.gather(*asked, return_exceptions=True):
                     assert not isinstance(became, Exception) or isinstance(became, asyncio.TimeoutError), became
                     cancelled += isinstance(became, Exception)
-                    answered += not isinstance(became, Exception)
-            await client.predict(text="Is anybody there?")
-        return cancelled, answered
+            answered = await asyncio.gather(*(client.predict(**item) for item in items))
+        return cancelled, len(answered)
 
     pid = server.pid
     cancelled, answered = asyncio.run(flood())
     assert cancelled >= CANCELLED
-    assert answered > 0
+    assert answered == len(items)
     server.check()
     assert server.pid == pid
