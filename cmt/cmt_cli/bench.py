@@ -12,6 +12,8 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cmt_export.release import Release
+
 
 def bench(
     release: Annotated[int | None, typer.Argument(help="Its number; else the newest.")] = None,
@@ -24,6 +26,10 @@ def bench(
     audio_s: Annotated[float, typer.Option(help="Seconds of sound in each request.")] = 4.0,
     text_tokens: Annotated[int, typer.Option(help="Tokens in each request.")] = 64,
     peer: Annotated[list[str] | None, typer.Option(help="fastapi, pytriton or bentoml; may be repeated.")] = None,
+    tuning: Annotated[Path | None, typer.Option(help="What `cmt tune` wrote for this machine.")] = None,
+    same_model: Annotated[
+        bool, typer.Option("--same-model", help="Also the conventional model through the pipeline; exports it first.")
+    ] = False,
     growth: Annotated[bool, typer.Option(help="Also concurrency, batches, lengths and open loops.")] = True,
     seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("perf/results"),
@@ -42,12 +48,17 @@ def bench(
     from cmt_perf.bench.run import BenchOptions, conventional
     from cmt_perf.bench.run import bench as measured
     from cmt_perf.bench.scenarios import Size
+    from cmt_server.repository import InstallOptions
+    from cmt_server.tuning import read_tuning
 
     chosen = State(state)
     served = open_release(chosen.releases, release)
+    baseline = conventional(served, chosen.root / "bench")
     options = BenchOptions(
         release=served,
-        baseline=conventional(served, chosen.root / "bench"),
+        baseline=baseline,
+        install=InstallOptions(tuning=read_tuning(tuning)) if tuning else None,
+        same_model=_through_the_pipeline(served, baseline, chosen.root / "bench") if same_model else None,
         checkpoint=checkpoint,
         peers=tuple(peer or ()),  # type: ignore[arg-type]  # checked by BenchOptions
         rounds=rounds,
@@ -61,6 +72,21 @@ def bench(
     write_report(result, out)
     console.print(_table(result))
     console.print(f"written to {out}", highlight=False)
+
+
+def _through_the_pipeline(like: Release, checkpoint: Path, folder: Path) -> Release:
+    """A release of the baseline's checkpoint, by the engine and in the precision of the one that it stands beside."""
+    from cmt_cli.export import run_export
+    from cmt_export.export import ExportOptions
+
+    info = like.manifest.info
+    options = ExportOptions(
+        preset=info.preset,
+        checkpoint=checkpoint,
+        engine=info.engine,  # type: ignore[arg-type]  # what a release has
+        precision=info.precision,  # type: ignore[arg-type]
+    )
+    return run_export(options, State(folder))
 
 
 def _table(result: dict[str, Any]) -> Table:

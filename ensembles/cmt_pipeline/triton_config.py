@@ -33,12 +33,15 @@ DATA_TYPES = {"BYTES": DataType.TYPE_STRING, "FP32": DataType.TYPE_FP32, "INT64"
 class StageTuning:
     """How a stage runs on this machine.
 
-    threads: of its engine, 0 for one per core; queue_delay_us: how long the dynamic batcher waits for company.
+    threads: of its engine, 0 for one per core; queue_delay_us: how long the dynamic batcher waits for company;
+    niceness: of its processes, 0 to 19. On few cores the encoder that takes longest should have them when it wants
+    them: the others have time, but requests for those others alone then wait too.
     """
 
     instances: int = 1
     threads: int = 0
     queue_delay_us: int = 0
+    niceness: int = 0
 
 
 DEFAULT_TUNING: Mapping[str, StageTuning] = {
@@ -74,6 +77,7 @@ def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     config.instance_group.add(kind=ModelInstanceGroup.KIND_CPU, count=tuning.instances)
     if stage.compiled:
         config.parameters["threads"].string_value = str(tuning.threads)
+        config.parameters["niceness"].string_value = str(tuning.niceness)
     if stage.kind == "preprocess":
         for name, value in served.limits.changed().items():
             config.parameters[name].string_value = str(value)

@@ -1,9 +1,9 @@
-"""`cmt tune`: threads, instances, queue delay and precision for this machine, by measuring the whole ensemble.
+"""`cmt tune`: threads, instances, priority, delays and precision for this machine, by measuring the whole ensemble.
 
 The search walks along one knob at a time (coordinate descent) from what `cmt serve` does by default, on each release
-that is offered (one for each precision): first the knobs of all encoders together, then those of each stage. Among what
-keeps within the latency bound the one with the highest throughput is best; where nothing does, the quickest. All that
-was tried is kept, and what no other beats in both makes the Pareto front.
+that is offered (one for each precision): which encoder goes before the others, then threads, instances and delays.
+Among what keeps within the latency bound the one with the highest throughput is best; where nothing does, the quickest.
+All that was tried is kept, and what no other beats in both makes the Pareto front.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cmt_server.repository import InstallOptions
 
 ENCODERS = tuple(f"encode_{m}" for m in MODALITIES)
 DELAYS_US = (0, 200, 1000, 4000)
+BEHIND = 10  # niceness of encoders that have time
 INSTANCES = (1, 2)
 LEAST_GAIN = 0.02  # less is noise
 
@@ -109,9 +110,9 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def described(stages: Tuning) -> str:
-    """In a few words: threads x instances, and the delay of each encoder."""
-    parts = [f"{name[7:]} {t.threads or 'all'}x{t.instances} {t.queue_delay_us} us" for name, t in _encoders(stages)]
-    return ", ".join(parts)
+    """In a few words: threads x instances, and the delay of each encoder; in brackets those that wait for others."""
+    words = ((f"{n[7:]} {t.threads or 'all'}x{t.instances} {t.queue_delay_us} us", t) for n, t in _encoders(stages))
+    return ", ".join(f"({text})" if tuning.niceness else text for text, tuning in words)
 
 
 def result_of(options: TuneOptions, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -151,11 +152,12 @@ def plot(trials: Sequence[Trial], slo_ms: float, path: Path) -> None:
 
 def _knobs(cores: int) -> Iterator[Callable[[Tuning], Iterator[Tuning]]]:
     """What to turn, in this order; each gives the settings to try from where the search stands."""
-    threads = [count for count in range(1, cores + 1) if count in (1, cores // 2, cores)]
-    for what, values in (("threads", threads), ("instances", INSTANCES), ("queue_delay_us", DELAYS_US)):
-        yield lambda now, what=what, values=values: (_with(now, ENCODERS, what, v) for v in values)  # type: ignore[misc]
+    yield lambda now: (_with(now, [e for e in ENCODERS if e != first], "niceness", BEHIND) for first in ENCODERS)
+    threads = sorted({1, cores // 2 or 1, 0}, key=lambda count: count or cores)
     for stage in (*ENCODERS, "fuse"):
         yield lambda now, stage=stage: (_with(now, (stage,), "threads", v) for v in threads)  # type: ignore[misc]
+    for what, values in (("instances", INSTANCES), ("queue_delay_us", DELAYS_US)):
+        yield lambda now, what=what, values=values: (_with(now, ENCODERS, what, v) for v in values)  # type: ignore[misc]
     for stage in ENCODERS:
         yield lambda now, stage=stage: (_with(now, (stage,), "instances", v) for v in INSTANCES)  # type: ignore[misc]
 

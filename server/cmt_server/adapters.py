@@ -7,6 +7,7 @@ would have got alone.
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,7 @@ class EngineModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         self._stage, folder, parameters = _opened(args)
+        os.nice(int(parameters.get("niceness", "0")))  # its threads start with it
         self._engine = open_engine(folder, threads=int(parameters.get("threads", "0")))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import StageTuning
 
 TUNING_FILE = "tuning.json"
-MOST_INSTANCES, MOST_THREADS, MOST_DELAY_US = 64, 1024, 1_000_000
+MOST_INSTANCES, MOST_THREADS, MOST_DELAY_US, MOST_NICENESS = 64, 1024, 1_000_000, 19
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def read_tuning(path: Path) -> dict[str, StageTuning]:
         for what, most, least in (("instances", MOST_INSTANCES, 1), ("threads", MOST_THREADS, 0)):
             _within(path, name, what, getattr(tuning, what), least, most)
         _within(path, name, "queue_delay_us", tuning.queue_delay_us, 0, MOST_DELAY_US)
+        _within(path, name, "niceness", tuning.niceness, 0, MOST_NICENESS)
     return stages
 
 

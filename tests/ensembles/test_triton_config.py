@@ -271,6 +271,7 @@ served = st.builds(
             instances=st.integers(1, 16),
             threads=st.integers(0, 64),
             queue_delay_us=st.integers(0, 10**6),
+            niceness=st.integers(0, 19),
         ),
     ),
 )
@@ -294,7 +295,8 @@ def test_a_stage_comes_back_out_of_its_text(served: Served, stage: Stage) -> Non
     tuning = served.tuning.get(stage.name, StageTuning())
     assert cpu.instance_group[0].count == tuning.instances
     parameters = {key: parameter.string_value for key, parameter in cpu.parameters.items()}
-    assert parameters.pop("threads", None) == (str(tuning.threads) if stage.compiled else None)
+    for name in ("threads", "niceness"):
+        assert parameters.pop(name, None) == (str(getattr(tuning, name)) if stage.compiled else None)
     assert Limits.from_text(parameters) == (served.limits if stage.kind == "preprocess" else Limits())
 
 

@@ -34,10 +34,10 @@ def test_the_library_loads_and_its_function_returns_null(tmp_path: Path) -> None
 def test_a_process_finds_it_by_its_name(tmp_path: Path) -> None:
     """As Triton's gRPC front end does, through the dynamic linker."""
     library = write_no_cancel(tmp_path)
-    call = f"import ctypes; cancel = ctypes.CDLL(None).{FUNCTION}; cancel.restype = ctypes.c_void_p; print(cancel(1234))"
-    ran = subprocess.run(
-        [sys.executable, "-c", call], env={"LD_PRELOAD": str(library)}, capture_output=True, text=True
+    call = (
+        f"import ctypes; cancel = ctypes.CDLL(None).{FUNCTION}; cancel.restype = ctypes.c_void_p; print(cancel(1234))"
     )
+    ran = subprocess.run([sys.executable, "-c", call], env={"LD_PRELOAD": str(library)}, capture_output=True, text=True)
     assert ran.stdout == "None\n", ran.stderr
 
 

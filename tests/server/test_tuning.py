@@ -13,6 +13,8 @@ from cmt_server.tuning import read_tuning, write_tuning
 
 STAGES = {"encode_image": StageTuning(2, 1, 200), "fuse": StageTuning(1, 0, 0)}
 
+GOOD = {"instances": 1, "threads": 0, "queue_delay_us": 0, "niceness": 0}
+
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     write_tuning(tmp_path / "new" / "tuning.json", STAGES, slo_ms=128.0, trials=[{"any": "thing"}])
@@ -26,11 +28,12 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ("{", "isn't JSON"),
         ([], "stages"),
         ({}, "stages"),
-        ({"stages": {"encode_smell": {"instances": 1, "threads": 0, "queue_delay_us": 0}}}, "encode_smell.*expected"),
-        ({"stages": {"fuse": {"instances": 0, "threads": 0, "queue_delay_us": 0}}}, "instances of fuse.*0; expected 1"),
-        ({"stages": {"fuse": {"instances": 1, "threads": -1, "queue_delay_us": 0}}}, "threads of fuse"),
-        ({"stages": {"fuse": {"instances": 1, "threads": 0, "queue_delay_us": 10**9}}}, "queue_delay_us of fuse"),
-        ({"stages": {"fuse": {"instances": 1.5, "threads": 0, "queue_delay_us": 0}}}, "instances"),
+        ({"stages": {"encode_smell": GOOD}}, "encode_smell.*expected"),
+        ({"stages": {"fuse": GOOD | {"instances": 0}}}, "instances of fuse.*0; expected 1"),
+        ({"stages": {"fuse": GOOD | {"threads": -1}}}, "threads of fuse"),
+        ({"stages": {"fuse": GOOD | {"queue_delay_us": 10**9}}}, "queue_delay_us of fuse"),
+        ({"stages": {"fuse": GOOD | {"niceness": 20}}}, "niceness of fuse"),
+        ({"stages": {"fuse": GOOD | {"instances": 1.5}}}, "instances"),
         ({"stages": {"fuse": {"instances": 1, "threads": 0}}}, "lacks queue_delay_us"),
     ],
 )

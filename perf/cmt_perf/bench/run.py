@@ -35,9 +35,10 @@ CLAIMED_SAVING = 0.35
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """release: what is served; baseline: a checkpoint of the conventional fusion, served whole in eager PyTorch;
-    same_model: a release of that same checkpoint, so that the model's share of the gain and the stack's are told
-    apart; checkpoint: of `release`, which peers serve. rounds: turns of each system; requests: counted in each."""
+    """release: what is served; install: tuning and limits of the pipelines; baseline: a checkpoint of the conventional
+    fusion, served whole in eager PyTorch; same_model: a release of that same checkpoint, so that the model's share of
+    the gain and the stack's are told apart; checkpoint: of `release`, which peers serve. rounds: turns of each system;
+    requests: counted in each."""
 
     release: Release
     baseline: Path
@@ -80,7 +81,13 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         "perf_analyzer": checked,
         "attribution": traced,
         "peaks": asdict(peaks()),
-        "conditions": conditions(options.release, size=asdict(options.size), rounds=options.rounds, seed=options.seed),
+        "conditions": conditions(
+            options.release,
+            size=asdict(options.size),
+            rounds=options.rounds,
+            seed=options.seed,
+            tuning={name: asdict(tuned) for name, tuned in (options.install or InstallOptions()).tuning.items()},
+        ),
     }
 
 
