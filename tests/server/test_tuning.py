@@ -34,7 +34,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"stages": {"fuse": GOOD | {"queue_delay_us": 10**9}}}, "queue_delay_us of fuse"),
         ({"stages": {"fuse": GOOD | {"niceness": 20}}}, "niceness of fuse"),
         ({"stages": {"fuse": GOOD | {"instances": 1.5}}}, "instances"),
-        ({"stages": {"fuse": {"instances": 1, "threads": 0}}}, "lacks queue_delay_us"),
+        ({"stages": {"fuse": {"instances": 1, "threads": 0}}}, "lacks niceness, queue_delay_us"),
     ],
 )
 def test_what_cant_be_run_is_named(values: Any, message: str, tmp_path: Path) -> None:
