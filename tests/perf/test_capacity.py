@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from cmt_perf.capacity import (
     percentiles,
     pooled,
 )
+from cmt_perf.capacity_trial import LOADS, RESULT, table
+
+ROOT = Path(__file__).parents[2]
 
 ALONE_MS = 100.0
 
@@ -115,3 +120,12 @@ def test_curves_of_several_rounds_are_averaged() -> None:
     assert [point.concurrency for point in both.points] == [point.concurrency for point in BATCHING.points]
     assert both.saturation == pytest.approx(0.75 * BATCHING.saturation)
     assert both.work == (*BATCHING.work, 1.5)
+
+
+def test_the_readme_shows_how_near_predictions_came() -> None:
+    result = json.loads((ROOT / RESULT).read_text())
+    assert [row["load"] for row in result["rows"]] == list(LOADS)
+    assert result["worst_p95_off"] == max(abs(row["off_p95"]) for row in result["rows"])
+    readme = (ROOT / "README.md").read_text()
+    assert table(result) in readme
+    assert f"p95 within {result['worst_p95_off']:.0%}".replace("%", " %") in " ".join(readme.split())
