@@ -59,6 +59,7 @@ def upgrade(
     requests: Annotated[
         Path | None, typer.Option(help="Folder of files like those of your users, to compare both releases with.")
     ] = None,
+    samples: Annotated[int, typer.Option(help="Requests to compare both releases with.")] = RolloutOptions.samples,
     max_flips: Annotated[
         float, typer.Option(help="Share of answers whose label may change.")
     ] = RolloutOptions.max_flips,
@@ -91,6 +92,7 @@ def upgrade(
         watch_s=watch_s,
         keep=keep,
         requests=requests,
+        samples=samples,
         max_flips=max_flips,
         max_distance=max_distance,
         max_slowdown=max_slowdown,
