@@ -58,9 +58,8 @@ def rig(pair: Pair, state: State, tmp_path: Path) -> Iterator[Rig]:
 
 
 @contextmanager
-def asked(rig: Rig, tmp_path: Path, closed: int = 0) -> Iterator[Traffic]:
-    """Requests at random moments over both protocols, and closed loops, which leave a small machine nothing else."""
-    plan = TrafficPlan(rig.server.grpc_url, rig.server.http_url, closed_grpc=closed, closed_http=closed, open_rate=6.0)
+def asked(rig: Rig, tmp_path: Path) -> Iterator[Traffic]:
+    plan = TrafficPlan(rig.server.grpc_url, rig.server.http_url, closed_grpc=1, closed_http=1, open_rate=4.0)
     with Traffic(plan, tmp_path / "traffic.jsonl") as traffic:
         traffic.wait_for(10)
         yield traffic
@@ -75,7 +74,7 @@ def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
 ) -> None:
     first, second = (release.number for release in pair)
     assert separation(truth) > 1e-3
-    with asked(rig, tmp_path, closed=1) as traffic:
+    with asked(rig, tmp_path) as traffic:
         upgrade = rig.driver("upgrade", str(second), "--keep", "--canary-share", "0.5", *UNLIKE)
         assert upgrade.finish() == ""
         assert rig.live() == second
