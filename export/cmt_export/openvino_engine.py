@@ -15,6 +15,8 @@ import numpy as np
 import openvino
 
 from cmt_export.engine import EngineError, EngineSidecar, Precision, sha256_of
+from cmt_export.openvino_feature_encoder import quantize_feature_encoder
+from cmt_export.openvino_rows import quantize_products_of_gelu
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
 
@@ -24,19 +26,17 @@ MODEL_FILE = "model.xml"
 INFERENCE_PRECISION: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
-#: Matrix products gain from int8 without harm, and one convolution (`_left_alone`). Left to itself, NNCF also quantises
-#: the additions of attention masks, the statistics of Wav2Vec2's GroupNorm and its convolutions over raw sound, whose
-#: ranges eight bits can't hold: seen on random weights, the audio features then have nothing to do with the reference
-#: (relative error 1.2).
+#: Matrix products gain from int8 without harm. Left to itself, NNCF also quantises the additions of attention masks,
+#: the statistics of Wav2Vec2's GroupNorm and its convolutions, whose ranges eight bits with one scale can't hold:
+#: seen on random weights, the audio features then have nothing to do with the reference (relative error 1.2).
 NOT_QUANTISED = (
-    *("Add", "Subtract", "Multiply", "Divide", "Power", "Sqrt"),
+    *("Add", "Subtract", "Multiply", "Divide", "Power", "Sqrt", "Convolution", "GroupConvolution"),
     *("ReduceSum", "ReduceMean", "MVN", "Concat"),
 )
 
 #: How much of the activations' outliers SmoothQuant moves into the weights (Xiao et al. 2022, arXiv 2211.10438); of
 #: 0.5, 0.8 and NNCF's own 0.95 this is the nearest to the reference for MiniLM.
 SMOOTHED = 0.8
-SMOOTHED_CONVOLUTION = 0.95  # its channels differ more than those of a LayerNorm
 
 
 class OpenVinoEngine:
@@ -97,34 +97,31 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED, convolution=SMOOTHED_CONVOLUTION)
-    return nncf.quantize(
+    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
+    quantized: openvino.Model = nncf.quantize(
         model,
         nncf.Dataset([dict(inputs) for inputs in calibration]),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=_left_alone(model, stage), types=list(NOT_QUANTISED), validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            names=_products_of_gelu(model, stage), types=list(NOT_QUANTISED), validate=False
+        ),
         advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
     )
-
-
-def _left_alone(model: openvino.Model, stage: Stage) -> list[str]:
-    """Operations that stay as they are.
-
-    Text: products of what a GELU lets through. In a BERT a few of its values are far beyond all others, and one scale
-    for all leaves the rest a handful of steps: without these, MiniLM's features are off by 0.05 instead of 0.10.
-
-    Every convolution but Wav2Vec2's second, which is half the work of its feature encoder and reads what a GroupNorm
-    has brought to one range. Frames of silence suffer most, since a LayerNorm follows: of a random `base`, that one
-    adds 0.04 to the error of the features, the second and third together 0.08, all six 0.40.
-    """
-    nodes = model.get_ordered_ops()
-    convolutions = [n for n in nodes if n.get_type_name() in ("Convolution", "GroupConvolution")]
-    alone = [n for i, n in enumerate(convolutions) if (stage.modality, i) != ("audio", 1)]
+    if stage.modality == "audio":
+        quantize_feature_encoder(quantized)
     if stage.modality == "text":
-        products = [node for node in nodes if node.get_type_name() == "MatMul"]
-        alone += [n for n in products if n.input_value(0).get_node().get_type_name() == "Gelu"]
-    return [node.get_friendly_name() for node in alone]
+        quantize_products_of_gelu(quantized)
+    return quantized
+
+
+def _products_of_gelu(model: openvino.Model, stage: Stage) -> list[str]:
+    """Left to `openvino_rows`: of a text encoder's, a few values are far beyond all others, and one scale for all
+    leaves the rest a handful of steps, which costs MiniLM half of its accuracy."""
+    if stage.modality != "text":
+        return []
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    return [n.get_friendly_name() for n in products if n.input_value(0).get_node().get_type_name() == "Gelu"]
 
 
 def _name_by_position(model: openvino.Model) -> None:
