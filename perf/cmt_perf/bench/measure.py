@@ -18,7 +18,7 @@ from cmt_perf.capacity import percentiles
 from cmt_perf.processes import cpu_seconds, memory_mb
 from cmt_perf.traffic import Traffic
 
-WARM_UP = 6  # answers of each round that aren't counted
+WARM_UP, MORE_WARM_UP = 6, 2  # answers of each round that aren't counted; of each request beyond the first in flight
 TIMEOUT_S = 900.0
 MEMORY_POLL_S = 2.0  # reading a process's pages costs time of its own
 
@@ -84,7 +84,7 @@ def interleaved(
 
 def one_round(system: System, scenario: Scenario, seed: int) -> Round:
     """One turn of a system in a scenario."""
-    wanted = WARM_UP * scenario.concurrency + scenario.requests
+    wanted = WARM_UP + MORE_WARM_UP * (scenario.concurrency - 1) + scenario.requests
     plan = scenario.plan(system.kind, system.url, seed)
     with tempfile.TemporaryDirectory() as folder, _peak_of(system.session) as peak:
         before = cpu_seconds(system.session)

@@ -78,9 +78,9 @@ AUDIO_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def growth(requests: int) -> tuple[Scenario, ...]:
-    """How cost grows: with concurrency, with the batch, with the length of the sound."""
+    """How cost grows: with concurrency, with the batch, with the length of the sound. `requests` or more of each."""
     return (
-        *(Scenario(f"concurrency {n}", "closed", n, requests=requests) for n in CONCURRENCIES),
+        *(Scenario(f"concurrency {n}", "closed", n, requests=max(requests, 2 * n)) for n in CONCURRENCIES),
         *(Scenario(f"batch {n}", "batch", n, requests=requests) for n in BATCHES),
         *(Scenario(f"{s:g} s of sound", "closed", 1, requests=requests, size=Size(audio_s=s)) for s in AUDIO_S),
     )
