@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-upgrade bench-capacity clean
+.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-techniques bench-precision bench-upgrade bench-capacity clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -47,6 +47,17 @@ perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for 
 bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline: writes perf/results/bench.*; quiet machine
 	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
 	$(BIN)/cmt bench --state .cmt/bench
+
+bench-techniques: $(VENV)/.installed  ## what each technique is worth: writes perf/results/techniques.*; quiet machine
+	for precision in fp32 bf16 int8; do \
+		$(BIN)/cmt export --preset base --random-weights --precision $$precision --state .cmt/bench || exit 1; \
+	done
+	$(BIN)/python -m cmt_perf.bench.techniques .cmt/bench
+
+bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the weights that come with it: perf/results/precision.json
+	for precision in fp32 bf16 int8; do $(BIN)/cmt export --precision $$precision --state .cmt/precision || exit 1; done
+	test -d .cmt/precision/corpus || $(BIN)/cmt corpus .cmt/precision/corpus
+	$(BIN)/python -m cmt_perf.precision_trial .cmt/precision .cmt/precision/corpus
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done

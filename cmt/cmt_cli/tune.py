@@ -22,7 +22,7 @@ def tune(
     trials: Annotated[int, typer.Option(help="Configurations at most.")] = 40,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Tries threads, instances, queue delays and precisions of the whole ensemble; writes STATE/tuning.json.
+    """Tries threads, instances, priority, queue delays and precisions of the whole ensemble; writes STATE/tuning.json.
 
     `cmt serve --tuning STATE/tuning.json` takes it. Export a release for each precision first, and keep the machine
     quiet: each configuration is served and asked for some seconds.

@@ -103,8 +103,8 @@ def pipeline_parity(
         wanted = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
         came = {m: engines[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
         for subset in SUBSETS:
-            expected = run_stage(model, FUSE, _wire({m: wanted[m] for m in subset}))["probabilities"]
-            got = engines["fuse"].run(_wire({m: came[m] for m in subset}))["probabilities"]
+            expected = run_stage(model, FUSE, wired({m: wanted[m] for m in subset}))["probabilities"]
+            got = engines["fuse"].run(wired({m: came[m] for m in subset}))["probabilities"]
             errors[subset].append(float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()))
     tolerance = TOLERANCES[precision].probability
     return [
@@ -130,10 +130,10 @@ def ready_inputs(tensors: Arrays, subset: Iterable[Modality]) -> dict[str, Array
 def _fuse_inputs(model: CrossModalTransformer, tensors: Arrays, subset: Sequence[Modality]) -> dict[str, Array]:
     from cmt_export.model import run_stage
 
-    return _wire({m: run_stage(model, STAGES[f"encode_{m}"], tensors) for m in subset})
+    return wired({m: run_stage(model, STAGES[f"encode_{m}"], tensors) for m in subset})
 
 
-def _wire(encoded: Mapping[Modality, Arrays]) -> dict[str, Array]:
+def wired(encoded: Mapping[Modality, Arrays]) -> dict[str, Array]:
     """Outputs of the encoders that ran -> inputs of `fuse`, as the pipeline of these modalities joins them."""
     pipeline = PIPELINES[pipeline_name(encoded)]
     available = {name: array for outputs in encoded.values() for name, array in outputs.items()}

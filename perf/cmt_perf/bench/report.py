@@ -81,11 +81,11 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
 def plots_of(result: Mapping[str, Any]) -> dict[str, bytes]:
     """PNG by name: latency CDF, stage timeline, and what grows where that was measured."""
     made = {
-        "latency": _drawn(lambda axes: _cdf(axes, result)),
-        "timeline": _drawn(lambda axes: _timeline(axes, result)),
+        "latency": drawn(lambda axes: _cdf(axes, result)),
+        "timeline": drawn(lambda axes: _timeline(axes, result)),
     }
     if result["growth"]:
-        made["growth"] = _drawn(lambda axes: _load(axes, result))
+        made["growth"] = drawn(lambda axes: _load(axes, result))
     return made
 
 
@@ -138,7 +138,7 @@ def _plain_numbers(axis: Any) -> None:
     axis.set_minor_formatter(ScalarFormatter())
 
 
-def _drawn(draw: Callable[[Any], None]) -> bytes:
+def drawn(draw: Callable[[Any], None]) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from cmt_perf.bench.systems import Peer, System, baseline, peer, pipeline
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import traffic_items
 from cmt_server.repository import InstallOptions
+
+Fusion = Literal["cmt", "conventional"]
 
 OURS, BASELINE, SAME_MODEL = "pipeline", "baseline", "baseline's model through the pipeline"
 SATURATING = 16  # closed loops
@@ -67,6 +69,7 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         theirs = stack.enter_context(baseline(BASELINE, options.baseline, folder / "baseline"))
         ours = stack.enter_context(pipeline(OURS, options.release, folder / "ours", options.install))
         others = list(_others(options, folder, stack))
+        _expect_answers([theirs, ours, *others], single, options.seed)
         found = interleaved([theirs, ours, *others], [single], options.rounds, _part(progress, 0.0, 0.4), options.seed)
         pair = [theirs, ours]
         grown = _growth(options, pair, _part(progress, 0.4, 0.75))
@@ -91,17 +94,17 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
     }
 
 
-def conventional(release: Release, folder: Path) -> Path:
-    """A checkpoint of the conventional fusion with a release's sizes and labels, made in `folder` unless it is there.
+def conventional(release: Release, folder: Path, model: Fusion = "conventional") -> Path:
+    """A checkpoint of the conventional fusion (or of CMT) with a release's sizes and labels, made in `folder` unless it
+    is there.
 
     Its weights are random where none come with a package: they take the same time.
     """
     info = release.manifest.info
-    path = folder / f"conventional-{info.preset}-{info.label_set}"
+    path = folder / f"{model}-{info.preset}-{info.label_set}"
     if not path.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        made = checkpoint_from_preset(info.preset, info.label_set, model="conventional", random_weights=True)
-        save_checkpoint(made, path)
+        save_checkpoint(checkpoint_from_preset(info.preset, info.label_set, model=model, random_weights=True), path)
     return path
 
 
@@ -133,6 +136,14 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _expect_answers(systems: Sequence[System], single: Scenario, seed: int) -> None:
+    """RuntimeError when one of them has no answer to give: now, not after half an hour of measuring the others."""
+    for system in systems:
+        first = one_round(system, replace(single, requests=1), seed)
+        if not first.latencies_ms:
+            raise RuntimeError(f"{system.name} gives no answer: {first.first_error}")
+
+
 def _others(options: BenchOptions, folder: Path, stack: contextlib.ExitStack) -> Iterator[System]:
     if options.same_model is not None:
         yield stack.enter_context(pipeline(SAME_MODEL, options.same_model, folder / "same-model", options.install))
@@ -145,7 +156,7 @@ def _growth(options: BenchOptions, systems: Sequence[System], progress: Progress
     if not options.growth:
         return []
     scenarios = [_sized(scenario, options.size) for scenario in growth(max(8, options.requests // 2))]
-    return interleaved(systems, scenarios, 2, progress, options.seed + 1000)
+    return interleaved(systems, scenarios, max(1, options.rounds // 3), progress, options.seed + 1000)
 
 
 def _sized(scenario: Scenario, size: Size) -> Scenario:

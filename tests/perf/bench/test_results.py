@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
+
+from cmt_perf.bench.measure import Measured, Round
+from cmt_perf.bench.scenarios import SINGLE_STREAM
+from cmt_perf.bench.techniques import newest, rows_of, table, waterfall
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "perf" / "results"
@@ -20,6 +27,24 @@ def test_the_readme_shows_the_summary() -> None:
     assert f"{summary['ratio_p50']:.1f} times as fast (95 % interval {low:.1f} to {high:.1f})" in readme
     assert f"{summary['overhead_ms']:.1f} ms of it Triton's own" in readme
     assert ("128 ms are not met" in readme) == (not summary["claims"]["mean_ms"]["met"])
+
+
+def test_a_technique_needs_a_release_in_its_precision(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no OpenVINO release in bf16; write one with `cmt export"):
+        newest(tmp_path, "bf16")
+
+
+def test_each_step_stands_beside_the_first() -> None:
+    """Twice as fast is twice as fast, and the picture is one."""
+    rounds = [Round((200.0, 210.0, 190.0), 0.6, 0, 0.4, 100.0), Round((200.0, 205.0, 195.0), 0.6, 0, 0.4, 100.0)]
+    halved = [replace(one, latencies_ms=tuple(ms / 2 for ms in one.latencies_ms)) for one in rounds]
+    rows = rows_of([Measured("first", SINGLE_STREAM, rounds), Measured("second", SINGLE_STREAM, halved)])
+    assert [(row["step"], row["p50_ms"], row["times_as_fast"]) for row in rows] == [
+        ("first", 200, 1),
+        ("second", 100, 2),
+    ]
+    assert "| second | 100 ms | 2.0 | 0.40 |" in table(rows)
+    assert waterfall(rows).startswith(b"\x89PNG")
 
 
 def test_summary_and_report_are_of_one_run() -> None:
