@@ -73,8 +73,7 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
     if rate != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate, SAMPLE_RATE_HZ)
         _check_finite(mono)  # its overshoot can overflow too
-    # Resampling rounds the length up; the largest bucket is exact.
-    return np.ascontiguousarray(mono[: AUDIO_SAMPLES[-1]], np.float32)
+    return np.ascontiguousarray(mono, np.float32)
 
 
 def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:

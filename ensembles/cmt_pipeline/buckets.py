@@ -5,9 +5,11 @@ Triton batches only requests of equal shape together, and a compiled engine is t
 
 from __future__ import annotations
 
+import math
+
 SAMPLE_RATE_HZ = 16_000
-AUDIO_SECONDS = (1, 2, 4, 8, 16)
-AUDIO_SAMPLES = tuple(seconds * SAMPLE_RATE_HZ for seconds in AUDIO_SECONDS)
+#: None is more than half as long again as the one before: that much of an utterance's work is padding at most.
+AUDIO_SECONDS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 TEXT_TOKENS = (16, 32, 64, 128)
 
 # Wav2Vec2's feature encoder (Baevski et al. 2020, table of conv layers): kernel and stride of its seven convolutions.
@@ -16,14 +18,27 @@ CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 
 def frames_of(samples: int) -> int:
-    """Frames that the feature encoder makes of so many samples: 4 s at 16 kHz give 199."""
+    """Frames that the feature encoder makes of so many samples."""
     length = samples
     for kernel, stride in zip(CONV_KERNELS, CONV_STRIDES, strict=True):
         length = (length - kernel) // stride + 1
     return length
 
 
-AUDIO_FRAMES = tuple(frames_of(samples) for samples in AUDIO_SAMPLES)
+HOP = math.prod(CONV_STRIDES)
+RECEPTIVE_FIELD = 400  # samples of which it makes the first frame
+
+#: Full eights: matrix products share their rows out among cores, and 199 (4 s to the sample) leave one of two waiting.
+FRAME_MULTIPLE = 8
+
+
+def _frames_for(seconds: float) -> int:
+    frames = round(seconds * SAMPLE_RATE_HZ / HOP)
+    return -(-frames // FRAME_MULTIPLE) * FRAME_MULTIPLE
+
+
+AUDIO_FRAMES = tuple(_frames_for(seconds) for seconds in AUDIO_SECONDS)
+AUDIO_SAMPLES = tuple(RECEPTIVE_FIELD + HOP * (frames - 1) for frames in AUDIO_FRAMES)
 
 
 def bucket_for(length: int, buckets: tuple[int, ...]) -> int:

@@ -38,8 +38,10 @@ class ImagePreprocessor:
         from PIL import Image
 
         image = decode_image(data, self._limits).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.uint8).transpose(2, 0, 1)  # [3, height, width]
-        return {"pixel_values": pixels * self._scale + self._shift}
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, height, width]
+        pixels *= self._scale
+        pixels += self._shift
+        return {"pixel_values": pixels}
 
 
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:

@@ -7,7 +7,6 @@ mask [batch, tokens] int64, 1 = real.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -15,16 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import BertModel, ViTModel, Wav2Vec2Model
 
-from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
+from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD
 from cmt_pipeline.tensors import MODEL_WIDTH
 
 Features = tuple[Tensor, Tensor]
 
 #: Added to a masked attention score. Its exponential is 0 in fp32, and it is still a finite number in fp16.
 MASKED = -1e4
-
-#: Samples of which the feature encoder makes its first frame.
-RECEPTIVE_FIELD = 400
 
 
 class ImageEncoder(nn.Module):
@@ -116,7 +112,7 @@ class AudioEncoder(nn.Module):
 
 def frame_count(num_samples: Tensor) -> Tensor:
     """Frames of so many samples, at least 1; any shape, int64. The tensor twin of `buckets.frames_of`."""
-    return _windows(num_samples, RECEPTIVE_FIELD, math.prod(CONV_STRIDES))
+    return _windows(num_samples, RECEPTIVE_FIELD, HOP)
 
 
 def _windows(num_samples: Tensor, size: int, hop: int) -> Tensor:

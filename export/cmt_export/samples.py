@@ -61,11 +61,13 @@ def generated_bytes(modality: Modality, rng: np.random.Generator, seconds: float
 
 
 def batches(preprocessors: dict[Modality, Preprocessor], sizes: Sequence[int], seed: int = 0) -> list[Batch]:
-    """One batch for each size, its lengths mixed; together they meet every audio bucket."""
+    """One batch for each size, its lengths mixed: of every other audio bucket, from the shortest to the longest, then
+    of those between."""
     rng = np.random.default_rng(seed)
+    buckets = AUDIO_SECONDS[::2] + AUDIO_SECONDS[1::2]
     made = []
     for index, size in enumerate(sizes):
-        longest = AUDIO_SECONDS[index % len(AUDIO_SECONDS)]
+        longest = buckets[index % len(buckets)]
         seconds = [longest * (1.0 if item == 0 else float(rng.uniform(0.3, 1.0))) for item in range(size)]
         tensors: dict[str, Array] = {}
         for m in MODALITIES:

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from cmt_pipeline.buckets import (
     AUDIO_FRAMES,
     AUDIO_SAMPLES,
+    AUDIO_SECONDS,
     CONV_KERNELS,
     CONV_STRIDES,
+    SAMPLE_RATE_HZ,
     TEXT_TOKENS,
     bucket_for,
     frames_of,
@@ -131,7 +133,10 @@ def test_frames_are_those_of_the_convolutions(samples: int) -> None:
 
 
 def test_the_frames_of_the_buckets() -> None:
-    assert AUDIO_FRAMES == (49, 99, 199, 399, 799)
+    assert AUDIO_FRAMES == (56, 80, 104, 152, 200, 304, 400, 600, 800)
+    for seconds, frames, samples in zip(AUDIO_SECONDS, AUDIO_FRAMES, AUDIO_SAMPLES, strict=True):
+        assert seconds * SAMPLE_RATE_HZ <= samples
+        assert frames_of(samples) == frames
 
 
 @given(st.integers(0, 300_000), st.sampled_from([AUDIO_SAMPLES, TEXT_TOKENS]))

@@ -63,10 +63,10 @@ def test_profiles_span_the_buckets() -> None:
 
 
 def test_profiles_are_tuned_for_typical_lengths() -> None:
-    assert profile_of(STAGES["encode_audio"])["input_values"]["opt"] == [4, 64_000]
+    assert profile_of(STAGES["encode_audio"])["input_values"]["opt"] == [4, 64_080]
     fuse = profile_of(STAGES["fuse"])
-    assert [fuse[f"{m}_mask"]["opt"] for m in ("image", "audio", "text")] == [[4, 197], [4, 199], [4, 64]]
-    assert fuse["audio_features"] == {"min": [1, 1, 256], "opt": [4, 199, 256], "max": [32, 799, 256]}
+    assert [fuse[f"{m}_mask"]["opt"] for m in ("image", "audio", "text")] == [[4, 197], [4, 200], [4, 64]]
+    assert fuse["audio_features"] == {"min": [1, 1, 256], "opt": [4, 200, 256], "max": [32, 800, 256]}
     assert profile_of(STAGES["fuse"], 1)["text_mask"]["opt"] == [1, 64]
 
 

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.encoders import RECEPTIVE_FIELD, AudioEncoder
-from cmt_pipeline.buckets import CONV_STRIDES, SAMPLE_RATE_HZ
+from cmt_export.encoders import AudioEncoder
+from cmt_pipeline.buckets import HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
 from cmt_training.prepare import SAMPLES_FILE, Prepared, Progress
 
-HOP = math.prod(CONV_STRIDES)  # 20 ms, between two frames of the encoder, which see RECEPTIVE_FIELD samples
 FFT = 1_024
 BANDS = 40  # mel
 LAGS = 24

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 import bentoml
-from bentoml.validators import ContentType
 
 from cmt_perf.askers import FORM_PATH
 from cmt_perf.whole_model import WholeModel
@@ -25,8 +23,8 @@ class Emotion:
     @bentoml.api(route=FORM_PATH)
     def predict(
         self,
-        image: Annotated[Path, ContentType("image/jpeg")],
-        audio: Annotated[Path, ContentType("audio/wav")],
+        image: Path,
+        audio: Path,
         text: str,
     ) -> dict[str, list[float]]:
         files: dict[Modality, list[bytes]] = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -19,7 +21,7 @@ from cmt_perf.bench.fetch_analyzer import fetch
 from cmt_perf.bench.measure import Measured, one_round
 from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, summary_of
 from cmt_perf.bench.scenarios import Scenario, Size
-from cmt_perf.bench.systems import System, peer
+from cmt_perf.bench.systems import Peer, System, peer
 from cmt_perf.traffic import traffic_items
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
@@ -114,8 +116,11 @@ def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path: Path, monkeypatch
         analyzer.find_analyzer(tmp_path)
 
 
-def test_pytriton_serves_the_same_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    with peer("pytriton", checkpoint, tmp_path) as system:
+@pytest.mark.parametrize("name", get_args(Peer))
+def test_a_peer_serves_the_same_checkpoint(name: Peer, checkpoint: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} isn't installed; `pip install 'cmt-triton[peers]'`")
+    with peer(name, checkpoint, tmp_path) as system:
         found = one_round(system, Scenario("closed", "closed", requests=4, size=SMALL), seed=0)
     assert found.errors == 0, found.first_error
     assert len(found.latencies_ms) == 4
