@@ -1,23 +1,29 @@
 """`cmt tune`: threads, instances, priority, delays and precision for this machine, by measuring the whole ensemble.
 
-The search walks along one knob at a time (coordinate descent) from what `cmt serve` does by default, on each release
-that is offered (one for each precision): which encoder goes before the others, then threads, instances and delays.
+The search starts with what `cmt serve` does by default, on each release that is offered (one for each precision), and
+from the best of these walks along one knob at a time (coordinate descent): which encoder goes before the others, then
+threads, instances and delays.
 Among what keeps within the latency bound the one with the highest throughput is best; where nothing does, the quickest.
-All that was tried is kept, and what no other beats in both makes the Pareto front.
+Machines have slow moments: what looks better is served once more beside the best so far, both are asked in turns, and
+it takes the place only if the interval of their ratio says so. All that was tried is kept, and what no other beats in
+both makes the Pareto front.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cmt_export.release import Release
-from cmt_perf.bench.measure import Measured, one_round
+from cmt_perf.bench.measure import Measured, interleaved, one_round
+from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.scenarios import Scenario, Size
-from cmt_perf.bench.systems import pipeline
+from cmt_perf.bench.systems import System, pipeline
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
 from cmt_server.repository import InstallOptions
@@ -26,7 +32,8 @@ ENCODERS = tuple(f"encode_{m}" for m in MODALITIES)
 DELAYS_US = (0, 200, 1000, 4000)
 BEHIND = 10  # niceness of encoders that have time
 INSTANCES = (1, 2)
-LEAST_GAIN = 0.02  # less is noise
+LEAST_GAIN = 0.01  # less isn't worth a second look
+DUEL_ROUNDS = 4
 
 Tuning = Mapping[str, StageTuning]
 Progress = Callable[[str, float], None]
@@ -70,13 +77,20 @@ class Trial:
         return self.latency_ms <= slo_ms
 
 
-Measure = Callable[[Release, Tuning], Trial]
+class Machine(Protocol):
+    """What configurations are tried on."""
+
+    def measure(self, release: Release, stages: Tuning) -> Trial: ...
+
+    def beats(self, release: Release, challenger: Trial, best: Trial) -> bool:
+        """Whether it really does, with both served at once."""
+        ...
 
 
-def tune(options: TuneOptions, progress: Progress, measure: Measure | None = None) -> list[Trial]:
+def tune(options: TuneOptions, progress: Progress, machine: Machine | None = None) -> list[Trial]:
     """Everything that was tried, the best first."""
     found: dict[tuple[int, str], Trial] = {}
-    ask = measure or (lambda release, stages: _measured(options, release, stages))
+    on = machine or ThisMachine(options)
 
     def tried(release: Release, stages: Tuning) -> Trial | None:
         key = (release.number, repr(sorted(stages.items())))
@@ -84,20 +98,21 @@ def tune(options: TuneOptions, progress: Progress, measure: Measure | None = Non
             if len(found) >= options.trials:
                 return None
             progress(f"{release.manifest.info.precision}: {described(stages)}", len(found) / options.trials)
-            found[key] = ask(release, stages)
+            found[key] = on.measure(release, stages)
         return found[key]
 
-    for release in options.releases:
-        current: Tuning = dict(DEFAULT_TUNING)
-        best = tried(release, current)
-        for knob in _knobs(options.cores):
-            for changed in knob(current):
-                trial = tried(release, changed)
-                if best is None or trial is None:
-                    break
-                if _gain(trial, best, options.slo_ms) > LEAST_GAIN:
-                    best, current = trial, changed
-    return sorted(found.values(), key=lambda trial: _rank(trial, options.slo_ms))
+    rank = partial(_rank, options.slo_ms)
+    offered = {release.number: release for release in options.releases}
+    best = min((t for release in options.releases if (t := tried(release, DEFAULT_TUNING))), key=rank)
+    release = offered[best.release]
+    for knob in _knobs(options.cores):
+        for changed in knob(best.stages):
+            trial = tried(release, changed)
+            if trial is None:
+                break
+            if _gain(trial, best, options.slo_ms) > LEAST_GAIN and on.beats(release, trial, best):
+                best = trial
+    return [best, *sorted((trial for trial in found.values() if trial is not best), key=rank)]
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
@@ -152,7 +167,10 @@ def plot(trials: Sequence[Trial], slo_ms: float, path: Path) -> None:
 
 def _knobs(cores: int) -> Iterator[Callable[[Tuning], Iterator[Tuning]]]:
     """What to turn, in this order; each gives the settings to try from where the search stands."""
-    yield lambda now: (_with(now, [e for e in ENCODERS if e != first], "niceness", BEHIND) for first in ENCODERS)
+    for what, value in (("niceness", BEHIND), ("threads", 1)):
+        yield lambda now, what=what, value=value: (  # type: ignore[misc]
+            _with(now, [e for e in ENCODERS if e != first], what, value) for first in ENCODERS
+        )
     threads = sorted({1, cores // 2 or 1, 0}, key=lambda count: count or cores)
     for stage in (*ENCODERS, "fuse"):
         yield lambda now, stage=stage: (_with(now, (stage,), "threads", v) for v in threads)  # type: ignore[misc]
@@ -173,7 +191,7 @@ def _gain(trial: Trial, best: Trial, slo_ms: float) -> float:
     return best.latency_ms / trial.latency_ms - 1
 
 
-def _rank(trial: Trial, slo_ms: float) -> tuple[bool, float]:
+def _rank(slo_ms: float, trial: Trial) -> tuple[bool, float]:
     within = trial.within(slo_ms)
     return not within, -trial.throughput if within else trial.latency_ms
 
@@ -182,24 +200,47 @@ def _encoders(stages: Tuning) -> Iterator[tuple[str, StageTuning]]:
     return ((name, tuning) for name, tuning in stages.items() if name in ENCODERS)
 
 
-def _measured(options: TuneOptions, release: Release, stages: Tuning) -> Trial:
-    """Serves a configuration and asks it."""
-    single = Scenario("single stream", "closed", requests=options.requests, size=options.size)
-    loaded = replace(single, name="loaded", concurrency=options.concurrency, requests=2 * options.requests)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        pipeline("trial", release, Path(folder), InstallOptions(tuning=stages)) as system,
-    ):
-        alone = Measured("trial", single, [one_round(system, single, options.seed)]).figures()
-        busy = Measured("trial", loaded, [one_round(system, loaded, options.seed + 1)]).figures()
-    if alone["errors"] or busy["errors"]:
-        raise RuntimeError(f"requests failed with {described(stages)}; look at the release with `cmt doctor`")
-    return Trial(
-        release.number,
-        release.manifest.info.precision,
-        dict(stages),
-        alone[options.percentile],
-        alone["p50_ms"],
-        busy["throughput"],
-        busy["peak_mb"],
-    )
+class ThisMachine:
+    """Serves configurations on the embedded Triton and asks them."""
+
+    def __init__(self, options: TuneOptions) -> None:
+        self._options = options
+        self._single = Scenario("single stream", "closed", requests=options.requests, size=options.size)
+        self._loaded = replace(
+            self._single, name="loaded", concurrency=options.concurrency, requests=2 * options.requests
+        )
+
+    def measure(self, release: Release, stages: Tuning) -> Trial:
+        with tempfile.TemporaryDirectory() as folder, _served("trial", release, stages, folder) as system:
+            alone, busy = (
+                Measured("trial", scenario, [one_round(system, scenario, self._options.seed)]).figures()
+                for scenario in (self._single, self._loaded)
+            )
+        if alone["errors"] or busy["errors"]:
+            raise RuntimeError(f"requests failed with {described(stages)}; look at the release with `cmt doctor`")
+        return Trial(
+            release.number,
+            release.manifest.info.precision,
+            dict(stages),
+            alone[self._options.percentile],
+            alone["p50_ms"],
+            busy["throughput"],
+            busy["peak_mb"],
+        )
+
+    def beats(self, release: Release, challenger: Trial, best: Trial) -> bool:
+        """By latency: of as many closed loops as decide, where it says the throughput too (Little's law)."""
+        both_within = challenger.within(self._options.slo_ms) and best.within(self._options.slo_ms)
+        scenario = self._loaded if both_within else self._single
+        scenario = replace(scenario, requests=-(-scenario.requests // DUEL_ROUNDS) + scenario.concurrency)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            _served("best", release, best.stages, f"{folder}/best") as one,
+            _served("challenger", release, challenger.stages, f"{folder}/challenger") as other,
+        ):
+            ours, theirs = interleaved([one, other], [scenario], DUEL_ROUNDS, lambda _, __: None)
+        return ratio_of(ours, theirs).low > 1
+
+
+def _served(name: str, release: Release, stages: Tuning, folder: str) -> contextlib.AbstractContextManager[System]:
+    return pipeline(name, release, Path(folder), InstallOptions(tuning=stages))
