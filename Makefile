@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-techniques bench-precision bench-upgrade bench-capacity clean
+.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -44,14 +44,22 @@ perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
 	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
 
-bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline: writes perf/results/bench.*; quiet machine
+bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, half an hour
 	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
-	$(BIN)/cmt bench --state .cmt/bench
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
+	$(BIN)/cmt bench --state .cmt/bench --rounds 4 --requests 12 --same-model \
+		--peer fastapi --peer pytriton --peer bentoml
 
-bench-techniques: $(VENV)/.installed  ## what each technique is worth: writes perf/results/techniques.*; quiet machine
+bench-releases: $(VENV)/.installed
 	for precision in fp32 bf16 int8; do \
 		$(BIN)/cmt export --preset base --random-weights --precision $$precision --state .cmt/bench || exit 1; \
 	done
+
+bench-tune: bench-releases  ## the best configuration of this machine: writes perf/results/tuning.*; quiet machine
+	$(BIN)/cmt tune --state .cmt/bench
+	cp .cmt/bench/tuning.json .cmt/bench/tuning.png perf/results/
+
+bench-techniques: bench-releases  ## what each technique is worth: writes perf/results/techniques.*; quiet machine
 	$(BIN)/python -m cmt_perf.bench.techniques .cmt/bench
 
 bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the weights that come with it: perf/results/precision.json

@@ -19,7 +19,7 @@ def bench(
     release: Annotated[int | None, typer.Argument(help="Its number; else the newest.")] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="What the release was made of, for peers to serve."),
+        typer.Option(help="What the release was made of, for peers to serve; of an untrained one made anew."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each system.")] = 6,
     requests: Annotated[int, typer.Option(help="Counted in each turn.")] = 30,
@@ -59,7 +59,7 @@ def bench(
         baseline=baseline,
         install=InstallOptions(tuning=read_tuning(tuning)) if tuning else None,
         same_model=_through_the_pipeline(served, baseline, chosen.root / "bench") if same_model else None,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint or (_made_anew(served, chosen.root / "bench") if peer else None),
         peers=tuple(peer or ()),  # type: ignore[arg-type]  # checked by BenchOptions
         rounds=rounds,
         requests=requests,
@@ -87,6 +87,13 @@ def _through_the_pipeline(like: Release, checkpoint: Path, folder: Path) -> Rele
         precision=info.precision,  # type: ignore[arg-type]
     )
     return run_export(options, State(folder))
+
+
+def _made_anew(like: Release, folder: Path) -> Path | None:
+    """The checkpoint of an untrained release, for peers; None for what training made."""
+    from cmt_perf.bench.run import conventional
+
+    return None if like.manifest.info.trained else conventional(like, folder, "cmt")
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from cmt_training.html_page import images, preformatted, table
 from cmt_training.html_page import page as html_page
 
 COLOURS = ("#b5533c", "#3b6ea5", "#5a9a5a", "#8a5aa0", "#c79a2e", "#555555")
+#: Plots that other commands leave in the folder of results.
+FURTHER = {"techniques": "Technique by technique", "tuning": "Configurations that were tried"}
 FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "cpu_s_per_request", "peak_mb", "errors")
 
 
@@ -22,10 +25,19 @@ def write_report(result: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(to_text(result))
     (folder / "summary.json").write_text(to_text(summary_of(result)))
-    plots = plots_of(result)
-    for name, png in plots.items():
+    for name, png in plots_of(result).items():
         (folder / f"bench_{name}.png").write_bytes(png)
-    (folder / "bench.html").write_text(page(result, plots))
+    write_page(folder)
+
+
+def write_page(folder: Path) -> None:
+    """bench.html, out of the bench.json in `folder` and every plot there; nothing where no bench has run."""
+    if (folder / "bench.json").is_file():
+        result = json.loads((folder / "bench.json").read_text())
+        further = {
+            told: path.read_bytes() for name, told in FURTHER.items() if (path := folder / f"{name}.png").is_file()
+        }
+        (folder / "bench.html").write_text(page(result, plots_of(result) | further))
 
 
 def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:

@@ -16,7 +16,7 @@ from cmt_export.engine import Precision
 from cmt_export.release import Release, open_release, release_numbers
 from cmt_perf.bench.measure import Measured, Progress, interleaved
 from cmt_perf.bench.ratio import ratio_of
-from cmt_perf.bench.report import COLOURS, drawn
+from cmt_perf.bench.report import COLOURS, drawn, write_page
 from cmt_perf.bench.run import CLAIMED_MS, Fusion, conventional
 from cmt_perf.bench.scenarios import SINGLE_STREAM, Size
 from cmt_perf.bench.systems import System, baseline, pipeline
@@ -109,6 +109,7 @@ def main(state: Path, out: Path = RESULT) -> None:
     result = measured(state, lambda what, done: print(f"{done:4.0%} {what}", file=sys.stderr, flush=True))
     out.write_text(to_text(result))
     out.with_suffix(".png").write_bytes(waterfall(result["rows"]))
+    write_page(out.parent)
     print(table(result["rows"]))
 
 
