@@ -59,7 +59,7 @@ def rig(pair: Pair, state: State, tmp_path: Path) -> Iterator[Rig]:
 
 @contextmanager
 def asked(rig: Rig, tmp_path: Path) -> Iterator[Traffic]:
-    plan = TrafficPlan(rig.server.grpc_url, rig.server.http_url, closed_grpc=1, closed_http=1, open_rate=4.0)
+    plan = TrafficPlan(rig.server.grpc_url, rig.server.http_url, closed_grpc=1, closed_http=0, open_rate=4.0)
     with Traffic(plan, tmp_path / "traffic.jsonl") as traffic:
         traffic.wait_for(10)
         yield traffic

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmt_perf.bench.measure import Measured, Round
 from cmt_perf.bench.scenarios import SINGLE_STREAM
 from cmt_perf.bench.techniques import newest, rows_of, table, waterfall
+from cmt_perf.precision_trial import table as precision_table
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "perf" / "results"
@@ -27,6 +30,12 @@ def test_the_readme_shows_the_summary() -> None:
     assert f"{summary['ratio_p50']:.1f} times as fast (95 % interval {low:.1f} to {high:.1f})" in readme
     assert f"{summary['overhead_ms']:.1f} ms of it Triton's own" in readme
     assert ("128 ms are not met" in readme) == (not summary["claims"]["mean_ms"]["met"])
+
+
+@pytest.mark.parametrize(("name", "rendered"), [("techniques", table), ("precision", precision_table)])
+def test_the_readme_shows_the_tables(name: str, rendered: Callable[[Sequence[dict[str, Any]]], str]) -> None:
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    assert rendered(rows) in (ROOT / "README.md").read_text()
 
 
 def test_a_technique_needs_a_release_in_its_precision(tmp_path: Path) -> None:
