@@ -143,10 +143,11 @@ def _load(axes: Any, result: Mapping[str, Any]) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
-    """200 rather than 2 x 10^2 on a logarithmic axis."""
-    from matplotlib.ticker import ScalarFormatter
+    """200 rather than 2 x 10^2 on a logarithmic axis, and 500 as well, but no crowd."""
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_minor_formatter(ScalarFormatter())
 
 
