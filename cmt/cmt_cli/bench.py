@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def bench(
     release: Annotated[int | None, typer.Argument(help="Its number; else the newest.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the newest release to take: fp32, bf16, int8, …")] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="What the release was made of, for peers to serve; of an untrained one made anew."),
@@ -43,7 +44,7 @@ def bench(
     Example: [bold]cmt bench --rounds 6 --peer fastapi[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_export.release import open_release
+    from cmt_export.release import newest_release, open_release
     from cmt_perf.bench.report import write_report
     from cmt_perf.bench.run import BenchOptions, conventional
     from cmt_perf.bench.run import bench as measured
@@ -51,8 +52,10 @@ def bench(
     from cmt_server.repository import InstallOptions
     from cmt_server.tuning import read_tuning
 
+    if release is not None and precision is not None:
+        raise ValueError(f"release {release} came with --precision {precision}; expected one of them")
     chosen = State(state)
-    served = open_release(chosen.releases, release)
+    served = newest_release(chosen.releases, precision) if precision else open_release(chosen.releases, release)
     baseline = conventional(served, chosen.root / "bench")
     options = BenchOptions(
         release=served,

@@ -144,6 +144,18 @@ def readable_releases(store: Path) -> list[Release]:
     return found
 
 
+def newest_release(store: Path, precision: str) -> Release:
+    """The newest of the store's releases in a precision. Raises ReleaseError when there is none."""
+    readable = readable_releases(store)
+    for release in reversed(readable):
+        if release.manifest.info.precision == precision:
+            return release
+    found = ", ".join(sorted({one.manifest.info.precision for one in readable})) or "none"
+    raise ReleaseError(
+        f"{store} holds no release in {precision} (it has: {found}); make one with `cmt export --precision {precision}`"
+    )
+
+
 def find_release(store: Path, recipe: str) -> Release | None:
     """The newest release made by the same recipe and still whole, if any."""
     for release in reversed(readable_releases(store)):

@@ -18,7 +18,7 @@ from cmt_rollout.rendered import (
     scalers_of,
     selects,
 )
-from cmt_server.server import GROUP_TIMEOUT_S
+from cmt_server.server import EXIT_TIMEOUT_S, GROUP_TIMEOUT_S
 
 Rule = Callable[[Manifests], Iterator[str]]
 
@@ -108,7 +108,7 @@ def grace_adds_up(manifests: Manifests) -> Iterator[str]:
             sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             if sleep < 1:
                 yield f"{deployment.name}: {container['name']} drains before proxies know that it ends"
-            needed = sleep + 2 * float(drain) + GROUP_TIMEOUT_S + EXIT_SPARE_S
+            needed = sleep + float(drain) + EXIT_TIMEOUT_S + GROUP_TIMEOUT_S + EXIT_SPARE_S
             grace = deployment.pod.get("terminationGracePeriodSeconds", 30)
             if grace < needed:
                 yield f"{deployment.name} is killed after {grace} s; it may take {needed:g} s to end"

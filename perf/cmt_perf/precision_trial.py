@@ -16,14 +16,14 @@ import numpy as np
 from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_export.engine import Engine, Precision, open_engine
 from cmt_export.parity import wired
-from cmt_export.release import Release
-from cmt_perf.bench.techniques import newest
+from cmt_export.release import Release, newest_release
 from cmt_perf.conditions import conditions, to_text
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.stages import COMPILED_STAGES, READY
 from cmt_pipeline.tensors import Array, Arrays
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.data import open_data_set
+from cmt_training.examples import DataError
 from cmt_training.metrics import metrics_of
 from cmt_training.prepare import Prepared, prepare
 
@@ -44,13 +44,20 @@ def _answer(engines: dict[str, Engine], reader: Reader, item: int) -> Array:
     return engines["fuse"].run(wired(encoded))["probabilities"].astype(np.float64)
 
 
-def measured(state: Path, data: Prepared) -> dict[str, Any]:
-    """A row for each precision: F1, cross-entropy in nats, calibration error, and how often its label is fp32's."""
+def measured(releases: Sequence[Release], data: Prepared) -> dict[str, Any]:
+    """A row for each release: F1, cross-entropy in nats, calibration error, and how often its label is the first's.
+
+    Raises DataError when the test split has no item with all three modalities.
+    """
     reader = Reader(data, raw_sources(data))
     items = [index for index in data.of("test") if all(data.items[index].has(m) for m in MODALITIES)]
+    if not items:
+        raise DataError(
+            f"no item of {data.name!r}'s test split has all of {', '.join(MODALITIES)}; expected at least one"
+        )
     labels, rows, first = reader.labels(items), [], None
-    for precision in PRECISIONS:
-        release = newest(state, precision)
+    for release in releases:
+        precision = release.manifest.info.precision
         print(f"{precision}: release {release.number}, {len(items)} items", file=sys.stderr, flush=True)
         found = answers(release, reader, items)
         first = found if first is None else first
@@ -59,7 +66,7 @@ def measured(state: Path, data: Prepared) -> dict[str, Any]:
         rows.append(
             {"precision": precision} | {k: round(v, 4) for k, v in metrics.items()} | {"as_fp32": round(agreed, 4)}
         )
-    return {"rows": rows, "conditions": conditions(newest(state, PRECISIONS[-1]), data=data.name, split="test")}
+    return {"rows": rows, "conditions": conditions(releases[-1], data=data.name, split="test")}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -76,11 +83,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(state: Path, folder: Path, out: Path = RESULT) -> None:
     """Measures a state folder's newest releases on a data set's folder and writes `out`."""
-    data, info = open_data_set(folder), newest(state, PRECISIONS[0]).manifest.info
+    releases = [newest_release(state / "releases", precision) for precision in PRECISIONS]
+    data, info = open_data_set(folder), releases[0].manifest.info
     like = checkpoint_from_preset(info.preset, info.label_set)
     with tempfile.TemporaryDirectory() as cache:
         prepared = prepare(data, like.config.preprocess, like.tokenizer, Path(cache), lambda _, __: None)
-        result = measured(state, prepared)
+        result = measured(releases, prepared)
     out.write_text(to_text(result))
     print(table(result["rows"]))
 

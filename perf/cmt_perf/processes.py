@@ -1,35 +1,49 @@
-"""What the processes of a session use: memory and processor time, from /proc."""
+"""What a server's processes use: memory and processor time; and their end."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
-SESSION, USER_TICKS, SYSTEM_TICKS = 3, 11, 12  # fields of /proc/PID/stat after the command's name
-
-
-def memory_mb(session: int) -> float:
-    """Proportional set size of all processes of a session together: what they share counts once."""
-    total_kb = 0
-    for process, _ in _members(session):
-        with contextlib.suppress(OSError):
-            rollup = (process / "smaps_rollup").read_text()
-            total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total_kb / 1024
+import psutil
 
 
-def cpu_seconds(session: int) -> float:
-    """Processor time that the living processes of a session have used so far."""
-    ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for _, fields in _members(session))
-    return ticks / os.sysconf("SC_CLK_TCK")
+def memory_mb(server: int) -> float:
+    """Proportional set size of a process and its descendants together: what they share counts once."""
+    total = 0
+    for process in _family(server):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 2**20
 
 
-def _members(session: int) -> Iterator[tuple[Path, list[str]]]:
-    """The folder in /proc of each process of a session, and the fields of its `stat`."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[SESSION]) == session:
-                yield process, fields
+def cpu_seconds(server: int) -> float:
+    """Processor time that a process and its living descendants have used so far."""
+    total = 0.0
+    for process in _family(server):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def stop(server: int, timeout_s: float) -> None:
+    """Asks a process to end, and kills what is left of it and its descendants, whatever sessions they made.
+
+    The caller waits for the process itself, as its parent.
+    """
+    family = list(_family(server))
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(server).terminate()
+    _, left = psutil.wait_procs(family, timeout_s)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout_s)
+
+
+def _family(server: int) -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(server)
+        yield parent
+        yield from parent.children(recursive=True)

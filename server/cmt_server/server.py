@@ -25,6 +25,7 @@ from cmt_server.repository import Repository
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 POLL_S = 0.05
+EXIT_TIMEOUT_S = 10.0  # of a drained server; what it still waits for then are requests that Triton leaked
 GROUP_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
 STUB = "triton_python_backend_stub"
@@ -113,7 +114,7 @@ class TritonServer:
     def stop(self, drain: bool = True) -> None:
         """Refuses new requests, lets those in flight finish, ends the server and its stubs, removes its memory regions.
 
-        Bounded: draining gets drain_timeout_s, exiting as long again; what is still in flight then is given up.
+        Bounded: draining gets drain_timeout_s, exiting EXIT_TIMEOUT_S; what is still in flight then is given up.
         """
         process = self._process
         if process is None:
@@ -124,7 +125,7 @@ class TritonServer:
                 self.control.drain((*self.options.pipelines, *on_trial), self.options.drain_timeout_s)
         process.terminate()
         try:
-            process.wait(self.options.drain_timeout_s)
+            process.wait(EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -26,6 +26,7 @@ from cmt_export.release import (
     ReleaseError,
     draft_folder,
     find_release,
+    newest_release,
     open_release,
     release_from_engines,
     release_numbers,
@@ -63,6 +64,16 @@ def test_releases_are_numbered_in_order(tmp_path: Path) -> None:
     assert release_numbers(tmp_path) == list(range(1, 12))
     assert open_release(tmp_path).number == 11
     assert open_release(tmp_path, 2).number == 2
+
+
+def test_the_newest_in_a_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, precision in enumerate(("int8", "fp32", "int8", "fp32")):
+        monkeypatch.setattr("small_releases.INFO", replace(INFO, precision=precision))
+        make(tmp_path, fuse=str(number))
+    assert newest_release(tmp_path, "int8").number == 3
+    assert newest_release(tmp_path, "fp32").number == 4
+    with pytest.raises(ReleaseError, match=r"no release in bf16 \(it has: fp32, int8\); make one with"):
+        newest_release(tmp_path, "bf16")
 
 
 def test_a_number_is_not_given_twice_when_old_releases_go(tmp_path: Path) -> None:

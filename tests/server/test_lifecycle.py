@@ -33,7 +33,7 @@ from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
-from cmt_server.server import ServerOptions, TritonServer
+from cmt_server.server import GROUP_TIMEOUT_S, ServerOptions, TritonServer
 from serving import server_on
 
 ReleaseOf = Callable[[Precision], Release]
@@ -96,8 +96,8 @@ def serve_command(release: Release, root: Path) -> Iterator[tuple[subprocess.Pop
         yield process, json.loads((root / "server.json").read_text())
     finally:
         if process.poll() is None:
-            process.kill()
-        process.wait()
+            process.terminate()  # killed, it would leave a server behind that takes its time to end
+        process.wait(60)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -224,6 +224,32 @@ def test_a_killed_server_is_noticed_and_cleaned_up_after(release_of: ReleaseOf, 
         server.check()
     server.stop()
     assert not descendants(pid)
+    assert regions() <= before
+
+
+def test_stopping_is_bounded_by_a_request_that_never_ends(
+    release_of: ReleaseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmt_server.server.EXIT_TIMEOUT_S", 2.0)
+    before = regions()
+    server = server_on(release_of("fp32"), tmp_path, drain_timeout_s=1.0)
+    server.start()
+    pid = server.pid
+    assert pid is not None
+    family = descendants(pid)
+    for process in set(family) - {pid}:
+        os.kill(process, signal.SIGSTOP)  # its stages stand still
+    errors: list[ServiceError] = []
+    with EmotionClient(server.grpc_url, retries=0) as client:
+        sender = threading.Thread(target=_ask_on, args=(client, [], errors))
+        sender.start()
+        time.sleep(0.5)  # until it is in flight
+        began = time.monotonic()
+        server.stop()
+        assert 1.0 < time.monotonic() - began < 1.0 + 2.0 + GROUP_TIMEOUT_S + 5.0
+        sender.join(30)
+    assert [type(error) for error in errors] == [ServerUnavailable]
+    assert not [process for process in family if Path(f"/proc/{process}").exists()]
     assert regions() <= before
 
 

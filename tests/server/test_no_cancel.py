@@ -8,15 +8,19 @@ import platform
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cmt_client import AsyncEmotionClient
+from cmt_export.engine import Precision
+from cmt_export.release import Release
 from cmt_perf.traffic import TrafficPlan, traffic_items
 from cmt_server import no_cancel
 from cmt_server.no_cancel import FUNCTION, MACHINES, shared_object, write_no_cancel
 from cmt_server.server import TritonServer
+from serving import server_on
 
 CANCELLED = 500
 AT_ONCE = 6
@@ -52,6 +56,13 @@ def test_every_machine_has_a_sound_file(machine: str) -> None:
 def test_an_unknown_machine_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
     assert no_cancel.write_no_cancel(tmp_path) is None
+
+
+@pytest.fixture
+def server(release_of: Callable[[Precision], Release], tmp_path: Path) -> Iterator[TritonServer]:
+    """One of its own, which doesn't drain for long: Triton leaks one cancelled request in some thousand."""
+    with server_on(release_of("fp32"), tmp_path, drain_timeout_s=1.0) as running:
+        yield running
 
 
 def test_the_server_outlives_requests_that_are_cancelled(server: TritonServer) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_pipeline.buckets import CONV_STRIDES
+from cmt_pipeline.buckets import HOP
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.tensors import Array
@@ -25,7 +25,6 @@ from cmt_training.augment import changed_pixels, changed_sound, part_of
 from cmt_training.prepare import IMAGE_SHAPE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE, Item, Prepared, as_pixel_values
 
 MIXED = 16  # batches that are filled from one run of shuffled items, sorted by length
-SAMPLES_PER_FRAME = math.prod(CONV_STRIDES)
 EVERYTHING = np.ones(len(MODALITIES), np.int64)
 
 
@@ -160,8 +159,7 @@ class Reader:
         """About how many frames and tokens each item's sound and text have, those of them that are read."""
         _, audio, text = only.tolist()
         return [
-            audio * (item.audio[1] // SAMPLES_PER_FRAME if item.audio else 0)
-            + text * (item.text[1] if item.text else 0)
+            audio * (item.audio[1] // HOP if item.audio else 0) + text * (item.text[1] if item.text else 0)
             for item in (self.items[index] for index in indices)
         ]
 

@@ -86,12 +86,12 @@ def one_round(system: System, scenario: Scenario, seed: int) -> Round:
     """One turn of a system in a scenario."""
     wanted = WARM_UP + MORE_WARM_UP * (scenario.concurrency - 1) + scenario.requests
     plan = scenario.plan(system.kind, system.url, seed)
-    with tempfile.TemporaryDirectory() as folder, _peak_of(system.session) as peak:
-        before = cpu_seconds(system.session)
+    with tempfile.TemporaryDirectory() as folder, _peak_of(system.pid) as peak:
+        before = cpu_seconds(system.pid)
         with Traffic(plan, Path(folder) / "asked") as traffic:
             traffic.wait_for(wanted, TIMEOUT_S)
             outcome = traffic.stop()
-        cpu_s = (cpu_seconds(system.session) - before) / max(1, outcome.sent)
+        cpu_s = (cpu_seconds(system.pid) - before) / max(1, outcome.sent)
     asked = sorted(outcome.asked, key=lambda one: one.came_s)[wanted - scenario.requests : wanted]
     failed = [one.error for one in asked if one.error]
     return Round(
@@ -105,13 +105,13 @@ def one_round(system: System, scenario: Scenario, seed: int) -> Round:
 
 
 @contextlib.contextmanager
-def _peak_of(session: int) -> Iterator[list[float]]:
-    """The most memory that a session's processes have while the block runs, in MB; looks every MEMORY_POLL_S."""
-    peak, over = [memory_mb(session)], threading.Event()
+def _peak_of(server: int) -> Iterator[list[float]]:
+    """The most memory that a server's processes have while the block runs, in MB; looks every MEMORY_POLL_S."""
+    peak, over = [memory_mb(server)], threading.Event()
 
     def look() -> None:
         while not over.wait(MEMORY_POLL_S):
-            peak[0] = max(peak[0], memory_mb(session))
+            peak[0] = max(peak[0], memory_mb(server))
 
     thread = threading.Thread(target=look, name="memory")
     thread.start()

@@ -1,4 +1,4 @@
-"""What is measured: our pipeline, the baseline and peers, each a process group of its own on this machine."""
+"""What is measured: our pipeline, the baseline and peers, each a server of its own on this machine."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Literal
 from cmt_export.release import Release
 from cmt_perf.askers import Kind
 from cmt_perf.monolith import monolith_on
+from cmt_perf.processes import stop
 from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer, ports_for
 
@@ -31,12 +32,12 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class System:
-    """A running server. session: of its processes, by which their memory and processor time are told."""
+    """A running server. pid: of its first process, whose descendants belong to it."""
 
     name: str
     kind: Kind
     url: str
-    session: int
+    pid: int
 
 
 @contextlib.contextmanager
@@ -82,7 +83,8 @@ def peer(name: Peer, checkpoint: Path, folder: Path) -> Iterator[System]:
         _wait_for(ready, process, log)
         yield System(name, kind, url, process.pid)
     finally:
-        _stop(process)
+        stop(process.pid, STOP_TIMEOUT_S)
+        process.wait()
 
 
 _Start = tuple[list[str], Mapping[str, str], Kind, str, str]
@@ -122,14 +124,3 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(POLL_S)
     last = log.read_text(errors="replace").splitlines()[-5:]
     raise RuntimeError(f"{url} didn't come up; the end of {log}: {' | '.join(last)}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The whole group, so that no worker outlives its parent."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, 15)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_TIMEOUT_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, 9)
-    process.wait()

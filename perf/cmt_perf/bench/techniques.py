@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_export.engine import Precision
-from cmt_export.release import Release, open_release, release_numbers
+from cmt_export.release import Release, newest_release
 from cmt_perf.bench.measure import Measured, Progress, interleaved
 from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.report import COLOURS, drawn, write_page
@@ -30,16 +30,6 @@ STEPS: Mapping[str, Precision] = {
 }
 ROUNDS, REQUESTS = 4, 12
 RESULT = Path("perf/results/techniques.json")
-
-
-def newest(state: Path, precision: Precision) -> Release:
-    """Of a state folder's OpenVINO releases in a precision. ValueError when it has none."""
-    releases = state / "releases"
-    for number in reversed(release_numbers(releases)):
-        release = open_release(releases, number)
-        if (release.manifest.info.engine, release.manifest.info.precision) == ("openvino", precision):
-            return release
-    raise ValueError(f"{releases} has no OpenVINO release in {precision}; write one with `cmt export --state {state}`")
 
 
 @contextlib.contextmanager
@@ -97,7 +87,7 @@ def waterfall(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def measured(state: Path, progress: Progress, rounds: int = ROUNDS, requests: int = REQUESTS) -> dict[str, Any]:
     """Every step's figures, with their conditions."""
-    releases = [newest(state, precision) for precision in STEPS.values()]
+    releases = [newest_release(state / "releases", precision) for precision in STEPS.values()]
     with tempfile.TemporaryDirectory() as work, systems(state, releases, Path(work)) as served:
         found = interleaved(served, [replace(SINGLE_STREAM, requests=requests)], rounds, progress)
     described = conditions(releases[-1], rounds=rounds, requests=requests, size=asdict(Size()))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
@@ -122,9 +123,11 @@ def test_a_peer_serves_the_same_checkpoint(name: Peer, checkpoint: Path, tmp_pat
         pytest.skip(f"{name} isn't installed; `pip install 'cmt-triton[peers]'`")
     with peer(name, checkpoint, tmp_path) as system:
         found = one_round(system, Scenario("closed", "closed", requests=4, size=SMALL), seed=0)
+        family = [system.pid, *(child.pid for child in psutil.Process(system.pid).children(recursive=True))]
     assert found.errors == 0, found.first_error
     assert len(found.latencies_ms) == 4
-    assert not Path("/proc", str(system.session)).exists()
+    assert found.cpu_s > 0.01  # its workers' too, whatever sessions they made
+    assert not [pid for pid in family if psutil.pid_exists(pid)]
 
 
 def test_locust_asks_about_every_subset(server: TritonServer, tmp_path: Path) -> None:
