@@ -44,10 +44,10 @@ perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
 	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
 
-bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, half an hour
+bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, 45 minutes
 	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
-	$(BIN)/cmt bench --precision int8 --state .cmt/bench --rounds 4 --requests 12 --same-model \
+	$(BIN)/cmt bench --precision int8 --state .cmt/bench --rounds 6 --requests 12 --same-model \
 		--peer fastapi --peer pytriton --peer bentoml
 
 bench-releases: $(VENV)/.installed
