@@ -73,7 +73,7 @@ def bench(
     with progress_bar("bench") as progress:
         result = measured(options, progress)
     write_report(result, out)
-    console.print(_table(result))
+    console.print(bench_table(result))
     console.print(f"written to {out}", highlight=False)
 
 
@@ -99,7 +99,7 @@ def _made_anew(like: Release, folder: Path) -> Path | None:
     return None if like.manifest.info.trained else conventional(like, folder, "cmt")
 
 
-def _table(result: dict[str, Any]) -> Table:
+def bench_table(result: dict[str, Any]) -> Table:
     """A row for each system: latencies, processor time a request, memory, and how many times as fast it is."""
     from rich.box import SIMPLE
     from rich.table import Table

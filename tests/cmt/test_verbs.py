@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 from rich.console import Console
 
+from cmt_cli.bench import bench_table
 from cmt_cli.export import sample
 from cmt_cli.serve import limits_from
 from cmt_cli.show import emotion_table
@@ -67,6 +68,27 @@ def test_predict_prints_a_table(server: TritonServer) -> None:
     for part in ("probabilities", "valence", "text (attention 1.00)", "meld"):
         assert part in answered.stdout
     assert "untrained" not in answered.stdout
+
+
+def test_a_bench_fits_a_terminal() -> None:
+    result = json.loads((Path(__file__).parents[2] / "perf/results/bench.json").read_text())
+    console = Console(file=io.StringIO(), width=80)
+    console.print(bench_table(result))
+    shown = cast(io.StringIO, console.file).getvalue()
+    for name, figures in result["single_stream"].items():
+        assert name.split()[0] in shown
+        assert f"{figures['p50_ms']:.1f}" in shown
+    for ratio in result["ratios"].values():
+        assert f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in shown
+
+
+def test_a_bench_is_of_a_release_or_of_a_precision(tmp_path: Path) -> None:
+    refused = cmt("bench", "1", "--precision", "int8", "--state", str(tmp_path))
+    assert refused.returncode != 0
+    assert "expected one of them" in refused.stderr
+    none = cmt("bench", "--precision", "int8", "--state", str(tmp_path))
+    assert none.returncode != 0
+    assert "holds no release in int8" in " ".join(none.stderr.split())
 
 
 def test_a_table_says_untrained() -> None:

@@ -28,8 +28,8 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of a system. latencies_ms: of counted answers; seconds: between the first and the last of them;
-    cpu_s: processor time of the server for each request, peak_mb: its most memory."""
+    """One turn of a system. latencies_ms: of counted answers; seconds: from the answer before the first of them to the
+    last; cpu_s: processor time of the server for each request, peak_mb: its most memory."""
 
     latencies_ms: tuple[float, ...]
     seconds: float
@@ -54,8 +54,7 @@ class Measured:
     @property
     def throughput(self) -> float:
         """Answers a second."""
-        counted = sum(max(0, len(r.latencies_ms) - 1) for r in self.rounds)
-        return counted / max(sum(r.seconds for r in self.rounds), 1e-9)
+        return len(self.latencies_ms) / max(sum(r.seconds for r in self.rounds), 1e-9)
 
     def figures(self) -> dict[str, float]:
         """Latencies, throughput, processor time and memory; of failed requests only how many."""
@@ -87,16 +86,16 @@ def one_round(system: System, scenario: Scenario, seed: int) -> Round:
     wanted = WARM_UP + MORE_WARM_UP * (scenario.concurrency - 1) + scenario.requests
     plan = scenario.plan(system.kind, system.url, seed)
     with tempfile.TemporaryDirectory() as folder, _peak_of(system.pid) as peak:
-        before = cpu_seconds(system.pid)
+        used = cpu_seconds(system.pid)
         with Traffic(plan, Path(folder) / "asked") as traffic:
             traffic.wait_for(wanted, TIMEOUT_S)
             outcome = traffic.stop()
-        cpu_s = (cpu_seconds(system.pid) - before) / max(1, outcome.sent)
-    asked = sorted(outcome.asked, key=lambda one: one.came_s)[wanted - scenario.requests : wanted]
+        cpu_s = (cpu_seconds(system.pid) - used) / max(1, outcome.sent)
+    before, *asked = sorted(outcome.asked, key=lambda one: one.came_s)[wanted - scenario.requests - 1 : wanted]
     failed = [one.error for one in asked if one.error]
     return Round(
         tuple(one.latency_ms for one in asked if not one.error),
-        asked[-1].came_s - asked[0].came_s,
+        asked[-1].came_s - before.came_s,
         len(failed) + outcome.lost,
         cpu_s,
         peak[0],

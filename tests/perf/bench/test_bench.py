@@ -104,6 +104,7 @@ def test_perf_analyzer_sees_the_same_server(server: TritonServer, perf_analyzer:
     scenario = Scenario("closed", "closed", requests=20, size=SMALL)
     here = System("here", "emotion", server.grpc_url, server.pid or 0)
     own = Measured("here", scenario, [one_round(here, scenario, seed=0)]).figures()
+    assert own["throughput"] * own["mean_ms"] == pytest.approx(1e3, rel=0.1)  # one request at a time
     items = traffic_items(scenario.plan("emotion", server.grpc_url, seed=0))
     theirs = analyzer.closed_loop(server.grpc_url, items, 1, 20, folder=perf_analyzer.parent)
     assert 0.25 < theirs["p50_ms"] / own["p50_ms"] < 4  # other work may come between; `make bench` says how near
