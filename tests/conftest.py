@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from hypothesis import settings
 
 from cmt_cli.export import golden_sample, trained_weights
 from cmt_cli.state import State
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint, load_checkpoint
-from cmt_export.engine import Precision
-from cmt_export.export import ExportOptions, export
-from cmt_export.release import Release
+from cmt_export.export import PARITY_BATCHES, ExportOptions, _onnx_key, export
+from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
+from cmt_export.samples import Batch, batches
+from cmt_pipeline.preprocess import make_preprocessors
+from cmt_pipeline.stages import COMPILED_STAGES
+from cmt_release.release import Release
 from cmt_server.server import TritonServer
 from serving import server_on
 
@@ -57,6 +62,39 @@ def checkpoint(recipe: ExportOptions) -> Checkpoint:
     """The model that the releases of the tests were exported from: the truth."""
     assert recipe.checkpoint is not None
     return load_checkpoint(recipe.checkpoint)
+
+
+@pytest.fixture(scope="session")
+def graph_store(
+    release_of: Callable[[Precision], Release],
+    state: State,
+    recipe: ExportOptions,
+    checkpoint: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A store of releases without a release, but with the ONNX files that an export of the mini preset keeps there."""
+    store = tmp_path_factory.mktemp("graphs")
+    release_of("fp32")
+    cache = Path(".onnx") / _onnx_key(recipe)
+    for stage in COMPILED_STAGES:
+        kept, target = state.releases / cache / stage.name, store / cache / stage.name
+        if kept.is_dir():
+            shutil.copytree(kept, target)
+        else:  # another export has taken the cache meanwhile
+            onnx_from_checkpoint(checkpoint.model, stage, target)
+    return store
+
+
+@pytest.fixture(scope="session")
+def graphs(graph_store: Path) -> Mapping[str, Path]:
+    """The ONNX file of each compiled stage of the mini model."""
+    return {path.parent.name: path for path in graph_store.glob(f".onnx/*/*/{MODEL_FILE}")}
+
+
+@pytest.fixture(scope="session")
+def compared(checkpoint: Checkpoint) -> Sequence[Batch]:
+    """What an export compares engines by: batches of 1 to 3 items, one for each audio bucket."""
+    return batches(make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer), PARITY_BATCHES)
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,14 @@ import pytest
 
 from cmt_client import EmotionClient, FakeTransport
 from cmt_client.transport import Transport
-from cmt_export.release import Release
+from cmt_release.release import Release
 from cmt_rollout import rollout
-from cmt_rollout.cluster import Cluster, connect
-from cmt_rollout.deploy import DeployOptions, deploy
-from cmt_rollout.kubernetes_target import KubernetesTarget
-from cmt_rollout.layout import CANARY, STABLE, TRAFFIC, ClusterOptions, release_of
+from cmt_rollout.kubernetes.cluster import Cluster, connect
+from cmt_rollout.kubernetes.deploy import DeployOptions, deploy
+from cmt_rollout.kubernetes.layout import CANARY, STABLE, TRAFFIC, ClusterOptions, release_of
+from cmt_rollout.kubernetes.pods import Pod, pods_of
+from cmt_rollout.kubernetes.target import KubernetesTarget
 from cmt_rollout.options import Event, Following, RolloutOptions
-from cmt_rollout.pods import Pod, pods_of
 from emulated_api.server import EmulatedApi
 from small_releases import INFO
 
@@ -41,7 +41,7 @@ TIMING = REAL if KUBECONFIG else EMULATED
 
 
 @dataclass
-class PlayedReach:
+class PlayedConnector:
     """Pods answer as their label says they would. wrong: pods by name that answer from another release."""
 
     wrong: Callable[[Pod], bool] = lambda _: False
@@ -62,7 +62,7 @@ class Place:
     cluster: Cluster
     kubeconfig: Path
     emulation: EmulatedApi | None
-    reach: PlayedReach = field(default_factory=PlayedReach)
+    connector: PlayedConnector = field(default_factory=PlayedConnector)
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -73,7 +73,7 @@ class Place:
         deploy(self.cluster, items or manifests(self.namespace), DeployOptions(**options), timing, self.events.append)
 
     def target(self, timing: ClusterOptions = TIMING, say: Callable[[str], None] = lambda _: None) -> KubernetesTarget:
-        return KubernetesTarget(self.cluster, self.reach, timing, say=say)
+        return KubernetesTarget(self.cluster, self.connector, timing, say=say)
 
     def upgrade(
         self,

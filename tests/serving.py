@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cmt_export.release import Release
+from cmt_release.release import Release
 from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cmt_export.release import GoldenAnswer, Release, draft_folder, release_from_engines
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import STAGES
+from cmt_release.release import GoldenAnswer, Release, draft_folder, release_from_engines
 
 GOLDEN_FILES: dict[Modality, bytes] = {"image": b"\xff\xd8 a picture", "text": b"Well."}
 INFO = ReleaseInfo(0, "meld", ("joy", "anger"), "mini", "openvino", "fp32", trained=False)

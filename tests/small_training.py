@@ -20,7 +20,7 @@ OPTIONS = TrainOptions(
     encoder_learning_rate=3e-3,
     precision="fp32",
     threads=1,
-    hearing_steps=0,
+    audio_pretraining_steps=0,
     encoder_epochs=0,
 )
 ROOT = Path(__file__).parents[1]

@@ -9,15 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-from cmt_export.store import Store
+from cmt_release.store import Store
 
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from cmt_export import holds, objects, release as release_module
-from cmt_export.objects import Objects
-from cmt_export.release import open_release
-from cmt_export.store import Store, StoreError, open_store
+from cmt_release import locks, objects, release as release_module
+from cmt_release.objects import Objects
+from cmt_release.release import open_release
+from cmt_release.store import Store, StoreError, open_store
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

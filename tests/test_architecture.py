@@ -12,15 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: Package -> the packages of this repository that it may import, top floor first.
+#: Packages from the top floor down -> the packages of this repository that each may import.
 MAY_IMPORT = {
-    "cmt_cli": {"cmt_rollout", "cmt_perf", "cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
-    "cmt_rollout": {"cmt_perf", "cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
-    "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_pipeline"},
-    "cmt_training": {"cmt_export", "cmt_pipeline"},
+    "cmt_cli": {
+        "cmt_rollout",
+        "cmt_perf",
+        "cmt_training",
+        "cmt_client",
+        "cmt_server",
+        "cmt_export",
+        "cmt_release",
+        "cmt_engine",
+        "cmt_pipeline",
+    },
+    "cmt_rollout": {"cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
+    "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
+    "cmt_training": {"cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
-    "cmt_server": {"cmt_export", "cmt_pipeline"},
-    "cmt_export": {"cmt_pipeline"},
+    "cmt_server": {"cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
+    "cmt_export": {"cmt_release", "cmt_engine", "cmt_pipeline"},
+    "cmt_release": {"cmt_engine", "cmt_pipeline"},
+    "cmt_engine": {"cmt_pipeline"},
     "cmt_pipeline": set[str](),
 }
 FOLDERS = {
@@ -31,6 +43,9 @@ FOLDERS = {
     "cmt_client": "client",
     "cmt_server": "server",
     "cmt_export": "export",
+    "cmt_release": "releases",
+    "cmt_engine": "engines",
+    "cmt_pipeline": "ensembles",
 }
 HEAVY = (
     "torch",
@@ -50,7 +65,7 @@ LONGEST = 500  # lines of a module; see CONTRIBUTING.md for what is usual
 
 
 def folder_of(package: str) -> Path:
-    return ROOT / FOLDERS.get(package, "ensembles") / package
+    return ROOT / FOLDERS[package] / package
 
 
 def modules() -> list[Path]:
@@ -105,9 +120,9 @@ def test_importing_brings_in_nothing_heavy() -> None:
     "module",
     [
         "cmt_export.export",
-        "cmt_export.release",
-        "cmt_export.prune",
-        "cmt_export.engine",
+        "cmt_release.release",
+        "cmt_release.prune",
+        "cmt_engine.engine",
         "cmt_pipeline.preprocess",
         "cmt_server.server",
     ],

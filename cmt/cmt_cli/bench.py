@@ -12,7 +12,7 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cmt_export.release import Release
+    from cmt_release.release import Release
 
 
 def bench(
@@ -44,11 +44,11 @@ def bench(
     Example: [bold]cmt bench --rounds 6 --peer fastapi[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_export.release import newest_release, open_release
     from cmt_perf.bench.report import write_report
     from cmt_perf.bench.run import BenchOptions, conventional
     from cmt_perf.bench.run import bench as measured
     from cmt_perf.bench.scenarios import Size
+    from cmt_release.release import newest_release, open_release
     from cmt_server.repository import InstallOptions
     from cmt_server.tuning import read_tuning
 

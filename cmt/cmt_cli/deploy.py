@@ -43,9 +43,9 @@ def deploy(
 
     place = Place(context, namespace, ready_timeout_s, force_conflicts)
     cluster = place.cluster()
-    from cmt_rollout.deploy import DeployOptions
-    from cmt_rollout.deploy import deploy as run
-    from cmt_rollout.overlays import read_overlay, read_patch
+    from cmt_rollout.kubernetes.deploy import DeployOptions
+    from cmt_rollout.kubernetes.deploy import deploy as run
+    from cmt_rollout.kubernetes.overlays import read_overlay, read_patch
 
     options = DeployOptions(release, read_patch(override) if override else {}, dry_run)
     items = read_overlay(manifests)

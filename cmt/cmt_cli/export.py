@@ -12,7 +12,7 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 
 if TYPE_CHECKING:
     from cmt_export.export import ExportOptions, GoldenSample
-    from cmt_export.release import Release
+    from cmt_release.release import Release
 
 
 def export(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cmt_rollout.cluster import Cluster
-    from cmt_rollout.kubernetes_target import KubernetesTarget
-    from cmt_rollout.layout import ClusterOptions
+    from cmt_rollout.kubernetes.cluster import Cluster
+    from cmt_rollout.kubernetes.layout import ClusterOptions
+    from cmt_rollout.kubernetes.target import KubernetesTarget
 
 KubernetesOption = Annotated[
     bool, typer.Option("--kubernetes", help="The pods of a cluster, set up by `cmt deploy`, instead of a server.")
@@ -40,7 +40,7 @@ class Place:
     store: str | None = None
 
     def timing(self, canary_share: float = 0.0) -> ClusterOptions:
-        from cmt_rollout.layout import ClusterOptions
+        from cmt_rollout.kubernetes.layout import ClusterOptions
 
         return ClusterOptions(
             canary_share=canary_share, ready_timeout_s=self.ready_timeout_s, force_conflicts=self.force_conflicts
@@ -51,7 +51,7 @@ class Place:
         from cmt_rollout.errors import ClusterError
 
         try:
-            from cmt_rollout.cluster import connect
+            from cmt_rollout.kubernetes.cluster import connect
         except ModuleNotFoundError as error:
             raise ClusterError(f"{error.name} isn't installed; pip install 'cmt-triton[kubernetes]'") from error
         return connect(self.context, self.namespace)
@@ -63,14 +63,14 @@ def kubernetes_target(
 ) -> Iterator[list[KubernetesTarget]]:
     """The pods of a namespace as the one target of an upgrade."""
     cluster = place.cluster()
-    from cmt_export.store import open_store
-    from cmt_rollout.cluster import in_cluster
-    from cmt_rollout.kubernetes_target import KubernetesTarget
-    from cmt_rollout.reach import DirectReach, PortForwardReach
+    from cmt_release.store import open_store
+    from cmt_rollout.kubernetes.cluster import in_cluster
+    from cmt_rollout.kubernetes.port_forward import DirectConnector, PortForwardConnector
+    from cmt_rollout.kubernetes.target import KubernetesTarget
 
     target = KubernetesTarget(
         cluster,
-        DirectReach() if in_cluster() else PortForwardReach(cluster),
+        DirectConnector() if in_cluster() else PortForwardConnector(cluster),
         place.timing(canary_share),
         in_store=open_store(place.store).show if place.store else None,
         say=say,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cmt_perf.capacity import ServiceCurve
-    from cmt_rollout.sizing import Plan
+    from cmt_perf.sizing import Plan
 
 CURVE_FILE = "curve.json"
 
@@ -46,7 +46,7 @@ def plan(
     Example: [bold]cmt plan --rate 5000 --slo-ms 500 --curve perf/results/capacity.json[/]
     """
     from cmt_cli.show import console
-    from cmt_rollout.sizing import Demand, Machines, growth
+    from cmt_perf.sizing import Demand, Machines, growth
 
     path = curve or State(state).root / CURVE_FILE
     if measure:
@@ -72,10 +72,10 @@ def plan(
 
 def _measure(path: Path, state: State, url: str | None) -> None:
     from cmt_cli.show import console, progress_bar
-    from cmt_export.durable import replace_file
     from cmt_perf.conditions import conditions
     from cmt_perf.service import measure
     from cmt_perf.traffic import TrafficPlan
+    from cmt_release.durable import replace_file
 
     target = state.url(url)
     if not target.startswith("grpc://"):
@@ -92,8 +92,8 @@ def _measure(path: Path, state: State, url: str | None) -> None:
 
 def _curve(path: Path) -> ServiceCurve:
     """A curve's file, or a trial's, which holds one."""
-    from cmt_export.typed_json import parsed
     from cmt_perf.capacity import ServiceCurve
+    from cmt_release.typed_json import parsed
 
     if not path.is_file():
         raise ValueError(

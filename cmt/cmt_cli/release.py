@@ -11,7 +11,7 @@ import typer
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
 
 if TYPE_CHECKING:
-    from cmt_export.manifest import Manifest, ReleaseError
+    from cmt_release.manifest import Manifest, ReleaseError
 
 STORE_VARIABLE = "CMT_STORE"
 STORE_HELP = "URL of a store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
@@ -39,8 +39,8 @@ def push(store: StoreOption, number: NumberArgument = None, state: StateOption =
     Example: [bold]cmt release push --store s3://models/emotion[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_export.release import open_release
-    from cmt_export.store import open_store
+    from cmt_release.release import open_release
+    from cmt_release.store import open_store
 
     there, chosen = open_store(store), open_release(State(state).releases, number)
     with progress_bar("push") as progress:
@@ -59,7 +59,7 @@ def pull(store: StoreOption, number: NumberArgument = None, state: StateOption =
     Example: [bold]cmt release pull 3 --store s3://models/emotion[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_export.store import open_store
+    from cmt_release.store import open_store
 
     with progress_bar("pull") as progress:
         came = open_store(store).pull(State(state).releases, number, progress)
@@ -134,8 +134,8 @@ def verify(number: NumberArgument = None, store: MaybeStoreOption = None, state:
     Example: [bold]cmt release verify --store s3://models/emotion[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_export.release import open_release, release_numbers
-    from cmt_export.store import open_store
+    from cmt_release.release import open_release, release_numbers
+    from cmt_release.store import open_store
 
     with progress_bar("verify") as progress:
         if store:
@@ -165,8 +165,8 @@ def prune(
     Example: [bold]cmt release prune --keep 5 --dry-run[/]
     """
     from cmt_cli.show import console
-    from cmt_export.prune import Selection, prune_folder, prune_store
-    from cmt_export.store import open_store
+    from cmt_release.prune import Selection, prune_folder, prune_store
+    from cmt_release.store import open_store
     from cmt_server.repository import Repository
 
     here = State(state)
@@ -188,8 +188,8 @@ def prune(
 
 def _releases(store: str | None, state: State) -> tuple[str, Mapping[int, Manifest | ReleaseError]]:
     """Where the releases are, and each of them by number; the error where a manifest can't be read."""
-    from cmt_export.release import ReleaseError, open_release, release_numbers
-    from cmt_export.store import open_store
+    from cmt_release.release import ReleaseError, open_release, release_numbers
+    from cmt_release.store import open_store
 
     if store:
         there = open_store(store)
@@ -204,8 +204,8 @@ def _releases(store: str | None, state: State) -> tuple[str, Mapping[int, Manife
 
 
 def _manifest(number: int | None, store: str | None, state: State) -> Manifest:
-    from cmt_export.release import open_release
-    from cmt_export.store import open_store
+    from cmt_release.release import open_release
+    from cmt_release.store import open_store
 
     return open_store(store).show(number) if store else open_release(state.releases, number).manifest
 

@@ -16,8 +16,8 @@ import typer
 from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, RunningServer, State, StateOption
 
 if TYPE_CHECKING:
-    from cmt_export.release import Release
     from cmt_pipeline.limits import Limits
+    from cmt_release.release import Release
     from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions, TritonServer
 
@@ -79,7 +79,7 @@ def chosen_release(state: State, number: int | None) -> Release:
 
     A release that an upgrade turned down is never served because it is the newest.
     """
-    from cmt_export.release import open_release, release_numbers
+    from cmt_release.release import open_release, release_numbers
     from cmt_server.repository import Repository
 
     live = Repository(state.repository).live() if number is None else None

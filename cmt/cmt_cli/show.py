@@ -29,8 +29,8 @@ def expected_errors() -> tuple[type[BaseException], ...]:
         "cmt_client": ("EmotionError",),
         "cmt_server.errors": ("ServerError",),
         "cmt_rollout.errors": ("RolloutError",),
-        "cmt_export.engine": ("EngineError",),
-        "cmt_export.release": ("ReleaseError",),
+        "cmt_engine.engine": ("EngineError",),
+        "cmt_release.release": ("ReleaseError",),
         "cmt_export.checkpoint": ("CheckpointError",),
         "cmt_export.parity": ("ParityError",),
     }.items():

@@ -32,11 +32,11 @@ def tune(
     from rich.table import Table
 
     from cmt_cli.show import console, progress_bar
-    from cmt_export.release import open_release, release_numbers
     from cmt_perf.bench.scenarios import Size
     from cmt_perf.conditions import conditions
     from cmt_perf.tune import TuneOptions, described, plot, result_of
     from cmt_perf.tune import tune as search
+    from cmt_release.release import open_release, release_numbers
     from cmt_server.tuning import TUNING_FILE, write_tuning
 
     chosen = State(state)

@@ -83,7 +83,7 @@ def upgrade(
 
     Example: [bold]cmt upgrade 2 --canary-share 0.1 --canary-s 60 --keep[/]
     """
-    from cmt_export.release import open_release
+    from cmt_release.release import open_release
     from cmt_rollout.rollout import upgrade as run
 
     options = RolloutOptions(
@@ -123,7 +123,7 @@ def rollback(
 
     Example: [bold]cmt rollback[/]
     """
-    from cmt_export.release import open_release
+    from cmt_release.release import open_release
     from cmt_rollout.rollout import rollback as run
 
     releases = State(state).releases

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmt_export.engine import sha256_of
+from cmt_engine.engine import sha256_of
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig

@@ -13,20 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cmt_engine
 import cmt_export
 import cmt_pipeline
-from cmt_export.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
-from cmt_export.holds import held, remove_unheld
-from cmt_export.release import (
-    GOLDEN_FOLDER,
-    STAGES_FOLDER,
-    GoldenAnswer,
-    Release,
-    draft_folder,
-    find_release,
-    release_from_engines,
-)
-from cmt_export.tensorrt_module import load_tensorrt
+from cmt_engine.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
+from cmt_engine.tensorrt_module import load_tensorrt
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, fingerprint, library_versions, make_preprocessors
@@ -36,6 +27,16 @@ from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
 from cmt_pipeline.tensors import Array, Arrays
 from cmt_pipeline.triton_config import LABELS_FILE
+from cmt_release.locks import locked, remove_unlocked
+from cmt_release.release import (
+    GOLDEN_FOLDER,
+    STAGES_FOLDER,
+    GoldenAnswer,
+    Release,
+    draft_folder,
+    find_release,
+    release_from_engines,
+)
 
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.checkpoint import Checkpoint
@@ -115,7 +116,7 @@ def _onnx_key(options: ExportOptions) -> str:
     """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
     model = (options.preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
     digest = hashlib.sha256(repr((model, sorted(_versions("onnxruntime").items()))).encode())
-    folders = [Path(str(package.__file__)).parent for package in (cmt_export, cmt_pipeline)]
+    folders = [Path(str(package.__file__)).parent for package in (cmt_engine, cmt_export, cmt_pipeline)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     if options.checkpoint is not None:
         files += sorted(path for path in options.checkpoint.rglob("*") if path.is_file())
@@ -211,8 +212,8 @@ class _Build:
 
     def _onnx(self, stage: Stage, cache: Path, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
+        from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
         from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
-        from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
         from cmt_export.parity import stage_parity
 
         self._step(f"{stage.name}: PyTorch to ONNX")
@@ -228,12 +229,12 @@ class _Build:
     def _compile(self, stage: Stage, onnx: Path, folder: Path) -> None:
         self._step(f"{stage.name}: ONNX to {self.options.engine} {self.options.precision}")
         if self.options.engine == "openvino":
-            from cmt_export import openvino_engine
+            from cmt_engine import openvino_engine
 
             calibration = self._calibration(stage) if self.options.precision == "int8" else []
             openvino_engine.engine_from_onnx(onnx, stage, folder, self.options.precision, calibration)
         elif self.options.engine == "onnxruntime":
-            from cmt_export import onnxruntime_engine
+            from cmt_engine import onnxruntime_engine
 
             onnxruntime_engine.engine_from_onnx(onnx, stage, folder)
         else:
@@ -241,7 +242,7 @@ class _Build:
 
     def _compile_tensorrt(self, stage: Stage, onnx: Path, folder: Path) -> None:
         """Engines are kept beside the releases, each under the key of its graph, GPU and TensorRT version."""
-        from cmt_export.tensorrt_engine import TensorRtOptions, engine_from_onnx, key_of
+        from cmt_engine.tensorrt_engine import TensorRtOptions, engine_from_onnx, key_of
 
         timings = self.store / ".tensorrt" / "timings"
         options = TensorRtOptions(precision=self.options.precision, timing_cache=timings)
@@ -287,8 +288,8 @@ class _Build:
 @contextlib.contextmanager
 def _fresh_cache(root: Path, key: str) -> Iterator[Path]:
     """The cache folder of a key, held; those of other keys that no export holds are removed."""
-    remove_unheld(folder for folder in root.glob("*") if folder.name != key)
-    with held(root / key) as folder:
+    remove_unlocked(folder for folder in root.glob("*") if folder.name != key)
+    with locked(root / key) as folder:
         yield folder
 
 
@@ -316,6 +317,6 @@ def _target(engine: EngineName) -> dict[str, str]:
     """What an engine is bound to besides versions: a TensorRT plan runs on the kind of GPU that it was built for."""
     if engine != "tensorrt":
         return {}
-    from cmt_export.tensorrt_engine import DEFAULT_OPTIONS, target_of
+    from cmt_engine.tensorrt_engine import DEFAULT_OPTIONS, target_of
 
     return target_of(load_tensorrt("auto"), DEFAULT_OPTIONS)

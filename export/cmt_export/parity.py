@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_export.engine import Engine, Precision
+from cmt_engine.engine import Engine, Precision
 from cmt_export.samples import Batch
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.pipelines import PIPELINES, pipeline_name

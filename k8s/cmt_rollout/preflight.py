@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cmt_client.operations import ModelDescription, TensorInfo
-from cmt_export.manifest import Manifest, contract_tensors
-from cmt_export.release import Release, ReleaseError
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.tensors import LABELS
+from cmt_release.manifest import Manifest, contract_tensors
+from cmt_release.release import Release, ReleaseError
 from cmt_server.repository import Repository
 
 #: Runtimes whose compiled artefacts belong to one of their releases: engine -> Python distribution.

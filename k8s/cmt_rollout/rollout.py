@@ -17,10 +17,10 @@ from functools import partial
 import tenacity
 
 from cmt_client import EmotionError, Item, ServerUnavailable
-from cmt_export.release import Release
+from cmt_release.release import Release
 from cmt_rollout.errors import RollbackFailed, RolloutError, StepFailed
-from cmt_rollout.judge import Comparison, golden_faults, live_like
 from cmt_rollout.options import Report, RolloutOptions, Step
+from cmt_rollout.release_checks import Comparison, golden_faults, live_like
 from cmt_rollout.steps import StepRun
 from cmt_rollout.target import Target
 

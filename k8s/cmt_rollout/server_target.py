@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 
 from cmt_client import ControlFailed, EmotionClient, ModelControl, UnknownPipeline
 from cmt_client.operations import IndexEntry
-from cmt_export.manifest import Manifest
-from cmt_export.release import Release
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINES, candidate_of
 from cmt_pipeline.stages import STAGES
+from cmt_release.manifest import Manifest
+from cmt_release.release import Release
 from cmt_rollout.preflight import preflight
 from cmt_rollout.target import Traffic
 from cmt_server.errors import RepositoryError

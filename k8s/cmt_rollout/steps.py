@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from cmt_client import EmotionError
-from cmt_export.release import ReleaseError
+from cmt_release.release import ReleaseError
 from cmt_rollout.errors import ClusterError, StepFailed
 from cmt_rollout.options import Event, Report, State, Step
 from cmt_server.errors import ServerError

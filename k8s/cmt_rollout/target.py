@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cmt_client import EmotionClient
-from cmt_export.release import Release
+from cmt_release.release import Release
 
 
 @dataclass(frozen=True)

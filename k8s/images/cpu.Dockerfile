@@ -7,11 +7,12 @@ WORKDIR /opt/cmt
 COPY pyproject.toml README.md LICENSE ./
 COPY cmt cmt
 COPY k8s/cmt_rollout k8s/cmt_rollout
-COPY perf/cmt_perf perf/cmt_perf
 COPY training training
 COPY client client
 COPY server server
 COPY export export
+COPY releases releases
+COPY engines engines
 COPY ensembles ensembles
 
 # Stores in S3 and Google Cloud Storage, since an init container with this image pulls the release.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_export.typed_json import parsed, typed
+from cmt_release.typed_json import parsed, typed
 
 SIMULATED = 20_000  # requests
 SETTLING = 0.05  # share of them that come before the queue has its usual length

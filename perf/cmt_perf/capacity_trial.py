@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_export.release import open_release
 from cmt_perf.capacity import ServiceCurve, latencies_of_runs, percentiles, pooled
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.service import WARM_UP, Progress, ask, measure
 from cmt_perf.traffic import TrafficPlan
 from cmt_perf.upgrade_rig import rig_on
+from cmt_release.release import open_release
 
 LOADS = (0.2, 0.4, 0.6, 0.8)
 ROUNDS = 4

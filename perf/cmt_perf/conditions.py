@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmt_export.release import Release
+from cmt_release.release import Release
 
 PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "torch", "numpy", "tritonclient")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from cmt_export.holds import draft_folder
-from cmt_export.manifest import STAGES_FOLDER, Manifest, Tensor
-from cmt_export.release import Release, publish_draft, release_from_engines
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.reference import ADAPTER_FILE
+from cmt_release.locks import draft_folder
+from cmt_release.manifest import STAGES_FOLDER, Manifest, Tensor
+from cmt_release.release import Release, publish_draft, release_from_engines
 
 #: An adapter that changes what the stage's engine answers.
 ADAPTER = '''"""An adapter whose answers are wrong on purpose."""

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from cmt_engine.engine import Engine, Precision, open_engine
 from cmt_export.checkpoint import checkpoint_from_preset
-from cmt_export.engine import Engine, Precision, open_engine
 from cmt_export.parity import wired
-from cmt_export.release import Release, newest_release
 from cmt_perf.conditions import conditions, to_text
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.stages import COMPILED_STAGES, READY
 from cmt_pipeline.tensors import Array, Arrays
+from cmt_release.release import Release, newest_release
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.data import open_data_set
 from cmt_training.examples import DataError

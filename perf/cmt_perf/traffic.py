@@ -26,8 +26,8 @@ import numpy as np
 from cmt_client import EmotionError, Item
 from cmt_client.canary import CanaryMode
 from cmt_export.samples import generated_bytes
-from cmt_perf.askers import Asks, Kind, PeerFailed, client_of
 from cmt_perf.inputs import sized_item
+from cmt_perf.load_clients import Asks, Kind, PeerFailed, client_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
 
 STOP_TIMEOUT_S = 90.0

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from cmt_export.release import Release
 from cmt_perf.bench.measure import Measured, interleaved, one_round
 from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import System, pipeline
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
+from cmt_release.release import Release
 from cmt_server.repository import InstallOptions
 
 ENCODERS = tuple(f"encode_{m}" for m in MODALITIES)

@@ -23,7 +23,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cmt_export.release import Release, open_release, release_numbers
 from cmt_perf import faults
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.traffic import Asked, Traffic, TrafficPlan, traffic_items
@@ -31,6 +30,7 @@ from cmt_perf.upgrade_report import page, plot
 from cmt_perf.upgrade_rig import Driver, Rig, Truth, Verdict, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
+from cmt_release.release import Release, open_release, release_numbers
 from cmt_server.supervise import stage_processes
 
 #: The releases of a trial differ as much as random weights do, so their drift isn't judged.

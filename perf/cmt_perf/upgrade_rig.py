@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from cmt_client import EmotionClient, EmotionError, Item
-from cmt_export.release import Release
 from cmt_perf.processes import memory_mb
 from cmt_perf.traffic import Asked, Outcome
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.reference import CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
+from cmt_release.release import Release
 from cmt_server.repository import Repository
 from cmt_server.server import ServerOptions, TritonServer
 from cmt_server.supervise import Supervisor

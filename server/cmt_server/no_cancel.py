@@ -17,7 +17,7 @@ import platform
 import struct
 from pathlib import Path
 
-from cmt_export.durable import replace_file
+from cmt_release.durable import replace_file
 
 FUNCTION = "TRITONSERVER_InferenceRequestCancel"
 LIBRARY = "libcmt_no_cancel.so"

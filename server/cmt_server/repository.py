@@ -21,10 +21,7 @@ from pathlib import Path
 
 from google.protobuf.text_format import ParseError
 
-from cmt_export.durable import point_link, publish_folder, remove_folder, replace_file, sync, sync_tree
-from cmt_export.engine import sha256_of
-from cmt_export.manifest import Manifest, StageVersion, read_manifest
-from cmt_export.release import Release
+from cmt_engine.engine import sha256_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX
 from cmt_pipeline.reference import CONFIG_FILE, pipeline_files, stage_files, write_files
@@ -38,6 +35,9 @@ from cmt_pipeline.triton_config import (
     from_pbtxt,
     to_pbtxt,
 )
+from cmt_release.durable import point_link, publish_folder, remove_folder, replace_file, sync, sync_tree
+from cmt_release.manifest import Manifest, StageVersion, read_manifest
+from cmt_release.release import Release
 from cmt_server.errors import RepositoryBusy, RepositoryError
 
 #: Seen on Triton 2.51: its python backend writes bytecode whatever the environment says, the next poll takes that for

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cmt_export.durable import replace_file
-from cmt_export.typed_json import parsed, typed
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import StageTuning
+from cmt_release.durable import replace_file
+from cmt_release.typed_json import parsed, typed
 
 TUNING_FILE = "tuning.json"
 MOST_INSTANCES, MOST_THREADS, MOST_DELAY_US, MOST_NICENESS = 64, 1024, 1_000_000, 19

@@ -9,8 +9,8 @@ import pytest
 
 from cmt_cli.export import golden_sample, sample
 from cmt_client import EmotionClient
+from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_export.export import ExportOptions, export
-from cmt_export.tensorrt_contract import inspect_engine
 from cmt_pipeline.stages import COMPILED_STAGES
 from serving import server_on
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cmt_cli.state import RunningServer, State
-from cmt_export.engine import Precision
-from cmt_export.release import Release
+from cmt_engine.engine import Precision
+from cmt_release.release import Release
 from cmt_server.server import TritonServer
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from cmt_cli.main import app
 from cmt_cli.state import State
-from cmt_export.release import ReleaseError, release_numbers
-from cmt_export.store import StoreError, blob_path, open_store
+from cmt_release.release import ReleaseError, release_numbers
+from cmt_release.store import StoreError, blob_path, open_store
 from cmt_server.repository import Repository
 from small_releases import BLOBS, make, rewrite
 

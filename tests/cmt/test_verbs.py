@@ -21,10 +21,10 @@ from cmt_cli.serve import limits_from
 from cmt_cli.show import emotion_table
 from cmt_cli.state import State
 from cmt_client import EmotionClient, FakeTransport
-from cmt_export.engine import Precision
-from cmt_export.release import Release
+from cmt_engine.engine import Precision
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
+from cmt_release.release import Release
 from cmt_server.server import TritonServer
 
 VERBS = (

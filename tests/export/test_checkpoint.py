@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cmt_engine.engine import sha256_of
 from cmt_export.checkpoint import (
     Checkpoint,
     CheckpointConfig,
@@ -26,7 +27,6 @@ from cmt_export.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from cmt_export.engine import sha256_of
 from cmt_export.model import run_model
 from cmt_export.samples import Batch
 from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset

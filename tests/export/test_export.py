@@ -13,25 +13,26 @@ import pytest
 
 from cmt_cli.export import golden_sample
 from cmt_cli.state import State
+from cmt_engine import tensorrt_engine
+from cmt_engine.engine import EngineSidecar, Precision, sha256_of
+from cmt_engine.gpu import Gpu
+from cmt_engine.plan_file import read_plan
+from cmt_engine.tensorrt_contract import inspect_engine
+from cmt_engine.tensorrt_module import TensorRt, load_tensorrt
 from cmt_export import export as export_module
-from cmt_export import parity, tensorrt_engine
+from cmt_export import parity
 from cmt_export.checkpoint import Checkpoint, save_checkpoint
-from cmt_export.engine import EngineSidecar, Precision, sha256_of
 from cmt_export.export import PARITY_BATCHES, ExportOptions, GoldenSample, export, recipe_of
-from cmt_export.gpu import Gpu
-from cmt_export.manifest import Tensor
 from cmt_export.model import run_model
 from cmt_export.parity import TOLERANCES, ParityError
-from cmt_export.plan_file import read_plan
-from cmt_export.release import Release, open_release, release_numbers
-from cmt_export.tensorrt_contract import inspect_engine
-from cmt_export.tensorrt_module import TensorRt, load_tensorrt
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
 from cmt_pipeline.preprocess import TOKENIZER_FILE, collate, fingerprint, open_config, open_preprocessors
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
 from cmt_pipeline.tensors import Array
+from cmt_release.manifest import Tensor
+from cmt_release.release import Release, open_release, release_numbers
 from small_graphs import needs_rtx
 
 COMPILED = [stage.name for stage in COMPILED_STAGES]

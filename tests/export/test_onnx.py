@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.model import EncodeStage, run_stage
 from cmt_export.onnx_from_checkpoint import check_contract, example, onnx_from_checkpoint
-from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
 from cmt_export.parity import TOLERANCES
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.modality import SUBSETS, Modality

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from cmt_engine.engine import Engine
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.engine import Engine
 from cmt_export.model import CrossModalTransformer, run_model, run_stage
 from cmt_export.parity import (
     TOLERANCES,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cmt_export.release import Release
-from cmt_rollout import kubernetes_target, rollout
+from cmt_release.release import Release
+from cmt_rollout import rollout
+from cmt_rollout.kubernetes import target as kubernetes_target
 from k8s_place import Place, place_of, played_golden
 from small_releases import make
 

@@ -19,9 +19,9 @@ import typer
 import yaml
 
 from cmt_cli.main import app
-from cmt_rollout import layout
-from cmt_rollout.manifest_rules import RULES, faults
-from cmt_rollout.rendered import quantity, selects
+from cmt_rollout.kubernetes import layout
+from cmt_rollout.kubernetes.manifest_rules import RULES, faults
+from cmt_rollout.kubernetes.rendered import quantity, selects
 from custom_resources import SPECS
 from rendering import K8S, RENDERED, one, rendered, rendered_text
 

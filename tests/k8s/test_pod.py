@@ -15,11 +15,11 @@ import pytest
 
 from cmt_cli.export import sample
 from cmt_client import EmotionClient
-from cmt_export.engine import Precision
-from cmt_export.release import Release
-from cmt_export.store import open_store
-from cmt_rollout import layout
-from cmt_rollout.rendered import quantity
+from cmt_engine.engine import Precision
+from cmt_release.release import Release
+from cmt_release.store import open_store
+from cmt_rollout.kubernetes import layout
+from cmt_rollout.kubernetes.rendered import quantity
 from pods import BINARIES, Loopback, Sandbox, http_status, resolved
 from rendering import rendered
 

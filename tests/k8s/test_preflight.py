@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cmt_client.operations import ModelDescription, TensorInfo
-from cmt_export.manifest import Manifest, Tensor
-from cmt_export.release import Release
 from cmt_pipeline.labels import labels_of
+from cmt_release.manifest import Manifest, Tensor
+from cmt_release.release import Release
 from cmt_rollout import preflight as module
 from cmt_rollout.preflight import preflight
 from cmt_server.repository import Repository

@@ -12,7 +12,7 @@ import pytest
 from cmt_client import EmotionClient, FakeTransport, InferenceFailed
 from cmt_client.errors import ServerUnavailable
 from cmt_client.fake import FAKE_RELEASE
-from cmt_export.release import Release
+from cmt_release.release import Release
 from cmt_rollout import rollout
 from cmt_rollout.errors import RollbackFailed, StepFailed
 from cmt_rollout.options import STEPS, Event, RolloutOptions

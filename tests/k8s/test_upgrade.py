@@ -16,13 +16,13 @@ import pytest
 from cmt_cli.export import golden_sample
 from cmt_cli.state import State
 from cmt_client import EmotionClient
-from cmt_export.engine import Precision
+from cmt_engine.engine import Precision
 from cmt_export.export import ExportOptions, _fresh_cache, _onnx_key, export
-from cmt_export.release import Release
 from cmt_perf import faults
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
+from cmt_release.release import Release
 
 pytestmark = pytest.mark.timeout(900)  # the first test exports two releases
 

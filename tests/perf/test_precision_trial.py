@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.engine import Precision
 from cmt_export.model import run_model
-from cmt_export.release import Release
 from cmt_perf.precision_trial import answers, measured
 from cmt_pipeline.modality import MODALITIES
+from cmt_release.release import Release
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.examples import DataError, DataSet
 from cmt_training.metrics import metrics_of

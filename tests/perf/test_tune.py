@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
-from cmt_export.engine import Precision
-from cmt_export.release import Release
+from cmt_engine.engine import Precision
 from cmt_perf.bench.scenarios import Size
 from cmt_perf.tune import ENCODERS, ThisMachine, Trial, TuneOptions, Tuning, pareto, plot, result_of, tune
 from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
+from cmt_release.release import Release
 
 
 class Info:

@@ -20,10 +20,10 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from cmt_client import EmotionClient, EmotionError, InvalidInput, UnknownPipeline
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.engine import Precision
-from cmt_export.release import Release
 from cmt_pipeline.limits import Limits
+from cmt_release.release import Release
 from cmt_server.repository import InstallOptions
 from cmt_server.server import TritonServer
 from items import as_request, difference, random_items, ready_of, reference

@@ -26,9 +26,9 @@ import soundfile
 from cmt_cli.serve import chosen_release
 from cmt_cli.state import State
 from cmt_client import EmotionClient, ServerUnavailable, ServiceError, UnknownPipeline
-from cmt_export.engine import Precision
-from cmt_export.release import Release, ReleaseError, open_release
+from cmt_engine.engine import Precision
 from cmt_perf.faults import damaged
+from cmt_release.release import Release, ReleaseError, open_release
 from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError

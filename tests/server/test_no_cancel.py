@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cmt_client import AsyncEmotionClient
-from cmt_export.engine import Precision
-from cmt_export.release import Release
+from cmt_engine.engine import Precision
 from cmt_perf.traffic import TrafficPlan, traffic_items
+from cmt_release.release import Release
 from cmt_server import no_cancel
 from cmt_server.no_cancel import FUNCTION, MACHINES, shared_object, write_no_cancel
 from cmt_server.server import TritonServer

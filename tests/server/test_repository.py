@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cmt_export.release import Release, ReleaseError
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import from_pbtxt
+from cmt_release.release import Release, ReleaseError
 from cmt_server.errors import RepositoryBusy, RepositoryError
 from cmt_server.repository import Live, Repository
 from small_releases import make, rewrite
@@ -188,7 +188,7 @@ def test_of_two_who_change_it_one_is_refused(repository: Repository) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from cmt_export.release import open_release
+from cmt_release.release import open_release
 from cmt_server.repository import Repository
 repository = Repository(Path(sys.argv[1]) / "repository")
 second = open_release(Path(sys.argv[1]) / "releases", 2)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from cmt_cli.export import sample
 from cmt_client import AsyncEmotionClient, Emotion, EmotionClient, connect
 from cmt_client.operations import GetStatistics
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.engine import Precision
-from cmt_export.release import Release
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.preprocess import collate
+from cmt_release.release import Release
 from cmt_server.server import TritonServer
 from items import as_request, difference, random_items, ready_of, reference
 from serving import server_on

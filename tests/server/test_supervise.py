@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cmt_client import EmotionClient, EmotionError, ServerUnavailable
-from cmt_export.engine import Precision
-from cmt_export.release import Release
+from cmt_engine.engine import Precision
+from cmt_release.release import Release
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
 from cmt_server.server import TritonServer

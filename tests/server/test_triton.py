@@ -15,13 +15,13 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 from cmt_client import EmotionClient, connect, server_status
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.engine import Precision
-from cmt_export.release import Release
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
+from cmt_release.release import Release
 from cmt_server.server import ServerOptions, TritonServer
 from items import as_request, random_items, reference
 

@@ -9,11 +9,11 @@ import pytest
 
 from cmt_cli.state import State
 from cmt_client import EmotionClient
+from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_export.export import ExportOptions, GoldenSample, export
 from cmt_export.model import run_stage
 from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
-from cmt_export.onnxruntime_engine import OnnxRuntimeEngine
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.stages import FUSE
 from cmt_pipeline.tensors import MODEL_WIDTH, Array

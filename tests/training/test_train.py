@@ -29,8 +29,8 @@ from small_training import OPTIONS, silent
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) -> None:
     epochs = {"image": 10, "audio": 10, "conventional": 6}.get(model, 3)
-    hearing_steps = 150 if model == "audio" else 0
-    options = replace(OPTIONS, model=model, epochs=epochs, patience=epochs, hearing_steps=hearing_steps)
+    steps = 150 if model == "audio" else 0
+    options = replace(OPTIONS, model=model, epochs=epochs, patience=epochs, audio_pretraining_steps=steps)
     state = train(prepared, options, tmp_path / "out", silent)
     best = state.history[state.best_epoch - 1]
     assert best["validation_weighted_f1"] > 0.6

@@ -23,11 +23,11 @@ import torch
 
 from cmt_export.baselines import LateFusion, fusion_of
 from cmt_export.checkpoint import checkpoint_from_preset
-from cmt_export.durable import replace_file
 from cmt_export.model import CrossModalTransformer
-from cmt_export.typed_json import parsed, typed
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import preset_of
+from cmt_release.durable import replace_file
+from cmt_release.typed_json import parsed, typed
 from cmt_training.batches import Reader
 from cmt_training.conditions import conditions
 from cmt_training.features import given_encoders

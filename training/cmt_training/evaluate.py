@@ -18,7 +18,7 @@ from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.examples import DataError, Split
-from cmt_training.frozen import hidden_rows, without_lower_layers
+from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
 from cmt_training.predict import Predictions, predict, predict_each
 from cmt_training.prepare import Prepared, Progress

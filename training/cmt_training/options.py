@@ -32,10 +32,10 @@ class TrainOptions:
     which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a stretch
     of a sound is part of.
 
-    hearing_steps: of an audio encoder that nobody published weights for, see `cmt_training.hearing`. encoder_epochs: of
-    encoders that start from nothing, under heads of their own, before a fusion learns from their features: encoders
-    that learn beside it leave the answer to the text. 0: everything learns together, as published encoders do, and as
-    an encoder alone always does.
+    audio_pretraining_steps: of an audio encoder that nobody published weights for (`cmt_training.audio_pretraining`).
+    encoder_epochs: of encoders that start from nothing, under heads of their own, before a fusion learns from their
+    features: encoders that learn beside it leave the answer to the text. 0: everything learns together, as published
+    encoders do, and as an encoder alone always does.
 
     auxiliary, valence_arousal, cues: weights of losses beside the answer's: of a light head on each modality alone,
     which keeps the weaker encoders learning (Wang et al. 2020, arXiv 1905.12681) and is thrown away afterwards; of
@@ -63,7 +63,7 @@ class TrainOptions:
     valence_arousal: float = 0.2
     cues: float = 1.0
     augment: bool = True
-    hearing_steps: int = 700
+    audio_pretraining_steps: int = 700
     encoder_epochs: int = 10
     text_layers: int = 0
     patience: int = 5

@@ -27,13 +27,13 @@ from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import preset_of
+from cmt_training.audio_pretraining import pretrain_audio
 from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.distributed import World
 from cmt_training.features import feature_sources, given_encoders
-from cmt_training.frozen import hidden_rows, without_lower_layers
-from cmt_training.hearing import learn_to_hear
 from cmt_training.initial import start_from_scratch
+from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import best_temperature, metrics_of, softmax
 from cmt_training.options import TrainOptions
 from cmt_training.predict import ALONE, Predictions, on_device, predict, predict_each
@@ -114,7 +114,7 @@ def opened(
     The model's own text backbone is left with the layers that are trained: the reader has what those below them say.
     """
     start_from_scratch(checkpoint, options.seed)
-    world.first_alone(lambda: learn_to_hear(checkpoint, data, options.hearing_steps, options.seed, progress))
+    world.first_alone(lambda: pretrain_audio(checkpoint, data, options.audio_pretraining_steps, options.seed, progress))
     backbone = without_lower_layers(checkpoint.model, options.text_layers)
     rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
     return Reader(data, raw_sources(data, rows, 1 - options.token_dropout)), backbone

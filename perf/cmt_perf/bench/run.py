@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
-from cmt_export.release import Release
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.attribution import attribution, read_trace
 from cmt_perf.bench.machine import peaks
@@ -22,6 +21,7 @@ from cmt_perf.bench.scenarios import SINGLE_STREAM, Scenario, Size, growth
 from cmt_perf.bench.systems import Peer, System, baseline, peer, pipeline
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import traffic_items
+from cmt_release.release import Release
 from cmt_server.repository import InstallOptions
 
 Fusion = Literal["cmt", "conventional"]

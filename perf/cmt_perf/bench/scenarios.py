@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cmt_perf.askers import Kind
+from cmt_perf.load_clients import Kind
 from cmt_perf.traffic import TrafficPlan
 
 Shape = Literal["closed", "open", "batch"]

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cmt_export.release import Release
-from cmt_perf.askers import Kind
+from cmt_perf.load_clients import Kind
 from cmt_perf.monolith import monolith_on
 from cmt_perf.processes import stop
+from cmt_release.release import Release
 from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer, ports_for
 

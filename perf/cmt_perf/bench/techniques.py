@@ -12,8 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_export.engine import Precision
-from cmt_export.release import Release, newest_release
+from cmt_engine.engine import Precision
 from cmt_perf.bench.measure import Measured, Progress, interleaved
 from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.report import COLOURS, drawn, write_page
@@ -21,6 +20,7 @@ from cmt_perf.bench.run import CLAIMED_MS, Fusion, conventional
 from cmt_perf.bench.scenarios import SINGLE_STREAM, Size
 from cmt_perf.bench.systems import System, baseline, pipeline
 from cmt_perf.conditions import conditions, to_text
+from cmt_release.release import Release, newest_release
 
 FIRST = "conventional fusion, eager PyTorch fp32"
 STEPS: Mapping[str, Precision] = {

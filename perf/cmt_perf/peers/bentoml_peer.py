@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bentoml
 
-from cmt_perf.askers import FORM_PATH
+from cmt_perf.load_clients import FORM_PATH
 from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.modality import Modality
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import uvicorn
 from fastapi import FastAPI, File, Form
 
-from cmt_perf.askers import FORM_PATH
+from cmt_perf.load_clients import FORM_PATH
 from cmt_perf.whole_model import WholeModel
 
 READY_PATH = "/ready"

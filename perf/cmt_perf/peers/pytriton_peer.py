@@ -10,7 +10,7 @@ from pytriton.decorators import batch
 from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from cmt_perf.askers import TENSORS_MODEL
+from cmt_perf.load_clients import TENSORS_MODEL
 from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.tensors import Array

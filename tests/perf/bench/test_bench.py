@@ -14,9 +14,8 @@ from typing import get_args
 import psutil
 import pytest
 
+from cmt_engine.engine import Precision
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
-from cmt_export.engine import Precision
-from cmt_export.release import Release
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.fetch_analyzer import fetch
 from cmt_perf.bench.measure import Measured, one_round
@@ -26,6 +25,7 @@ from cmt_perf.bench.systems import Peer, System, peer
 from cmt_perf.traffic import traffic_items
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
+from cmt_release.release import Release
 from cmt_server.server import TritonServer
 
 SMALL = Size(audio_s=0.9, text_tokens=12, image_px=96)

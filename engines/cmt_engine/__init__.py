@@ -1,0 +1,1 @@
+"""Engines: one class for each runtime of compiled stages: build, open, run, precisions, tolerance."""

@@ -1,0 +1,1 @@
+"""The cluster half of upgrades: releases move by Deployments, Services and a Lease."""

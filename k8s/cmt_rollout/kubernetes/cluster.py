@@ -1,0 +1,230 @@
+"""Cluster: a namespace of a Kubernetes cluster, through the official client; its objects are plain JSON.
+
+An API server may be away for a while (a restart, a lost connection) or busy (429, with Retry-After): it is asked again
+until `patience_s` is over. Whatever it says no to is a ClusterError with its own words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tenacity
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.dynamic import DynamicClient
+
+from cmt_rollout.errors import ApplyConflict, ClusterError
+from cmt_rollout.kubernetes.layout import NAMESPACE, Object
+
+PATIENCE_S = 60.0
+CONNECT_S, ANSWER_S = 5.0, 30.0
+BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
+#: Too many requests, or the server is starting, stopping or out of reach behind its proxy.
+PASSING = frozenset({429, 500, 502, 503, 504})
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+
+Query = Sequence[tuple[str, Any]]
+
+
+class Cluster:
+    """One namespace. path(plural, name) and the like give paths on the API server; nothing is cached but kinds."""
+
+    def __init__(self, api: client.ApiClient, namespace: str, name: str, patience_s: float = PATIENCE_S) -> None:
+        self.api, self.namespace, self.name = api, namespace, name
+        # Its discovery would read the whole API and leave a file behind; kinds are looked up one by one here.
+        self._client = DynamicClient(api, discoverer=lambda *_: None)
+        self._patience_s = patience_s
+        self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
+
+    def path(self, plural: str, name: str = "", group: str = "", subresource: str = "") -> str:
+        """Of objects in this namespace; group: as in `apps/v1`, none for the core's."""
+        root = f"/apis/{group}" if group else "/api/v1"
+        parts = [root, "namespaces", self.namespace, plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+    def path_of(self, item: Object) -> str:
+        """Of any object, by its kind. ClusterError where the cluster doesn't know it."""
+        version, kind = item["apiVersion"], item["kind"]
+        plural, namespaced = self._kind(version, kind)
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        place = f"/namespaces/{item['metadata'].get('namespace', self.namespace)}" if namespaced else ""
+        return f"{root}{place}/{plural}/{item['metadata']['name']}"
+
+    def request(self, method: str, path: str, body: Object | None = None, query: Query = (), kind: str = "") -> Object:
+        """An answer's JSON. kind: of the body, application/json by default. Raises ClusterError."""
+        response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S))
+        answer: Object = json.loads(response.data)
+        return answer
+
+    def find(self, path: str) -> Object | None:
+        """The object at a path; None where there is none."""
+        try:
+            return self.request("GET", path)
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def apply(
+        self, path: str, item: Object, manager: str, *, dry_run: bool = False, force_conflicts: bool = False
+    ) -> Object:
+        """Server-side apply: these fields, and no others, are the manager's. Raises ApplyConflict."""
+        query: list[tuple[str, Any]] = [("fieldManager", manager), ("force", str(force_conflicts).lower())]
+        if dry_run:
+            query.append(("dryRun", "All"))
+        return self.request("PATCH", path, item, query, APPLY)
+
+    def follow(self, collection: str, name: str, tick_s: int) -> Iterator[Object]:
+        """An object as it is now, then whenever it changes, and every tick_s seconds at the latest; without end."""
+        query = [("fieldSelector", f"metadata.name={name}")]
+        while True:
+            listed = self.request("GET", collection, query=query)
+            if not listed["items"]:
+                raise ClusterError(f"{collection}/{name} is gone", 404)
+            current, version = listed["items"][0], listed["metadata"]["resourceVersion"]
+            yield current
+            while version:
+                for event, item in self._events(collection, [*query, ("resourceVersion", version)], tick_s):
+                    version = item.get("metadata", {}).get("resourceVersion", "")
+                    if event in ("DELETED", "ERROR"):
+                        version = ""  # too old a version, or the object is gone: listing it again tells
+                        break
+                    if event != "BOOKMARK":
+                        current = item
+                        yield current
+                yield current
+
+    def _events(self, collection: str, query: Query, tick_s: int) -> Iterator[tuple[str, Object]]:
+        """What a watch says until it ends: the server ends it after tick_s, or a connection is lost."""
+        wanted = [*query, ("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", tick_s)]
+        try:
+            stream = self._patiently("GET", collection, None, wanted, "", (CONNECT_S, tick_s + ANSWER_S))
+        except ClusterError as error:
+            if error.status != 410:
+                raise
+            yield "ERROR", {}
+            return
+        try:
+            for line in stream:
+                event = json.loads(line)
+                yield event["type"], event["object"]
+        except (urllib3.exceptions.HTTPError, OSError, ValueError):  # cut off, maybe within a line
+            return
+        finally:
+            stream.close()
+
+    def _kind(self, version: str, kind: str) -> tuple[str, bool]:
+        if (version, kind) not in self._kinds:
+            root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            known = (self.find(root) or {}).get("resources", [])
+            found = [r for r in known if r["kind"] == kind and "/" not in r["name"]]
+            if not found:
+                raise ClusterError(
+                    f"this cluster doesn't know {kind} of {version}: install what brings it, or leave it out", 404
+                )
+            self._kinds[version, kind] = found[0]["name"], found[0]["namespaced"]
+        return self._kinds[version, kind]
+
+    def _patiently(
+        self, method: str, path: str, body: Object | None, query: Query, kind: str, timeout: tuple[float, float]
+    ) -> Any:
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(partial(_passes, method)),
+            stop=tenacity.stop_after_delay(self._patience_s),
+            wait=_pause,
+            reraise=True,
+        )
+        try:
+            return again(
+                self._client.request,
+                method,
+                path,
+                body=body,
+                query_params=list(query),
+                content_type=kind or "application/json",
+                serialize=False,
+                _request_timeout=timeout,
+            )
+        except ApiException as error:
+            raise _ours(error) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClusterError(
+                f"no answer from the API server of {self.name} for {self._patience_s:g} s: {error}"
+            ) from error
+
+
+def connect(
+    context: str | None = None,
+    namespace: str | None = None,
+    kubeconfig: Path | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Cluster:
+    """The cluster of a kubeconfig's context; within a pod, with neither given, its own. Raises ClusterError."""
+    configuration = client.Configuration()
+    configuration.retries = False  # ours know what may be asked again, and when
+    inside = kubeconfig is None and context is None and in_cluster()
+    try:
+        if inside:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            file = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")  # the client looks when imported
+            config.load_kube_config(file, context=context, client_configuration=configuration)
+    except config.ConfigException as error:
+        raise ClusterError(f"no cluster to go to: {error}; name one with --context, or set KUBECONFIG") from error
+    name = context or ("this cluster" if inside else configuration.host)
+    return Cluster(client.ApiClient(configuration), namespace or NAMESPACE, name, patience_s)
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod and nothing names another cluster."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+
+
+def _passes(method: str, error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    if isinstance(error, ApiException):
+        said = _status(error)
+        met = error.status == 409 and said.get("reason") == "Conflict" and not _causes(said)
+        # A patch that met another change applies to the new state as well; a replacement must be made anew from it.
+        return error.status in PASSING or (met and method == "PATCH")
+    return isinstance(error, (urllib3.exceptions.HTTPError, OSError))
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """What the server asks for, else longer and longer."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    return float(asked) if asked.isdigit() else BACKOFF(state)
+
+
+def _ours(error: ApiException) -> ClusterError:
+    said = _status(error)
+    message = said.get("message") or f"{error.status} {error.reason}"
+    if causes := _causes(said):
+        managers = tuple(dict.fromkeys(cause["message"].split('"')[1] for cause in causes))
+        fields = ", ".join(cause.get("field", "?") for cause in causes)
+        return ApplyConflict(
+            f"{' and '.join(managers)} set{'s' if len(managers) == 1 else ''} {fields}; let that be undone, or take "
+            "the fields over with --force-conflicts",
+            managers,
+        )
+    return ClusterError(message, error.status)
+
+
+def _status(error: ApiException) -> Object:
+    try:
+        said = json.loads(error.body or "{}")
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _causes(said: Object) -> list[Object]:
+    causes = (said.get("details") or {}).get("causes") or []
+    return [cause for cause in causes if cause.get("reason") == "FieldManagerConflict" and '"' in cause["message"]]

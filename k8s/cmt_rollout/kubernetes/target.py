@@ -1,0 +1,255 @@
+"""KubernetesTarget: the pods of a Deployment, and a second Deployment that a release is tried on.
+
+An upgrade replaces pods; nothing is loaded or unloaded inside one. What is the case is read from the cluster alone:
+the stable Deployment's template says what is live, its annotation what was before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from cmt_client import EmotionClient, ServerUnavailable
+from cmt_client.operations import GetModelConfig, GetStatistics
+from cmt_pipeline.pipelines import PIPELINES
+from cmt_release.manifest import Manifest
+from cmt_release.release import Release, ReleaseError
+from cmt_rollout.errors import ClusterError, StepFailed, Stuck
+from cmt_rollout.kubernetes.cluster import MERGE, Cluster
+from cmt_rollout.kubernetes.layout import (
+    CANARY,
+    ROLLOUT_MANAGER,
+    STABLE,
+    TRAFFIC,
+    TRAFFIC_YES,
+    ClusterOptions,
+    Object,
+    previous_of,
+    release_fields,
+    release_of,
+)
+from cmt_rollout.kubernetes.lease import Lease
+from cmt_rollout.kubernetes.pods import Pod, Progress, pods_of, wait_for_rollout
+from cmt_rollout.kubernetes.port_forward import PodConnector, PodsTransport
+from cmt_rollout.preflight import fits
+from cmt_rollout.release_checks import golden_faults
+from cmt_rollout.target import Traffic
+
+TIMEOUT_S = 30.0
+POLL_S = 0.5
+
+#: Gives the manifest of a release that the pods' store has; ReleaseError where it hasn't.
+InStore = Callable[[int], Manifest]
+
+
+class KubernetesTarget:
+    """One namespace that `cmt deploy` set up.
+
+    connector: how a single pod is asked; in_store: looks into the store that the pods pull from, where it can be read
+    from here; say: told what is under way. Raises ClusterError beside what a Target may.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        connector: PodConnector,
+        options: ClusterOptions,
+        *,
+        in_store: InStore | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._cluster, self._connector, self._options = cluster, connector, options
+        self._in_store, self._say = in_store, say
+        self._lease = Lease(cluster, options.lease_s)
+
+    @property
+    def name(self) -> str:
+        return f"{self._cluster.namespace}/{STABLE}"
+
+    def lock(self) -> AbstractContextManager[None]:
+        return self._lease.held()
+
+    def close(self) -> None:
+        """Lets go of connections to pods."""
+        self._connector.close()
+
+    def live(self) -> int:
+        release = release_of(self._deployment(STABLE))
+        if release is None:
+            raise ClusterError(f"{self.name} chooses no release; set it up with `cmt deploy`")
+        return release
+
+    def previous(self) -> int | None:
+        return previous_of(self._deployment(STABLE))
+
+    def resident(self) -> tuple[int, ...]:
+        """The live release and the one before, which has proven itself here: going back to it takes no trial."""
+        return tuple(number for number in (self.live(), self.previous()) if number is not None)
+
+    def recover(self, wanted: int) -> str:  # noqa: ARG002
+        done = []
+        if Progress.of(self._deployment(STABLE)).rolling:
+            done.append(self._finish_rolling())
+        canary = self._deployment(CANARY)
+        if canary["spec"].get("replicas", 1):
+            self.end_trial()
+            done.append(f"the pods of release {release_of(canary)} on trial removed")
+        return "; ".join(done) or f"release {self.live()} is live, nothing was left half done"
+
+    def preflight(self, release: Release) -> list[str]:
+        try:
+            release.verify()
+        except ReleaseError as error:
+            return [str(error)]
+        with contextlib.closing(self._transport(STABLE)) as stable:
+            served = stable.call(GetModelConfig("emotion"), TIMEOUT_S)
+        return [*fits(release.manifest, served), *self._missing_in_store(release), *self._refused(release)]
+
+    def load(self, release: Release) -> None:
+        replicas = self._options.canaries(self._deployment(STABLE)["spec"].get("replicas", 1))
+        self._apply(CANARY, release.number, replicas=replicas)
+        wait_for_rollout(self._cluster, CANARY, self._options, self._say)
+
+    def share(self, release: Release, canary_share: float) -> None:
+        """Each pod on trial takes traffic once it has itself answered the golden requests.
+
+        Services share requests out evenly: what the pods get is their share of all pods.
+        """
+        if canary_share == 0:
+            return
+        for pod in self._ready(CANARY):
+            with EmotionClient(pod.name, transport=self._connector.transport(pod), retries=0) as client:
+                faults = golden_faults(client, release)
+            if faults:
+                raise StepFailed("canary", self.name, f"pod {pod.name}: {'; '.join(faults)}")
+            self._lease.check()
+            labels = {"metadata": {"labels": {TRAFFIC: TRAFFIC_YES}}}
+            self._cluster.request("PATCH", self._cluster.path("pods", pod.name), labels, kind=MERGE)
+            self._say(f"pod {pod.name} takes traffic")
+
+    def client(self, candidate: bool) -> EmotionClient:
+        which = CANARY if candidate else STABLE
+        return EmotionClient(which, transport=self._transport(which), timeout_s=TIMEOUT_S, retries=0)
+
+    def traffic(self, candidate: bool) -> Traffic:
+        answered = failed = 0
+        for pod in self._ready(CANARY if candidate else STABLE):
+            # A pod that leaves in this moment takes its counts along, as one that starts again does.
+            with (
+                contextlib.closing(self._connector.transport(pod)) as transport,
+                contextlib.suppress(ServerUnavailable),
+            ):
+                found = [s for s in transport.call(GetStatistics(), TIMEOUT_S) if s.name in PIPELINES]
+                answered += sum(s.success.count for s in found)
+                failed += sum(s.fail.count for s in found)
+        return Traffic(answered, failed)
+
+    def flip(self, release: int, previous: int | None) -> None:
+        self._apply(STABLE, release, previous=previous)
+        wait_for_rollout(self._cluster, STABLE, self._options, self._say)
+
+    def end_trial(self) -> None:
+        self._apply(CANARY, release_of(self._deployment(CANARY)), replicas=0)
+        wait_for_rollout(self._cluster, CANARY, self._options, self._say)
+
+    def retire(self, keep: tuple[int, ...], drain_s: float) -> str:
+        canary = self._deployment(CANARY)
+        if canary["spec"].get("replicas", 1) and release_of(canary) not in keep:
+            self.end_trial()
+        deadline = time.monotonic() + drain_s
+        while left := self._others(keep):
+            if time.monotonic() > deadline:
+                return f"still ending: {', '.join(pod.name for pod in left)}"
+            self._say(f"{len(left)} pods end")
+            time.sleep(POLL_S)
+        return f"only pods of release {', '.join(map(str, sorted(set(keep))))} are left"
+
+    def _finish_rolling(self) -> str:
+        """Brings a rolling update that was left under way to its end, or back where its pods don't get ready."""
+        release = self.live()
+        try:
+            wait_for_rollout(self._cluster, STABLE, self._options, self._say)
+        except Stuck as error:
+            previous = self.previous()
+            if previous is None:
+                raise
+            self.flip(previous, None)
+            return f"back to release {previous}, for release {release} was stuck: {error}"
+        return f"release {release}, whose pods were being rolled out, is live"
+
+    def _missing_in_store(self, release: Release) -> list[str]:
+        if self._in_store is None:
+            return []
+        try:
+            there = self._in_store(release.number)
+        except ReleaseError as error:
+            return [f"the pods can't pull it ({error}); send it there with `cmt release push`"]
+        if there.digest == release.digest:
+            return []
+        return [
+            f"the store's release {release.number} is another one ({there.digest[:12]}, here {release.digest[:12]})"
+        ]
+
+    def _refused(self, release: Release) -> list[str]:
+        """What the API server says to a dry run of all that is going to be applied."""
+        reasons = []
+        try:
+            self._apply(CANARY, release.number, replicas=1, dry_run=True)
+            self._apply(STABLE, release.number, previous=self.live(), dry_run=True)
+        except ClusterError as error:
+            reasons.append(str(error))
+        template = self._deployment(CANARY)["spec"]["template"]["metadata"].get("labels", {})
+        if template.get(TRAFFIC) == TRAFFIC_YES:
+            reasons.append(f"{CANARY}'s template gives its pods {TRAFFIC}: they would take traffic unproven; remove it")
+        return reasons
+
+    def _apply(
+        self,
+        name: str,
+        release: int | None,
+        *,
+        previous: int | None = None,
+        replicas: int | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self._lease.check()
+        self._cluster.apply(
+            self._path(name),
+            release_fields(self._deployment(name), release, previous=previous, replicas=replicas),
+            ROLLOUT_MANAGER,
+            dry_run=dry_run,
+            force_conflicts=self._options.force_conflicts,
+        )
+
+    def _deployment(self, name: str) -> Object:
+        found = self._cluster.find(self._path(name))
+        if found is None:
+            raise ClusterError(
+                f"there is no Deployment {name} in the namespace {self._cluster.namespace} of {self._cluster.name}; "
+                "set it up with `cmt deploy`, canary component included",
+                404,
+            )
+        return found
+
+    def _path(self, name: str) -> str:
+        return self._cluster.path("deployments", name, "apps/v1")
+
+    def _transport(self, name: str) -> PodsTransport:
+        return PodsTransport(lambda: self._ready(name), self._connector)
+
+    def _ready(self, name: str) -> list[Pod]:
+        """Pods of a Deployment that can be asked, of the release that its template chooses."""
+        deployment = self._deployment(name)
+        release = str(release_of(deployment))
+        pods = pods_of(self._cluster, deployment["spec"]["selector"]["matchLabels"])
+        return [pod for pod in pods if pod.ready and pod.release in (release, "")]
+
+    def _others(self, keep: tuple[int, ...]) -> list[Pod]:
+        """Pods of either Deployment that are of no release to keep."""
+        found = []
+        for name in (STABLE, CANARY):
+            labels = self._deployment(name)["spec"]["selector"]["matchLabels"]
+            found += [pod for pod in pods_of(self._cluster, labels) if pod.release not in map(str, keep)]
+        return found

@@ -1,0 +1,1 @@
+"""Releases: manifests, the folders and stores that hold them, pruning, and locks on what is being worked in."""

@@ -1,0 +1,138 @@
+"""OpenVINO engines of every precision: open, close to PyTorch, and refused where they can't be built."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+
+from cmt_engine.engine import EngineError, EngineSidecar, Precision, open_engine, sha256_of
+from cmt_engine.openvino_engine import engine_from_onnx
+from cmt_export.checkpoint import Checkpoint
+from cmt_export.parity import TOLERANCES, references, stage_inputs, stage_parity
+from cmt_export.samples import Batch
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES
+from cmt_release.release import Release
+from small_graphs import small_graph, small_inputs
+
+VERSION = openvino.__version__.split("-")[0]
+
+
+def weights_of(onnx: Path) -> tuple[Path, Path]:
+    return onnx, onnx.with_name(f"{onnx.name}.data")
+
+
+@pytest.mark.parametrize("stage", COMPILED_STAGES, ids=lambda stage: stage.name)
+def test_fp32_answers_as_pytorch_does(
+    stage: Any, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, compared: Sequence[Batch]
+) -> None:
+    engine = open_engine(release_of("fp32").stage_folder(stage.name), threads=1)
+    row = stage_parity(engine, "openvino", stage, "fp32", references(checkpoint.model, stage, compared[:3]))
+    assert (row.what, row.engine, row.precision, row.cases) == (stage.name, "openvino", "fp32", 3)
+    assert row.passed, row
+
+
+@pytest.mark.parametrize(
+    ("stage_name", "precision"), [("encode_image", "bf16"), ("encode_audio", "bf16"), ("encode_image", "int8")]
+)
+def test_narrow_precisions_stay_within_their_tolerance(
+    stage_name: str,
+    precision: Precision,
+    graphs: Mapping[str, Path],
+    checkpoint: Checkpoint,
+    compared: Sequence[Batch],
+    tmp_path: Path,
+) -> None:
+    stage = STAGES[stage_name]
+    calibration = list(stage_inputs(checkpoint.model, stage, compared[3:]))
+    sidecar = engine_from_onnx(graphs[stage_name], stage, tmp_path, precision, calibration)
+    expected = references(checkpoint.model, stage, compared[:3])
+    row = stage_parity(open_engine(tmp_path, 1), "openvino", stage, precision, expected)
+    assert row.passed, row
+    assert row.tolerance == TOLERANCES[precision].relative
+    assert sidecar.precision == precision
+    assert sidecar.versions.keys() == ({"openvino", "nncf"} if precision == "int8" else {"openvino"})
+    assert ("FakeQuantize" in (tmp_path / "model.xml").read_text()) == (precision == "int8")
+
+
+def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:
+    """It is a hundredth of the work; the sidecar says what was really done."""
+    sidecar = engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, "int8")
+    assert sidecar.precision == "bf16"
+    assert EngineSidecar.read(tmp_path) == sidecar
+    assert "FakeQuantize" not in (tmp_path / "model.xml").read_text()
+
+
+@pytest.fixture(scope="module")
+def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encode_text")
+    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], folder, "fp32")
+    return folder
+
+
+def test_the_sidecar_says_how_it_came_to_be(small_engine: Path) -> None:
+    assert sorted(path.name for path in small_engine.iterdir()) == ["engine.json", "model.bin", "model.xml"]
+    assert EngineSidecar.read(small_engine) == EngineSidecar(
+        stage="encode_text",
+        engine="openvino",
+        precision="fp32",
+        model="model.xml",
+        onnx_sha256=sha256_of(*weights_of(small_graph("encode_text"))),
+        versions={"openvino": VERSION},
+        target={"device": "CPU"},
+    )
+
+
+def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path) -> None:
+    """Releases share what is equal; OpenVINO's own names of nodes go on counting from one model to the next."""
+    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp32")
+    for path in small_engine.iterdir():
+        assert sha256_of(tmp_path / path.name) == sha256_of(path), path.name
+
+
+def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; none came"):
+        engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_it_doesnt_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="precision fp16 came; OpenVINO takes fp32, bf16, int8"):
+        engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_dont_change_when_the_engine_runs_again(small_engine: Path) -> None:
+    """Its request's own memory is overwritten by the next run; what was handed out is not."""
+    stage = STAGES["encode_text"]
+    engine, inputs = open_engine(small_engine, 1), small_inputs(stage)
+    first = engine.run(inputs)
+    kept = {name: array.copy() for name, array in first.items()}
+    other = engine.run(inputs | {"input_ids": inputs["input_ids"][::-1]})
+    assert list(first) == [spec.name for spec in stage.outputs]
+    assert not np.array_equal(other["text_features"], kept["text_features"])
+    for name, array in kept.items():
+        np.testing.assert_array_equal(first[name], array)
+
+
+def test_inputs_need_not_be_contiguous(small_engine: Path) -> None:
+    engine, inputs = open_engine(small_engine, 1), small_inputs(STAGES["encode_text"])
+    wanted = engine.run(inputs)["text_features"]
+    strided = {name: np.asfortranarray(array) for name, array in inputs.items()}
+    np.testing.assert_array_equal(engine.run(strided)["text_features"], wanted)
+
+
+@pytest.mark.parametrize("damage", ["model.xml", "model.bin", "engine.json"])
+def test_a_damaged_engine_doesnt_open(damage: str, small_engine: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_engine, tmp_path / "damaged")
+    (folder / damage).write_bytes(b"{}")
+    with pytest.raises(EngineError, match=f"{folder} doesn't open as an engine: "):
+        open_engine(folder)
+    (folder / damage).unlink()
+    with pytest.raises(EngineError, match=f"{folder} doesn't open as an engine: "):
+        open_engine(folder)
