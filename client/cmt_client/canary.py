@@ -40,7 +40,7 @@ class Canary:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"canary came as {mode!r}; expected one of {', '.join(MODES)}")
+            raise ValueError(f"canary: got {mode!r}; expected one of {', '.join(MODES)}")
         self._mode = mode
         self._draw = draw
         self._clock = clock

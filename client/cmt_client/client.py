@@ -300,7 +300,7 @@ class AsyncEmotionClient(_Client):
 
 def _at_least_one(concurrency: int) -> int:
     if concurrency < 1:
-        raise ValueError(f"concurrency came as {concurrency}; expected 1 or more")
+        raise ValueError(f"concurrency: got {concurrency}; expected 1 or more")
     return concurrency
 
 

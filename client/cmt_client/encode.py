@@ -59,7 +59,7 @@ def image_bytes(image: Any, limits: Limits) -> bytes:
 def audio_bytes(audio: Any, limits: Limits) -> bytes:
     """An AudioInput as a file's bytes. Raises InvalidInput("audio", …)."""
     if isinstance(audio, np.ndarray):
-        raise InvalidInput("audio", "no_rate", f"an array without a sample rate came; expected {ACCEPTED_SOUNDS}")
+        raise InvalidInput("audio", "no_rate", f"got an array without a sample rate; expected {ACCEPTED_SOUNDS}")
     if isinstance(audio, tuple) and len(audio) == 2:
         audio = Sound(np.asarray(audio[0]), audio[1])
     if isinstance(audio, Sound):
@@ -79,10 +79,10 @@ def text_bytes(text: Any, limits: Limits) -> bytes:
             raise InvalidInput(
                 "text",
                 "not_unicode",
-                f"a lone surrogate came (at character {error.start}); expected Unicode text",
+                f"got a lone surrogate (at character {error.start}); expected Unicode text",
             ) from None
     if not isinstance(text, bytes):
-        raise InvalidInput("text", "wrong_type", f"{type(text).__name__} came; expected str")
+        raise InvalidInput("text", "wrong_type", f"got {type(text).__name__}; expected str")
     return _sized(text, "text", limits.max_text_bytes)
 
 
@@ -101,7 +101,7 @@ def ppm_from_array(pixels: Array) -> bytes:
         raise InvalidInput(
             "image",
             "wrong_array",
-            f"{pixels.dtype} {list(pixels.shape)} came; expected uint8 [height, width] or [height, width, 3]",
+            f"got {pixels.dtype} {list(pixels.shape)}; expected uint8 [height, width] or [height, width, 3]",
         )
     height, width, _ = pixels.shape
     return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
@@ -116,7 +116,7 @@ def wav_from_sound(sound: Sound) -> bytes:
         raise InvalidInput(
             "audio",
             "wrong_array",
-            f"{samples.dtype} {list(samples.shape)} came; expected float or int16, [samples] or [samples, channels]",
+            f"got {samples.dtype} {list(samples.shape)}; expected float or int16, [samples] or [samples, channels]",
         )
     rate = _rate_hz(sound.sample_rate_hz)
     tag, dtype = (PCM, "<i2") if whole else (IEEE_FLOAT, "<f4")
@@ -138,7 +138,7 @@ def _rate_hz(rate: Any) -> int:
     except TypeError:
         value = 0
     if not 0 < value < 2**31:
-        raise InvalidInput("audio", "sample_rate", f"a sample rate of {rate!r} came; expected a whole number of Hz")
+        raise InvalidInput("audio", "sample_rate", f"got a sample rate of {rate!r}; expected a whole number of Hz")
     return value
 
 
@@ -156,12 +156,12 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
         raise InvalidInput(
             "image",
             "too_large",
-            f"{image.width} x {image.height} pixels came; at most {limits.max_image_pixels} are accepted",
+            f"got {image.width} x {image.height} pixels; at most {limits.max_image_pixels} are accepted",
         )
     try:
         rgb = to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's format plugins raise many kinds on a damaged file
-        raise InvalidInput("image", "not_decodable", f"a Pillow image that doesn't load came ({error})") from error
+        raise InvalidInput("image", "not_decodable", f"got a Pillow image that doesn't load ({error})") from error
     too_big = 3 * rgb.width * rgb.height + PPM_HEADER_BYTES > limits.max_image_bytes
     if too_big and min(rgb.size) >= limits.min_image_side_px:
         rgb = rgb.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
@@ -174,12 +174,12 @@ def _file_bytes(source: Any, field: str, limit: int, accepted: str) -> bytes:
     if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise InvalidInput(field, "wrong_type", f"{type(source).__name__} came; expected {accepted}")
+        raise InvalidInput(field, "wrong_type", f"got {type(source).__name__}; expected {accepted}")
     try:
         with open(source, "rb") as file:
             return file.read(limit + 1)  # one byte more shows a file that is too large
     except (OSError, ValueError) as error:
-        raise InvalidInput(field, "unreadable", f"a path that can't be read came ({error})") from error
+        raise InvalidInput(field, "unreadable", f"got a path that can't be read ({error})") from error
 
 
 def _sized(data: bytes, field: str, limit: int) -> bytes:
@@ -189,4 +189,4 @@ def _sized(data: bytes, field: str, limit: int) -> bytes:
 
 def _check_size(size: int, field: str, limit: int) -> None:
     if size > limit:
-        raise InvalidInput(field, "too_large", f"more than {limit} bytes came; at most {limit} are accepted")
+        raise InvalidInput(field, "too_large", f"got more than {limit} bytes; at most {limit} are accepted")

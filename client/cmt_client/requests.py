@@ -42,7 +42,7 @@ def from_item(item: Item | Mapping[str, Any], limits: Limits) -> Infer:
             tensor[0, 0] = ENCODERS[modality](value, limits)
             inputs[RAW[modality].name] = tensor
     if not inputs:
-        raise InvalidInput("input", "missing", f"no modality came; expected one or more of {', '.join(MODALITIES)}")
+        raise InvalidInput("input", "missing", f"got no modality; expected one or more of {', '.join(MODALITIES)}")
     return _infer(PIPELINES[pipeline_name(inputs)], inputs)
 
 
@@ -52,7 +52,7 @@ def from_tensors(tensors: Mapping[str, Any]) -> Infer:
         if name not in READY_SPECS:
             raise InvalidInput(name, "unknown", f"no such tensor; expected some of {', '.join(READY_SPECS)}")
     if not tensors:
-        raise InvalidInput("input", "missing", f"no tensor came; expected some of {', '.join(READY_SPECS)}")
+        raise InvalidInput("input", "missing", f"got no tensor; expected some of {', '.join(READY_SPECS)}")
     modalities = {READY_SPECS[name][0] for name in tensors}
     pipeline = PIPELINES[pipeline_name(modalities, "tensors")]
     inputs = {spec.name: _checked(spec, tensors) for spec in pipeline.inputs}
@@ -62,7 +62,7 @@ def from_tensors(tensors: Mapping[str, Any]) -> Infer:
 
 def _checked(spec: TensorSpec, tensors: Mapping[str, Any]) -> Array:
     if spec.name not in tensors:
-        raise InvalidInput(spec.name, "missing", f"{spec.describe()} belongs to what came, but didn't come")
+        raise InvalidInput(spec.name, "missing", f"missing {spec.describe()}: it belongs to what was given")
     array = np.asarray(tensors[spec.name])
     wrong = spec.mismatch(array)
     if wrong:
@@ -75,12 +75,12 @@ def _check_batch(inputs: Mapping[str, Array]) -> None:
     first = next(iter(sizes.values()))
     for name, size in sizes.items():
         if size != first:
-            raise InvalidInput(name, "batch", f"a batch of {size} came beside one of {first}; expected equal ones")
+            raise InvalidInput(name, "batch", f"got a batch of {size} beside one of {first}; expected equal ones")
     if first > MAX_BATCH_SIZE:
         raise InvalidInput(
             next(iter(sizes)),
             "too_large",
-            f"a batch of {first} came; at most {MAX_BATCH_SIZE} are accepted: split it",
+            f"got a batch of {first}; at most {MAX_BATCH_SIZE} are accepted: split it",
         )
 
 

@@ -78,7 +78,7 @@ class Address:
         whole = scheme and parts.hostname and (scheme[0] == "http" or (parts.port and not path))
         if not scheme or not whole or parts.query or parts.fragment:
             raise ValueError(
-                f"server URL came as {url!r}; expected grpc://HOST:PORT, grpcs://HOST:PORT, "
+                f"server URL: got {url!r}; expected grpc://HOST:PORT, grpcs://HOST:PORT, "
                 "http://HOST:PORT, https://HOST:PORT or HOST:PORT (gRPC)"
             )
         return cls(scheme[0], parts.netloc + path, scheme[1])

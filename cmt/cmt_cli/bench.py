@@ -53,7 +53,7 @@ def bench(
     from cmt_server.tuning import read_tuning
 
     if release is not None and precision is not None:
-        raise ValueError(f"release {release} came with --precision {precision}; expected one of them")
+        raise ValueError(f"got release {release} with --precision {precision}; expected one of them")
     chosen = State(state)
     served = newest_release(chosen.releases, precision) if precision else open_release(chosen.releases, release)
     baseline = conventional(served, chosen.root / "bench")

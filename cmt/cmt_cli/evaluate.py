@@ -46,7 +46,7 @@ def evaluate(
 
     chosen = {name: name for name in SPLITS}.get(split)  # type: ignore[call-overload]
     if chosen is None:
-        raise ValueError(f"split came as {split!r}; expected one of {', '.join(SPLITS)}")
+        raise ValueError(f"split: got {split!r}; expected one of {', '.join(SPLITS)}")
     opened = load_checkpoint(checkpoint)
     folder = out or checkpoint.with_name(f"{checkpoint.name}.evaluation")
     with progress_bar("evaluate") as progress:

@@ -79,7 +79,7 @@ def _measure(path: Path, state: State, url: str | None) -> None:
 
     target = state.url(url)
     if not target.startswith("grpc://"):
-        raise ValueError(f"url came as {target!r}; expected grpc://host:port")
+        raise ValueError(f"url: got {target!r}; expected grpc://host:port")
     traffic = TrafficPlan(target, target, full=True)
     with progress_bar("measure") as progress:
         found = measure(

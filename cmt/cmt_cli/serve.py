@@ -162,14 +162,12 @@ def limits_from(pairs: list[str] | None) -> Limits:
     for pair in pairs or []:
         name, separator, value = pair.partition("=")
         if name not in known or not separator:
-            raise ValueError(f"--limit came as {pair!r}; expected NAME=VALUE with one of {', '.join(known)}")
+            raise ValueError(f"--limit: got {pair!r}; expected NAME=VALUE with one of {', '.join(known)}")
         chosen[name] = value
     try:
         return Limits.from_text(chosen)
     except ValueError as error:
-        raise ValueError(
-            f"--limit came as {' '.join(pairs or [])}; expected whole numbers or seconds ({error})"
-        ) from None
+        raise ValueError(f"--limit: got {' '.join(pairs or [])}; expected whole numbers or seconds ({error})") from None
 
 
 def _announce_table(server: TritonServer) -> None:

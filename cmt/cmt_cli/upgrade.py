@@ -100,7 +100,7 @@ def upgrade(
     )
     place = Place(context, namespace, ready_timeout_s, force_conflicts, store) if kubernetes else None
     if place and keep:
-        raise ValueError("--keep came with --kubernetes; pods of two releases aren't kept beside each other")
+        raise ValueError("got --keep with --kubernetes; pods of two releases aren't kept beside each other")
     chosen = open_release(State(state).releases, release)
     with reporting(as_json) as shown:
         report = Following(shown)
@@ -145,7 +145,7 @@ def chosen_targets(
 ) -> Iterator[Sequence[Target]]:
     """The pods of a cluster where one is named, else servers. ValueError for both."""
     if place and servers:
-        raise ValueError("--server came with --kubernetes; expected one of them")
+        raise ValueError("got --server with --kubernetes; expected one of them")
     if place:
         with kubernetes_target(place, canary_share, say) as pods:
             yield pods
@@ -167,7 +167,7 @@ def targets_of(state: State, servers: list[str] | None, token: str | None) -> It
             url, separator, folder = given.partition("=")
             if not separator or not Path(folder, "stages").is_dir():
                 raise ValueError(
-                    f"--server came as {given!r}; expected URL=REPOSITORY, such as "
+                    f"--server: got {given!r}; expected URL=REPOSITORY, such as "
                     "grpc://127.0.0.1:8001=.cmt/repository, with the folder that the server reads"
                 )
             targets.append(ServerTarget(url, Repository(Path(folder)), token))

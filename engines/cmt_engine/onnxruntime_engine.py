@@ -31,7 +31,7 @@ class OnnxRuntimeEngine:
 def engine_from_onnx(onnx_path: Path, stage: Stage, folder: Path, precision: Precision = "fp32") -> EngineSidecar:
     """Copies the graph and its weights into the stage version's folder."""
     if precision not in PRECISIONS["onnxruntime"]:
-        raise EngineError(f"precision {precision} came; ONNX Runtime takes {', '.join(PRECISIONS['onnxruntime'])}")
+        raise EngineError(f"got precision {precision}; ONNX Runtime takes {', '.join(PRECISIONS['onnxruntime'])}")
     weights = onnx_path.with_name(onnx_path.name + ".data")
     for source in (onnx_path, weights):
         if source.exists():

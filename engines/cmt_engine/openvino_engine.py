@@ -65,7 +65,7 @@ def engine_from_onnx(
 ) -> EngineSidecar:
     """Compiles into the stage version's folder. calibration: contract inputs to quantise by, for int8."""
     if precision not in INFERENCE_PRECISION:
-        raise EngineError(f"precision {precision} came; OpenVINO takes {', '.join(INFERENCE_PRECISION)}")
+        raise EngineError(f"got precision {precision}; OpenVINO takes {', '.join(INFERENCE_PRECISION)}")
     model = openvino.convert_model(str(onnx_path))
     if precision == "int8" and stage.kind == "fuse":
         precision = "bf16"  # a hundredth of the work, and the scores of its masked attention are wide
@@ -92,7 +92,7 @@ def engine_from_onnx(
 
 def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays]) -> openvino.Model:
     if not calibration:
-        raise EngineError(f"int8 needs calibration inputs for {stage.name}; none came")
+        raise EngineError(f"int8 needs calibration inputs for {stage.name}; got none")
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)

@@ -121,8 +121,8 @@ def _mismatches(specs: Iterable[TensorSpec], tensors: Iterable[EngineTensor]) ->
         if tensor is None:
             yield f"{spec.describe()} is missing"
         elif not _fits(tensor, spec):
-            yield f"{tensor.describe()} came, expected {spec.describe()}"
-    yield from (f"{tensor.describe()} came, the contract has none of that name" for tensor in found.values())
+            yield f"{spec.describe()} expected, got {tensor.describe()}"
+    yield from (f"{tensor.describe()} is not in the contract" for tensor in found.values())
 
 
 def _fits(tensor: EngineTensor, spec: TensorSpec) -> bool:

@@ -231,7 +231,7 @@ def set_targets(tensorrt: TensorRt, config: Any, targets: tuple[str, ...]) -> No
     """Compiles for these compute capabilities. EngineError where the flavour doesn't take them."""
     if not tensorrt.rtx:
         raise EngineError(
-            f"compute capabilities {', '.join(targets)} came; TensorRT builds for the GPU it runs on. "
+            f"got compute capabilities {', '.join(targets)}; TensorRT builds for the GPU it runs on. "
             "Leave them away, or build with the flavour tensorrt_rtx."
         )
     known = tensorrt.module.ComputeCapability.__members__
@@ -240,7 +240,7 @@ def set_targets(tensorrt: TensorRt, config: Any, targets: tuple[str, ...]) -> No
         value = known.get(f"SM{target.replace('.', '')}")
         if value is None:
             takes = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
-            raise EngineError(f"compute capability {target} came; TensorRT for RTX takes {takes}")
+            raise EngineError(f"got compute capability {target}; TensorRT for RTX takes {takes}")
         config.set_compute_capability(value, index)
 
 
@@ -263,11 +263,11 @@ def _check_options(options: TensorRtOptions) -> None:
     takes = PRECISIONS["tensorrt"]
     level, batch = options.optimisation_level, options.max_batch
     if options.precision not in takes:
-        raise EngineError(f"precision {options.precision} came; TensorRT takes {', '.join(takes)}")
+        raise EngineError(f"got precision {options.precision}; TensorRT takes {', '.join(takes)}")
     if level is not None and not 0 <= level <= 5:
-        raise EngineError(f"optimisation level {level} came; TensorRT takes 0 to 5")
+        raise EngineError(f"got optimisation level {level}; TensorRT takes 0 to 5")
     if batch < 1:
-        raise EngineError(f"max_batch {batch} came; an engine takes at least one item")
+        raise EngineError(f"got max_batch {batch}; an engine takes at least one item")
 
 
 def _typical(axis: Axis) -> int:

@@ -58,7 +58,7 @@ def load_tensorrt(
     find = find or _find
     full = find("tensorrt") if flavour in ("auto", "tensorrt") else None
     if full and int(full.__version__.split(".")[0]) < OLDEST:
-        raise EngineError(f"TensorRT {full.__version__} came, expected {OLDEST} or later: {PIP_LINES['tensorrt']}")
+        raise EngineError(f"got TensorRT {full.__version__}, expected {OLDEST} or later: {PIP_LINES['tensorrt']}")
     gpu = next(iter(gpus()), None) if full else None
     if full and gpu:
         return TensorRt(full, rtx=False, gpu=gpu)

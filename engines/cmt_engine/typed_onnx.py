@@ -63,7 +63,7 @@ def onnx_in_precision(source: Path, precision: TypedPrecision, target: Path) -> 
     raises if the result is no valid ONNX.
     """
     if precision not in get_args(TypedPrecision):
-        raise ValueError(f"precision {precision!r} came, expected one of {get_args(TypedPrecision)}")
+        raise ValueError(f"got precision {precision!r}, expected one of {get_args(TypedPrecision)}")
     if target.resolve() == source.resolve():
         raise ValueError(f"target {target} is the source itself; name another file")
     model = ir.load(source)

@@ -49,12 +49,12 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
     import soxr
 
     if not data:
-        raise InvalidInput("audio", "empty", f"0 bytes came; expected {ACCEPTED}")
+        raise InvalidInput("audio", "empty", f"got 0 bytes; expected {ACCEPTED}")
     if len(data) > limits.max_audio_bytes:
         raise InvalidInput(
             "audio",
             "too_large",
-            f"{len(data)} bytes came; at most {limits.max_audio_bytes} are accepted: cut it",
+            f"got {len(data)} bytes; at most {limits.max_audio_bytes} are accepted: cut it",
         )
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -65,7 +65,7 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
         raise InvalidInput(
             "audio",
             "not_decodable",
-            f"{len(data)} bytes that don't decode came ({error.error_string}); expected {ACCEPTED}",
+            f"got {len(data)} bytes that don't decode ({error.error_string}); expected {ACCEPTED}",
         ) from None
     _check_duration(len(sound) / rate, limits)
     _check_finite(sound)
@@ -79,25 +79,25 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
 def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
     """The sample rate in Hz, once what the file declares of itself is acceptable."""
     if file.format not in FORMATS:
-        raise InvalidInput("audio", "wrong_format", f"a {file.format} file came; expected {ACCEPTED}")
+        raise InvalidInput("audio", "wrong_format", f"got a {file.format} file; expected {ACCEPTED}")
     rate = int(file.samplerate)
     if not limits.min_sample_rate_hz <= rate <= limits.max_sample_rate_hz:
         raise InvalidInput(
             "audio",
             "sample_rate",
-            f"a sample rate of {rate} Hz came; expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
+            f"got a sample rate of {rate} Hz; expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
         )
     if file.channels > limits.max_audio_channels:
         raise InvalidInput(
             "audio",
             "channels",
-            f"{file.channels} channels came; at most {limits.max_audio_channels} are accepted",
+            f"got {file.channels} channels; at most {limits.max_audio_channels} are accepted",
         )
     if file.frames == UNKNOWN_FRAMES:
         raise InvalidInput(
             "audio",
             "no_length",
-            f"a {file.format} file that doesn't say its length came (written to a pipe?); expected one that does",
+            f"got a {file.format} file that doesn't say its length (written to a pipe?); expected one that does",
         )
     if file.frames > limits.max_audio_s * rate:
         _check_duration(file.frames / rate, limits)
@@ -106,7 +106,7 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
 
 def _check_finite(samples: Array) -> None:
     if not np.isfinite(samples).all():
-        raise InvalidInput("audio", "not_finite", "NaN or infinite samples came; expected finite ones")
+        raise InvalidInput("audio", "not_finite", "got NaN or infinite samples; expected finite ones")
 
 
 def _check_duration(seconds: float, limits: Limits) -> None:
@@ -114,7 +114,7 @@ def _check_duration(seconds: float, limits: Limits) -> None:
         raise InvalidInput(
             "audio",
             "too_long",
-            f"{seconds:.2f} s came; at most {limits.max_audio_s:g} s are accepted: cut it into utterances",
+            f"got {seconds:.2f} s; at most {limits.max_audio_s:g} s are accepted: cut it into utterances",
         )
     if seconds < limits.min_audio_s:
-        raise InvalidInput("audio", "too_short", f"{seconds:.3f} s came; at least {limits.min_audio_s:g} s are needed")
+        raise InvalidInput("audio", "too_short", f"got {seconds:.3f} s; at least {limits.min_audio_s:g} s are needed")

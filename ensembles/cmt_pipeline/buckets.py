@@ -46,4 +46,4 @@ def bucket_for(length: int, buckets: tuple[int, ...]) -> int:
     for bucket in buckets:
         if length <= bucket:
             return bucket
-    raise ValueError(f"length {length} came, expected at most {buckets[-1]}")
+    raise ValueError(f"got length {length}, expected at most {buckets[-1]}")

@@ -49,12 +49,12 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     from PIL import Image, ImageOps
 
     if not data:
-        raise InvalidInput("image", "empty", f"0 bytes came; expected {ACCEPTED}")
+        raise InvalidInput("image", "empty", f"got 0 bytes; expected {ACCEPTED}")
     if len(data) > limits.max_image_bytes:
         raise InvalidInput(
             "image",
             "too_large",
-            f"{len(data)} bytes came; at most {limits.max_image_bytes} are accepted: shrink it",
+            f"got {len(data)} bytes; at most {limits.max_image_bytes} are accepted: shrink it",
         )
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -64,7 +64,7 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         ) from None
     except Exception:  # Pillow's format plugins raise many kinds on hostile bytes
         raise InvalidInput(
-            "image", "not_decodable", f"{len(data)} bytes that are no image came; expected {ACCEPTED}"
+            "image", "not_decodable", f"got {len(data)} bytes that are no image; expected {ACCEPTED}"
         ) from None
     _check_declared_size(opened.size, limits)
     try:
@@ -72,7 +72,7 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:
         raise InvalidInput(
-            "image", "not_decodable", f"a damaged {opened.format} file came ({error}); expected a whole one"
+            "image", "not_decodable", f"got a damaged {opened.format} file ({error}); expected a whole one"
         ) from None
 
 
@@ -82,13 +82,13 @@ def _check_declared_size(size: tuple[int, int], limits: Limits) -> None:
         raise InvalidInput(
             "image",
             "too_large",
-            f"{width} x {height} pixels came; at most {limits.max_image_pixels} are accepted: shrink it",
+            f"got {width} x {height} pixels; at most {limits.max_image_pixels} are accepted: shrink it",
         )
     if min(size) < limits.min_image_side_px:
         raise InvalidInput(
             "image",
             "too_small",
-            f"{width} x {height} pixels came; each side needs at least {limits.min_image_side_px}",
+            f"got {width} x {height} pixels; each side needs at least {limits.min_image_side_px}",
         )
 
 

@@ -18,4 +18,4 @@ def labels_of(label_set: str) -> tuple[str, ...]:
     try:
         return LABEL_SETS[label_set]
     except KeyError:
-        raise ValueError(f"label set came as {label_set!r}; expected one of {', '.join(LABEL_SETS)}") from None
+        raise ValueError(f"label set: got {label_set!r}; expected one of {', '.join(LABEL_SETS)}") from None

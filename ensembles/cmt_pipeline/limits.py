@@ -30,7 +30,7 @@ class Limits:
         """ValueError for a limit that the contract's buckets can't hold."""
         for name, most in (("max_audio_s", AUDIO_SECONDS[-1]), ("max_text_tokens", TEXT_TOKENS[-1])):
             if getattr(self, name) > most:
-                raise ValueError(f"{name} came as {getattr(self, name)}; the largest bucket holds {most}")
+                raise ValueError(f"{name}: got {getattr(self, name)}; the largest bucket holds {most}")
 
     def changed(self) -> dict[str, int | float]:
         """Those that aren't the default."""

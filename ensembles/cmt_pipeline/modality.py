@@ -22,5 +22,5 @@ def ordered(modalities: Iterable[str]) -> tuple[Modality, ...]:
     unknown = given - set(MODALITIES)
     if unknown or not given:
         came = ", ".join(sorted(given)) or "none"
-        raise ValueError(f"modalities came as {came}; expected one or more of {', '.join(MODALITIES)}")
+        raise ValueError(f"modalities: got {came}; expected one or more of {', '.join(MODALITIES)}")
     return tuple(m for m in MODALITIES if m in given)

@@ -84,4 +84,4 @@ def preset_of(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        raise ValueError(f"preset came as {name!r}; expected one of {', '.join(PRESETS)}") from None
+        raise ValueError(f"preset: got {name!r}; expected one of {', '.join(PRESETS)}") from None

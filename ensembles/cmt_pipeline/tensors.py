@@ -66,14 +66,14 @@ class TensorSpec:
     def mismatch(self, array: Array) -> str | None:
         """What is wrong with `array` under this spec, or None."""
         if array.dtype != self.numpy_dtype:
-            return f"dtype {array.dtype} came, expected {self.describe()}"
+            return f"got dtype {array.dtype}, expected {self.describe()}"
         fits = array.ndim == len(self.dims) + 1 and all(
             not axis.sizes or size in axis.sizes for axis, size in zip(self.axes, array.shape[1:], strict=True)
         )
         if fits and array.shape[0] > 0:
             return None
         allowed = "; ".join(f"{a.name} in {list(a.sizes)}" for a in self.axes if len(a.sizes) > 1)
-        return f"shape {list(array.shape)} came, expected {self.describe()}" + (f" with {allowed}" if allowed else "")
+        return f"got shape {list(array.shape)}, expected {self.describe()}" + (f" with {allowed}" if allowed else "")
 
 
 IMAGE_SIDE = 224

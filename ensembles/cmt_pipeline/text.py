@@ -30,13 +30,13 @@ class TextPreprocessor:
     def __call__(self, data: bytes) -> dict[str, Array]:
         encoding = self._tokenizer.encode(decode_text(data, self._limits))
         if all(encoding.special_tokens_mask):
-            raise InvalidInput("text", "empty", "text without a single word came; expected at least one")
+            raise InvalidInput("text", "empty", "got text without a single word; expected at least one")
         count = len(encoding.ids)
         if count > self._limits.max_text_tokens:
             raise InvalidInput(
                 "text",
                 "too_long",
-                f"{count} tokens came; at most {self._limits.max_text_tokens} are accepted: cut it into utterances",
+                f"got {count} tokens; at most {self._limits.max_text_tokens} are accepted: cut it into utterances",
             )
         bucket = bucket_for(count, TEXT_TOKENS)
         input_ids = np.full(bucket, self._pad_id, np.int64)
@@ -52,14 +52,14 @@ def decode_text(data: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
         raise InvalidInput(
             "text",
             "too_large",
-            f"{len(data)} bytes came; at most {limits.max_text_bytes} are accepted: cut it",
+            f"got {len(data)} bytes; at most {limits.max_text_bytes} are accepted: cut it",
         )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            "text", "not_utf8", f"bytes that aren't UTF-8 came (at byte {error.start}); expected UTF-8"
+            "text", "not_utf8", f"got bytes that aren't UTF-8 (at byte {error.start}); expected UTF-8"
         ) from None
     if not text.strip():
-        raise InvalidInput("text", "empty", "empty text came; expected at least one word")
+        raise InvalidInput("text", "empty", "got empty text; expected at least one word")
     return text

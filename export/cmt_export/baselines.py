@@ -184,7 +184,7 @@ def fusion_of(model: str, size: FusionSize, labels: int) -> CrossModalFusion | F
         return SingleFusion(MODALITIES[MODALITIES.index(model)], size, labels)
     others = {"late": LateFusion, "concat": ConcatenationFusion, "conventional": ConventionalFusion}
     if model not in others:
-        raise ValueError(f"model came as {model!r}; expected cmt, {', '.join(MODALITIES)}, {', '.join(others)}")
+        raise ValueError(f"model: got {model!r}; expected cmt, {', '.join(MODALITIES)}, {', '.join(others)}")
     made: Fusion = others[model](size, labels)
     return made
 

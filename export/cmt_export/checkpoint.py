@@ -68,13 +68,13 @@ class CheckpointConfig:
         try:
             values = json.loads(text)
             if (came := values.pop("format", None)) != FORMAT:
-                raise CheckpointError(f"a checkpoint of format {came} came; this version reads format {FORMAT}")
+                raise CheckpointError(f"got a checkpoint of format {came}; this version reads format {FORMAT}")
             values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
             values["fusion"] = FusionSize(**values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"a {CONFIG_FILE} came that is no checkpoint's: {error!r}") from error
+            raise CheckpointError(f"got a {CONFIG_FILE} that is no checkpoint's: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
 
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} came as a checkpoint but lacks {', '.join(missing)}")
+        raise CheckpointError(f"{folder} is no whole checkpoint: it lacks {', '.join(missing)}")
     if sha256 is not None:
         _check_digest(folder / WEIGHTS_FILE, sha256)
     config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())

@@ -63,7 +63,7 @@ class AudioEncoder(nn.Module):
         config = backbone.config
         if (tuple(config.conv_kernel), tuple(config.conv_stride)) != (CONV_KERNELS, CONV_STRIDES):
             raise ValueError(
-                f"convolutions with kernels {config.conv_kernel} and strides {config.conv_stride} came; the contract's "
+                f"got convolutions with kernels {config.conv_kernel} and strides {config.conv_stride}; the contract's "
                 f"frame counts are those of {CONV_KERNELS} and {CONV_STRIDES}"
             )
         # Weight normalisation of the positional convolution is a way to train, not a part of the function: folded in.
@@ -132,7 +132,7 @@ def masked_group_norm(hidden: Tensor, norm: nn.GroupNorm, lengths: Tensor) -> Te
     """
     if norm.num_groups != norm.num_channels:
         raise ValueError(
-            f"{norm.num_groups} groups of {norm.num_channels} channels came; Wav2Vec2 has a group a channel"
+            f"got {norm.num_groups} groups of {norm.num_channels} channels; Wav2Vec2 has a group a channel"
         )
     mask = positions_below(hidden.shape[2], lengths)[:, None, :].to(hidden.dtype)  # [batch, 1, time]
     count = lengths[:, :, None].to(hidden.dtype)  # [batch, 1, 1]

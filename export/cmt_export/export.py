@@ -68,12 +68,12 @@ class ExportOptions:
         preset_of(self.preset)
         labels_of(self.label_set)
         if self.checkpoint_sha256 is not None and self.checkpoint is None:
-            raise ValueError("checkpoint_sha256 came without a checkpoint; name the folder that it is of")
+            raise ValueError("got checkpoint_sha256 without a checkpoint; name the folder that it is of")
         if self.engine not in ENGINES:
-            raise ValueError(f"engine came as {self.engine!r}; expected one of {', '.join(ENGINES)}")
+            raise ValueError(f"engine: got {self.engine!r}; expected one of {', '.join(ENGINES)}")
         if self.precision not in PRECISIONS[self.engine]:
             raise ValueError(
-                f"precision came as {self.precision!r}; {self.engine} takes {', '.join(PRECISIONS[self.engine])}"
+                f"precision: got {self.precision!r}; {self.engine} takes {', '.join(PRECISIONS[self.engine])}"
             )
 
 

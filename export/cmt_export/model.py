@@ -45,7 +45,7 @@ class CrossModalTransformer(nn.Module):
                 mask = mask * presence[:, index : index + 1].to(mask.dtype)
             encoded[m] = (features, mask)
         if not encoded:
-            raise ValueError(f"tensors {sorted(inputs)} came; expected those of one modality or more")
+            raise ValueError(f"got tensors {sorted(inputs)}; expected those of one modality or more")
         stand_in = absent_like(next(iter(encoded.values()))[0])
         return [tensor for m in MODALITIES for tensor in encoded.get(m, stand_in)]
 

@@ -61,7 +61,7 @@ def check_contract(path: Path, stage: Stage) -> None:
         came = [_describe(info) for info in infos]
         if len(came) != len(specs) or not all(_fits(c, s) for c, s in zip(came, specs, strict=True)):
             expected = [spec.describe() for spec in specs]
-            raise ValueError(f"{path}: {side} came as {came}; the contract of {stage.name} expects {expected}")
+            raise ValueError(f"{path}: {side}: got {came}; the contract of {stage.name} expects {expected}")
 
 
 def example(spec: TensorSpec) -> Tensor:

@@ -2,7 +2,7 @@
 
 RolloutError
 ├── StepFailed      a step found a reason against the release; `step`, `target` and `reason` say which
-├── RollbackFailed  a release was turned down and the way back failed too: somebody must look
+├── RollbackFailed  a release was turned down and rolling back failed too: somebody must look
 └── ClusterError    a Kubernetes API server says no, or can't be reached; has `status`, its HTTP code
     ├── ApplyConflict   others own the fields; `managers` names them
     └── Stuck           a rollout on the cluster doesn't come to its end

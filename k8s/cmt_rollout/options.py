@@ -96,11 +96,11 @@ class RolloutOptions:
     def __post_init__(self) -> None:
         for name in ("canary_share", "max_flips", "max_distance", "max_errors"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} came as {getattr(self, name)}; expected a share from 0 to 1")
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected a share from 0 to 1")
         for name in ("canary_s", "watch_s", "drain_s"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} came as {getattr(self, name)}; expected seconds, 0 or more")
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected seconds, 0 or more")
         if self.max_slowdown < 1:
-            raise ValueError(f"max_slowdown came as {self.max_slowdown}; expected 1 or more")
+            raise ValueError(f"max_slowdown: got {self.max_slowdown}; expected 1 or more")
         if self.samples < 7:
-            raise ValueError(f"samples came as {self.samples}; expected 7 or more, one for each subset of modalities")
+            raise ValueError(f"samples: got {self.samples}; expected 7 or more, one for each subset of modalities")

@@ -39,7 +39,7 @@ def golden_faults(client: EmotionClient, release: Release) -> list[str]:
             if emotion.release != release.number:
                 faults.append(f"{what}: release {emotion.release} answered")
             elif emotion.probabilities.keys() != golden.probabilities.keys():
-                faults.append(f"{what}: the labels {', '.join(emotion.probabilities)} came")
+                faults.append(f"{what}: got the labels {', '.join(emotion.probabilities)}")
             else:
                 off = max(abs(emotion.probabilities[k] - p) for k, p in golden.probabilities.items())
                 if off > release.manifest.golden_tolerance:

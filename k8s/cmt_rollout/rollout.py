@@ -32,7 +32,7 @@ PAUSE_S = 0.2  # between requests that only watch
 def upgrade(targets: Sequence[Target], release: Release, options: RolloutOptions, report: Report) -> None:
     """Every target answers from `release`, or from what it ran before.
 
-    Raises StepFailed with the reason, after the way back; RollbackFailed when that failed too; RepositoryBusy when
+    Raises StepFailed with the reason, after rolling back; RollbackFailed when that failed too; RepositoryBusy when
     another upgrade is at work.
     """
     with _locked(targets):
@@ -204,7 +204,7 @@ class _Upgrade:
             except RolloutError as error:
                 lost.append(str(error))
         if lost:
-            raise RollbackFailed(f"{cause}; and the way back failed: {'; '.join(lost)}") from cause
+            raise RollbackFailed(f"{cause}; and rolling back failed: {'; '.join(lost)}") from cause
 
     def _back_on(self, target: Target) -> str:
         live, previous = self.before[target.name]

@@ -56,9 +56,7 @@ class ServiceCurve:
     def __post_init__(self) -> None:
         inside = [point.concurrency for point in self.points]
         if inside[:1] != [1] or inside != sorted(set(inside)) or any(point.throughput <= 0 for point in self.points):
-            raise ValueError(
-                f"concurrencies came as {inside}; expected 1 and then more, each with a throughput above 0"
-            )
+            raise ValueError(f"concurrencies: got {inside}; expected 1 and then more, each with a throughput above 0")
         if not self.work or min(self.work) <= 0:
             raise ValueError("no work was measured; expected latencies of single requests over their mean, all above 0")
 
@@ -115,9 +113,7 @@ class Overloaded(ValueError):
 def latencies_at(curve: ServiceCurve, rate: float, seed: int = 0, requests: int = SIMULATED) -> Latencies:
     """Simulated latencies in milliseconds at so many requests a second. Raises Overloaded."""
     if not 0 < rate < curve.saturation:
-        raise Overloaded(
-            f"the rate came as {rate:g}/s; expected above 0 and below {curve.saturation:g}/s, what it can do"
-        )
+        raise Overloaded(f"rate: got {rate:g}/s; expected above 0 and below {curve.saturation:g}/s, what it can do")
     return _simulated(curve, rate, seed, requests)[int(SETTLING * requests) :]
 
 

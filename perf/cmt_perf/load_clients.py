@@ -52,7 +52,7 @@ async def client_of(kind: Kind, url: str, retries: int = 0, canary: CanaryMode =
         async with triton.InferenceServerClient(url.removeprefix("grpc://")) as tensors:
             yield _Tensors(tensors)
     else:
-        raise ValueError(f"kind came as {kind!r}; expected emotion, form or tensors")
+        raise ValueError(f"kind: got {kind!r}; expected emotion, form or tensors")
 
 
 class _Emotion:
@@ -105,4 +105,4 @@ def _bytes(value: object) -> bytes:
         return value.encode()
     if isinstance(value, bytes):
         return value
-    raise ValueError(f"an input of a benchmark came as {type(value).__name__}; expected bytes or text")
+    raise ValueError(f"an input of a benchmark: got {type(value).__name__}; expected bytes or text")

@@ -31,11 +31,11 @@ class Demand:
     def __post_init__(self) -> None:
         for name, low in (("rate", 0.0), ("slo_ms", 0.0)):
             if getattr(self, name) <= low:
-                raise ValueError(f"{name} came as {getattr(self, name):g}; expected more than {low:g}")
+                raise ValueError(f"{name}: got {getattr(self, name):g}; expected more than {low:g}")
         if not 0.5 <= self.percentile < 1:
-            raise ValueError(f"percentile came as {self.percentile:g}; expected 0.5 or more and less than 1")
+            raise ValueError(f"percentile: got {self.percentile:g}; expected 0.5 or more and less than 1")
         if self.peak < 1:
-            raise ValueError(f"peak came as {self.peak:g}; expected 1 or more: the busiest rate over the mean one")
+            raise ValueError(f"peak: got {self.peak:g}; expected 1 or more: the busiest rate over the mean one")
 
 
 @dataclass(frozen=True)

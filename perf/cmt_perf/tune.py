@@ -56,9 +56,9 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         if not self.releases:
-            raise ValueError("no release came; export one with `cmt export`")
+            raise ValueError("got no release; export one with `cmt export`")
         if self.slo_ms <= 0 or self.trials < 1:
-            raise ValueError(f"slo_ms and trials came as {self.slo_ms:g}, {self.trials}; expected above 0, 1 or more")
+            raise ValueError(f"slo_ms and trials: got {self.slo_ms:g}, {self.trials}; expected above 0, 1 or more")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Manifest:
                 raise ValueError("it is no JSON object")
             if (came := values.pop("format", None)) != FORMAT:
                 raise ValueError(
-                    f"a manifest of format {ascii(came)[:20]} came; this version reads format {FORMAT}: export again"
+                    f"got a manifest of format {ascii(came)[:20]}; this version reads format {FORMAT}: export again"
                 )
             manifest = typed(cls, values, "manifest")
             _check(manifest)
@@ -175,7 +175,7 @@ def contract_tensors(labels: int) -> dict[str, StageTensors]:
 def _check(manifest: Manifest) -> None:
     """ValueError for what no release can be, whatever its files."""
     if manifest.number < 1:
-        raise ValueError(f"release came as {manifest.number}; expected 1 or more")
+        raise ValueError(f"release: got {manifest.number}; expected 1 or more")
     for name, found in (("stages", manifest.stages), ("tensors", manifest.tensors)):
         if wrong := sorted(found.keys() ^ STAGES.keys()):
             raise ValueError(f"{name} are unknown or missing: {', '.join(wrong)}; expected {', '.join(STAGES)}")

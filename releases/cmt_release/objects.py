@@ -202,7 +202,7 @@ def open_objects(url: str, retries: Retries = DEFAULT_RETRIES) -> Objects:
     """The objects at a URL: a path, file://, s3://, gs:// or memory://. Raises StoreError."""
     protocol = split_protocol(url)[0] or "file"
     if protocol not in EXTRAS or "::" in url:
-        raise StoreError(f"store came as {url!r}; expected a folder, file://, s3://BUCKET/... or gs://BUCKET/...")
+        raise StoreError(f"store: got {url!r}; expected a folder, file://, s3://BUCKET/... or gs://BUCKET/...")
     options = S3_OPTIONS if protocol in ("s3", "s3a") else {}
     try:
         fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
@@ -211,7 +211,7 @@ def open_objects(url: str, retries: Retries = DEFAULT_RETRIES) -> Objects:
     except Exception as error:  # every file system raises kinds of its own
         raise StoreError(f"store {url} can't be opened: {type(error).__name__}: {error}") from error
     if not root.strip("/"):
-        raise StoreError(f"store came as {url!r}, which names no folder or bucket")
+        raise StoreError(f"store: got {url!r}, which names no folder or bucket")
     if protocol == "file":
         folder = Path(root).resolve()
         return Objects(fs, str(folder), str(folder), folder, None)

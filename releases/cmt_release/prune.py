@@ -33,16 +33,16 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.numbers:
-            raise ValueError("keep and numbers came together; give one of them")
+            raise ValueError("got keep and numbers together; give one of them")
         if self.keep is not None and self.keep < 1:
-            raise ValueError(f"keep came as {self.keep}; expected 1 or more")
+            raise ValueError(f"keep: got {self.keep}; expected 1 or more")
         if both := sorted(set(self.numbers) & set(self.protected)):
             raise ValueError(f"release {', '.join(map(str, both))} is served here and can't be removed")
 
     def of(self, have: Sequence[int], where: str) -> list[int]:
         """Those of the releases there are that go. ReleaseError for a number that isn't there."""
         if absent := sorted(set(self.numbers) - set(have)):
-            raise ReleaseError(f"release {', '.join(map(str, absent))} came; {where} holds {', '.join(map(str, have))}")
+            raise ReleaseError(f"got release {', '.join(map(str, absent))}; {where} holds {', '.join(map(str, have))}")
         named = have[: -self.keep] if self.keep is not None else sorted(set(self.numbers))
         return [number for number in named if number not in self.protected]
 

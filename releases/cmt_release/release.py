@@ -120,7 +120,7 @@ def open_release(store: Path, number: int | None = None) -> Release:
         raise ReleaseError(f"{store} holds no release; make one with `cmt export`")
     chosen = number if number is not None else numbers[-1]
     if chosen not in numbers:
-        raise ReleaseError(f"release {chosen} came; {store} holds {', '.join(map(str, numbers))}")
+        raise ReleaseError(f"got release {chosen}; {store} holds {', '.join(map(str, numbers))}")
     folder = store / str(chosen)
     manifest = read_manifest(folder / MANIFEST_FILE)
     if manifest.number != chosen:

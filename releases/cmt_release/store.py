@@ -193,7 +193,7 @@ class Store:
         if not numbers:
             raise StoreError(f"{self.url} holds no release; send one with `cmt release push`")
         if number is not None and number not in numbers:
-            raise StoreError(f"release {number} came; {self.url} holds {', '.join(map(str, numbers))}")
+            raise StoreError(f"got release {number}; {self.url} holds {', '.join(map(str, numbers))}")
         return numbers[-1] if number is None else number
 
     def _send_missing(self, release: Release, progress: Progress) -> list[str]:

@@ -79,8 +79,8 @@ def _expect(kind: type, value: Any, where: str) -> None:
 
 def _refuse(where: str, value: Any, expected: str) -> NoReturn:
     came = ascii(value)
-    raise ValueError(f"{where} came as {came if len(came) <= 60 else came[:57] + '...'}; expected {expected}")
+    raise ValueError(f"{where}: got {came if len(came) <= 60 else came[:57] + '...'}; expected {expected}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} came; expected finite numbers")
+    raise ValueError(f"got {name}; expected finite numbers")

@@ -66,7 +66,7 @@ def _wheel_root() -> Path:
 
     if int(numpy.__version__.split(".")[0]) >= NUMPY_LIMIT:
         raise ServerError(
-            f"NumPy {numpy.__version__} came; the python backend of Triton 2.51 returns empty outputs with NumPy 2: "
+            f"got NumPy {numpy.__version__}; the python backend of Triton 2.51 returns empty outputs with NumPy 2: "
             '`pip install "numpy<2"`'
         )
     return root
@@ -78,7 +78,7 @@ def _lay_out_backends(root: Path, folder: Path) -> Path:
     stub = root / "python_backend_stubs" / version / STUB
     if not stub.is_file():
         have = ", ".join(sorted(p.name for p in (root / "python_backend_stubs").iterdir()))
-        raise ServerError(f"Python {version} came; the wheel's python backend has stubs for {have}")
+        raise ServerError(f"got Python {version}; the wheel's python backend has stubs for {have}")
     python = folder / "python"
     python.mkdir(parents=True, exist_ok=True)
     for source in (stub, *(root / "backends" / "python" / name for name in BACKEND_FILES)):

@@ -21,7 +21,7 @@ def check_ready_tensors(inputs: Mapping[str, Array], vocabulary: int) -> None:
         if problem:
             raise InvalidInput(spec.name, "wrong_shape", problem)
         if spec.dtype == "FP32" and not np.isfinite(array).all():
-            raise InvalidInput(spec.name, "not_finite", "NaN or infinite values came; expected finite ones")
+            raise InvalidInput(spec.name, "not_finite", "got NaN or infinite values; expected finite ones")
     if "input_values" in inputs:
         _check_range("num_samples", inputs["num_samples"], 1, inputs["input_values"].shape[1])
     if "input_ids" in inputs:
@@ -33,15 +33,15 @@ def _check_text(input_ids: Array, attention_mask: Array, vocabulary: int) -> Non
         raise InvalidInput(
             "attention_mask",
             "wrong_shape",
-            f"shape {list(attention_mask.shape)} came; expected that of input_ids, {list(input_ids.shape)}",
+            f"got shape {list(attention_mask.shape)}; expected that of input_ids, {list(input_ids.shape)}",
         )
     _check_range("attention_mask", attention_mask, 0, 1)
     if not attention_mask.any(axis=1).all():
-        raise InvalidInput("attention_mask", "empty", "a mask without any 1 came; expected one word or more")
+        raise InvalidInput("attention_mask", "empty", "got a mask without any 1; expected one word or more")
     _check_range("input_ids", input_ids, 0, vocabulary - 1)
 
 
 def _check_range(name: str, array: Array, low: int, high: int) -> None:
     came_low, came_high = int(array.min()), int(array.max())
     if came_low < low or came_high > high:
-        raise InvalidInput(name, "out_of_range", f"values {came_low} to {came_high} came; expected {low} to {high}")
+        raise InvalidInput(name, "out_of_range", f"got values {came_low} to {came_high}; expected {low} to {high}")

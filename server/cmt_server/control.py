@@ -34,7 +34,7 @@ class ControlApi:
         """One entry a model version: name, version, state, reason."""
         status, body = self._call("POST", "/v2/repository/index")
         if status != http.client.OK:
-            raise ServerError(f"the repository index came with status {status}: {body[:200]!r}")
+            raise ServerError(f"the repository index answered with status {status}: {body[:200]!r}")
         entries: list[dict[str, Any]] = json.loads(body)
         return entries
 

@@ -149,7 +149,7 @@ class Repository:
         known = self.manifests().get(release.number)
         if known is not None and known.digest != release.digest:
             raise RepositoryError(
-                f"release {release.number} ({release.digest[:12]}) came; {self.root} serves another release "
+                f"got release {release.number} ({release.digest[:12]}); {self.root} serves another release "
                 f"{release.number} ({known.digest[:12]}). Export or pull it under a number of its own"
             )
         release.verify()

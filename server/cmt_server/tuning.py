@@ -50,4 +50,4 @@ def write_tuning(path: Path, stages: Mapping[str, StageTuning], **more: Any) -> 
 
 def _within(path: Path, stage: str, what: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise ValueError(f"{path}: {what} of {stage} came as {value}; expected {least} to {most}")
+        raise ValueError(f"{path}: {what} of {stage}: got {value}; expected {least} to {most}")

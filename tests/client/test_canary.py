@@ -113,5 +113,5 @@ def test_a_share_that_is_none_counts_as_nothing(said: str) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="canary came as 'some'; expected one of off, follow, only"):
+    with pytest.raises(ValueError, match="canary: got 'some'; expected one of off, follow, only"):
         EmotionClient("fake:1", canary="some")  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ def test_many_keep_their_order_and_errors_stay_in_place(ask: Ask, fake: FakeTran
     def answer(request: Infer) -> InferAnswer:
         (name,) = request.inputs
         if request.inputs[name][0, 0] == b"broken":
-            raise InvalidInput(name, "not_decodable", "broken came")
+            raise InvalidInput(name, "not_decodable", "got broken")
         return fake._infer(request)
 
     fake.answer(Infer, answer)
@@ -124,7 +124,7 @@ def test_many_can_raise_the_first_error(ask: Ask) -> None:
 
 
 def test_concurrency_must_be_positive(ask: Ask) -> None:
-    with pytest.raises(ValueError, match="concurrency came as 0"):
+    with pytest.raises(ValueError, match="concurrency: got 0"):
         ask("predict_many", {}, [ITEM], concurrency=0)
 
 
@@ -163,7 +163,7 @@ def test_retries_end(ask: Ask, fake: FakeTransport) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidInput("image", "not_decodable", "no image came"),
+        InvalidInput("image", "not_decodable", "got no image"),
         DeadlineExceeded("late"),
         UnknownPipeline("who?"),
         InferenceFailed("boom"),
@@ -252,5 +252,5 @@ def test_what_is_no_answer_fails(ask: Ask, fake: FakeTransport, changes: dict[st
 
 def test_a_url_is_checked_at_once() -> None:
     for kind in (EmotionClient, AsyncEmotionClient):
-        with pytest.raises(ValueError, match="server URL came as 'ftp://x:1'"):
+        with pytest.raises(ValueError, match="server URL: got 'ftp://x:1'"):
             kind("ftp://x:1")

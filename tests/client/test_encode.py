@@ -50,7 +50,7 @@ def test_a_grey_or_strided_array_arrives_unchanged() -> None:
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_other_arrays_are_no_images(array: np.ndarray[Any, Any]) -> None:
-    with pytest.raises(InvalidInput, match=r"came; expected uint8 \[height, width\]") as raised:
+    with pytest.raises(InvalidInput, match=r"expected uint8 \[height, width\]") as raised:
         image_bytes(array, DEFAULT_LIMITS)
     assert (raised.value.field, raised.value.code) == ("image", "wrong_array")
 
@@ -94,7 +94,7 @@ def test_a_pillow_image_too_big_to_travel_gives_the_same_pixel_values() -> None:
 
 def test_shrinking_hides_no_limit() -> None:
     limits = Limits(max_image_bytes=10_000, max_image_pixels=5_000)
-    with pytest.raises(InvalidInput, match="pixels came"):
+    with pytest.raises(InvalidInput, match="pixels; at most"):
         image_bytes(Image.new("RGB", (100, 100)), limits)
     with pytest.raises(InvalidInput, match="bytes"):
         image_bytes(Image.new("RGB", (10, 2_000)), Limits(max_image_bytes=10_000))

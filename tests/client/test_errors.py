@@ -227,7 +227,7 @@ def test_invalid_input_is_found_in_the_text_around_it(before: str, after: str) -
 
 
 def test_invalid_input_is_caught_by_each_of_its_names() -> None:
-    error = InvalidInput("image", "empty", "0 bytes came")
+    error = InvalidInput("image", "empty", "got 0 bytes")
     for name in (EmotionError, ValueError, pipeline_errors.InvalidInput):
         assert isinstance(error, name)
     assert not isinstance(error, ServiceError)
@@ -235,7 +235,7 @@ def test_invalid_input_is_caught_by_each_of_its_names() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidInput("image", "empty", "0 bytes came"), ServerUnavailable("gone", "StatusCode.UNAVAILABLE")],
+    [InvalidInput("image", "empty", "got 0 bytes"), ServerUnavailable("gone", "StatusCode.UNAVAILABLE")],
 )
 def test_errors_travel_between_processes(error: EmotionError) -> None:
     copy = pickle.loads(pickle.dumps(error))

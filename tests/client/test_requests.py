@@ -52,7 +52,7 @@ def test_bytes_with_trailing_zeros_stay_whole() -> None:
 
 @pytest.mark.parametrize("item", [{}, {"image": None, "audio": None, "text": None}])
 def test_no_modality_is_invalid(item: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match="no modality came; expected one or more of image, audio, text"):
+    with pytest.raises(InvalidInput, match="got no modality; expected one or more of image, audio, text"):
         from_item(item, DEFAULT_LIMITS)
 
 

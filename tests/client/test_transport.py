@@ -163,7 +163,7 @@ def test_tls_refuses_an_unknown_authority(tell: Tell, wired_tls: Any) -> None:
 
 def test_what_the_server_refuses(tell: Tell, wired: Any) -> None:
     internal = grpc.StatusCode.INTERNAL if wired.url.startswith("grpc") else 500
-    wired.refuse = (internal, "in ensemble 'emotion_text', invalid_input(text.too_long): 300 tokens came")
+    wired.refuse = (internal, "in ensemble 'emotion_text', invalid_input(text.too_long): got 300 tokens")
     with pytest.raises(InvalidInput) as raised:
         tell(wired.url)
     assert (raised.value.field, raised.value.code) == ("text", "too_long")

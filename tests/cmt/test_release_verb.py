@@ -92,7 +92,7 @@ def test_list_and_show_are_the_same_here_and_there(cmt: Cmt, url: str, here: Pat
 def test_list_names_what_it_cant_read(cmt: Cmt, here: Path) -> None:
     rewrite(State(here).releases / "1" / "manifest.json", b"{}")
     rows = json.loads(cmt("list", "--json", "--state", here).stdout)
-    assert "format None came" in rows[0]["error"]
+    assert "got a manifest of format None" in rows[0]["error"]
     assert rows[1]["release"] == 2
     assert "unreadable" in cmt("list", "--state", here).stdout
 

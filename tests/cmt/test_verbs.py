@@ -105,7 +105,7 @@ def test_bad_input_exits_with_2(server: TritonServer, tmp_path: Path) -> None:
     broken.write_bytes(sample("image").read_bytes()[:2000])
     refused = cmt("predict", "--image", str(broken), "--url", server.grpc_url)
     assert refused.returncode == 2
-    assert "image: a damaged JPEG file came" in " ".join(refused.stderr.split())
+    assert "image: got a damaged JPEG file" in " ".join(refused.stderr.split())
     assert "Traceback" not in refused.stderr
     assert cmt("predict", "--url", server.grpc_url).returncode == 2
     assert cmt("predict", "--audio", str(tmp_path / "none.wav"), "--url", server.grpc_url).returncode == 2

@@ -45,7 +45,7 @@ def test_it_answers_as_pytorch_does(
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_precisions_that_it_doesnt_run_are_refused(precision: Precision, tmp_path: Path) -> None:
     """Else the sidecar would claim what isn't so."""
-    with pytest.raises(EngineError, match=f"precision {precision} came; ONNX Runtime takes fp32"):
+    with pytest.raises(EngineError, match=f"got precision {precision}; ONNX Runtime takes fp32"):
         engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, precision)
     assert list(tmp_path.iterdir()) == []
 

@@ -96,13 +96,13 @@ def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path)
 
 
 def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; none came"):
+    with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; got none"):
         engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_precision_it_doesnt_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="precision fp16 came; OpenVINO takes fp32, bf16, int8"):
+    with pytest.raises(EngineError, match="got precision fp16; OpenVINO takes fp32, bf16, int8"):
         engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp16")
     assert list(tmp_path.iterdir()) == []
 

@@ -159,7 +159,7 @@ def test_a_graph_of_another_stage_is_refused_with_all_that_differs(tmp_path: Pat
     for part in (
         "input input_values FP32 [batch, samples] is missing",
         "input num_samples INT64 [batch, item=1] is missing",
-        "input input_ids INT64 [-1, -1] came, the contract has none of that name",
+        "input input_ids INT64 [-1, -1] is not in the contract",
         "output audio_features FP32 [batch, frames, model=256] is missing",
     ):
         assert part in str(caught.value)
@@ -171,8 +171,8 @@ def test_wrong_types_and_sizes_are_refused(tmp_path: Path) -> None:
     onnx.save(text_graph(nodes, [], ids_type=TensorProto.INT32), tmp_path / "source.onnx")
     with pytest.raises(EngineError) as caught:
         engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, RTX)
-    assert "input input_ids INT32 [-1, -1] came, expected input_ids INT64 [batch, tokens]" in str(caught.value)
-    assert "output text_features FP32 [-1, -1] came, expected text_features FP32 [batch, tokens, model=256]" in str(
+    assert "input input_ids INT64 [batch, tokens] expected, got input_ids INT32 [-1, -1]" in str(caught.value)
+    assert "output text_features FP32 [batch, tokens, model=256] expected, got text_features FP32 [-1, -1]" in str(
         caught.value
     )
 
@@ -210,7 +210,7 @@ def test_targets_are_compiled_for(tmp_path: Path) -> None:
 @needs_rtx
 def test_a_target_that_isnt_there_is_refused(tmp_path: Path) -> None:
     """Hopper (9.0) is none of TensorRT for RTX."""
-    with pytest.raises(EngineError, match=r"9\.0 came; .* takes 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
+    with pytest.raises(EngineError, match=r"got compute capability 9\.0; .* takes 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
         engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, options(compute_capabilities=("9.0",)))
 
 
@@ -224,9 +224,9 @@ def test_a_failed_build_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "int8"}, "int8 came; TensorRT takes fp32, fp16, bf16"),
-        ({"optimisation_level": 9}, "level 9 came"),
-        ({"max_batch": 0}, "max_batch 0 came"),
+        ({"precision": "int8"}, "got precision int8; TensorRT takes fp32, fp16, bf16"),
+        ({"optimisation_level": 9}, "got optimisation level 9"),
+        ({"max_batch": 0}, "got max_batch 0"),
     ],
 )
 def test_options_that_dont_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -67,12 +67,12 @@ def test_tensorrt_without_a_gpu_says_so(flavour: Any) -> None:
 
 
 def test_an_old_tensorrt_is_refused() -> None:
-    with pytest.raises(EngineError, match=r"8\.6\.1 came, expected 10 or later"):
+    with pytest.raises(EngineError, match=r"got TensorRT 8\.6\.1, expected 10 or later"):
         load_tensorrt("auto", finder(tensorrt=SimpleNamespace(__version__="8.6.1")), lambda: (L4,))
 
 
 def test_targets_are_for_rtx_alone() -> None:
-    with pytest.raises(EngineError, match=r"8\.9 came; TensorRT builds for the GPU it runs on"):
+    with pytest.raises(EngineError, match=r"got compute capabilities 8\.9; TensorRT builds for the GPU it runs on"):
         set_targets(TensorRt(SimpleNamespace(), rtx=False, gpu=L4), SimpleNamespace(), ("8.9",))
 
 

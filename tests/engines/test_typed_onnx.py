@@ -163,7 +163,7 @@ def test_files_of_a_graph(tmp_path: Path) -> None:
 
 def test_what_doesnt_fit_is_refused(tmp_path: Path) -> None:
     source = small_graph("fuse")
-    with pytest.raises(ValueError, match=r"'int8' came.*bf16"):
+    with pytest.raises(ValueError, match=r"got precision 'int8'.*bf16"):
         onnx_in_precision(source, "int8", tmp_path / "typed.onnx")  # type: ignore[arg-type]
     for precision in get_args(TypedPrecision):
         with pytest.raises(ValueError, match="is the source itself"):

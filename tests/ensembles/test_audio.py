@@ -195,7 +195,7 @@ def test_a_tenth_of_a_second_is_enough(rate: int) -> None:
 
 def test_too_short_is_told_with_what_is_needed() -> None:
     error = refusal(floats(tone(0.01)))
-    assert (error.code, error.message) == ("too_short", "0.010 s came; at least 0.1 s are needed")
+    assert (error.code, error.message) == ("too_short", "got 0.010 s; at least 0.1 s are needed")
 
 
 @pytest.mark.parametrize("format_", ["WAV", "FLAC", "OGG"])
@@ -210,7 +210,7 @@ def test_ten_minutes_are_refused_by_the_header(format_: str, monkeypatch: pytest
     error = refusal(data)
     assert time.perf_counter() - start < 0.5
     assert error.code == "too_long"
-    assert error.message == "600.00 s came; at most 16 s are accepted: cut it into utterances"
+    assert error.message == "got 600.00 s; at most 16 s are accepted: cut it into utterances"
 
 
 def test_limits_can_be_narrowed() -> None:
@@ -232,7 +232,7 @@ def test_samples_that_are_no_numbers_are_refused(bad: float, rate: int, position
     sound = tone(1, rate, channels=2)
     sound[position, 1] = bad
     error = refusal(floats(sound, rate))
-    assert (error.code, error.message) == ("not_finite", "NaN or infinite samples came; expected finite ones")
+    assert (error.code, error.message) == ("not_finite", "got NaN or infinite samples; expected finite ones")
 
 
 def test_silence_is_zero() -> None:
@@ -305,7 +305,7 @@ def test_too_many_bytes_are_refused_unread() -> None:
     data = floats(tone(1))
     error = refusal(data, Limits(max_audio_bytes=len(data) - 1))
     assert error.code == "too_large"
-    assert error.message == f"{len(data)} bytes came; at most {len(data) - 1} are accepted: cut it"
+    assert error.message == f"got {len(data)} bytes; at most {len(data) - 1} are accepted: cut it"
 
 
 def test_a_small_file_cant_take_much_memory() -> None:

@@ -111,7 +111,7 @@ def test_a_name_knows_its_pipeline(order: list[str], subset: tuple[str, ...], en
 @pytest.mark.parametrize(("modalities", "came"), [((), "none"), (("smell", "audio"), "audio, smell"), ("text", "e, t")])
 def test_unknown_or_no_modalities_are_refused(modalities: tuple[str, ...], came: str) -> None:
     for refuse in (ordered, pipeline_name):
-        with pytest.raises(ValueError, match=f"modalities came as {came}.*expected one or more of image, audio, text"):
+        with pytest.raises(ValueError, match=f"modalities: got {came}.*expected one or more of image, audio, text"):
             refuse(modalities)
 
 
@@ -142,7 +142,7 @@ def test_the_frames_of_the_buckets() -> None:
 @given(st.integers(0, 300_000), st.sampled_from([AUDIO_SAMPLES, TEXT_TOKENS]))
 def test_a_bucket_is_the_smallest_that_holds(length: int, buckets: tuple[int, ...]) -> None:
     if length > buckets[-1]:
-        with pytest.raises(ValueError, match=f"length {length} came, expected at most {buckets[-1]}"):
+        with pytest.raises(ValueError, match=f"got length {length}, expected at most {buckets[-1]}"):
             bucket_for(length, buckets)
     else:
         bucket = bucket_for(length, buckets)
@@ -162,15 +162,15 @@ def test_arrays_that_fit_a_spec_are_told_from_others(spec: TensorSpec, data: st.
     for wrong in (good[:0], good[0], good[..., None], good[(..., slice(0, 0))] if spec.axes[-1].sizes else good[:0]):
         problem = spec.mismatch(wrong)
         assert problem is not None
-        assert problem.startswith(f"shape {list(wrong.shape)} came, {expected}")
+        assert problem.startswith(f"got shape {list(wrong.shape)}, {expected}")
     problem = spec.mismatch(good.astype(np.float64))
     assert problem is not None
-    assert problem.startswith(f"dtype float64 came, {expected}")
+    assert problem.startswith(f"got dtype float64, {expected}")
 
 
 def test_a_size_between_the_buckets_is_told_with_those_allowed() -> None:
     problem = SPECS["input_ids"].mismatch(np.zeros((1, 17), np.int64))
-    assert problem == ("shape [1, 17] came, expected input_ids INT64 [batch, tokens] with tokens in [16, 32, 64, 128]")
+    assert problem == ("got shape [1, 17], expected input_ids INT64 [batch, tokens] with tokens in [16, 32, 64, 128]")
     assert SPECS["pixel_values"].describe() == "pixel_values FP32 [batch, channels=3, height=224, width=224]"
 
 
@@ -201,8 +201,8 @@ def test_other_errors_are_no_refusals() -> None:
 
 def test_a_refusal_survives_pickling() -> None:
     """It comes out of worker processes."""
-    came = pickle.loads(pickle.dumps(InvalidInput("audio", "too_long", "20 s came")))
-    assert (came.field, came.code, came.message) == ("audio", "too_long", "20 s came")
+    came = pickle.loads(pickle.dumps(InvalidInput("audio", "too_long", "got 20 s")))
+    assert (came.field, came.code, came.message) == ("audio", "too_long", "got 20 s")
 
 
 infos = st.builds(
@@ -235,7 +235,7 @@ def test_label_sets_and_presets_are_known_by_name() -> None:
     for name, labels in LABEL_SETS.items():
         assert labels_of(name) == labels
         assert len(set(labels)) == len(labels)
-    with pytest.raises(ValueError, match="label set came as 'melt'; expected one of meld, iemocap4"):
+    with pytest.raises(ValueError, match="label set: got 'melt'; expected one of meld, iemocap4"):
         labels_of("melt")
-    with pytest.raises(ValueError, match="preset came as 'huge'; expected one of base, mini"):
+    with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, mini"):
         preset_of("huge")

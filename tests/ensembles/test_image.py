@@ -211,14 +211,14 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 
 def test_no_bytes_at_all_are_told_apart() -> None:
     error = refusal(b"")
-    assert (error.code, error.message) == ("empty", "0 bytes came; expected a JPEG, PNG or WebP file")
+    assert (error.code, error.message) == ("empty", "got 0 bytes; expected a JPEG, PNG or WebP file")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (400, 15)])
 def test_tiny_images_are_refused(size: tuple[int, int]) -> None:
     error = refusal(saved(Image.new("RGB", size)))
     assert error.code == "too_small"
-    assert error.message == f"{size[0]} x {size[1]} pixels came; each side needs at least 16"
+    assert error.message == f"got {size[0]} x {size[1]} pixels; each side needs at least 16"
     assert decode_image(saved(Image.new("RGB", (16, 16)))).size == (16, 16)
 
 
@@ -253,9 +253,7 @@ def test_a_bomb_is_refused_by_its_declared_size(data: bytes, monkeypatch: pytest
 def test_the_limit_on_pixels_is_exact() -> None:
     limits = Limits(max_image_pixels=60 * 40)
     assert decode_image(saved(noise(60, 40)), limits).size == (60, 40)
-    assert refusal(saved(noise(61, 40)), limits).message == (
-        "61 x 40 pixels came; at most 2400 are accepted: shrink it"
-    )
+    assert refusal(saved(noise(61, 40)), limits).message == ("got 61 x 40 pixels; at most 2400 are accepted: shrink it")
 
 
 def test_a_bomb_in_the_metadata_is_refused() -> None:
@@ -269,7 +267,7 @@ def test_too_many_bytes_are_refused_unread() -> None:
     data = saved(noise())
     error = refusal(data, Limits(max_image_bytes=len(data) - 1))
     assert error.code == "too_large"
-    assert error.message == f"{len(data)} bytes came; at most {len(data) - 1} are accepted: shrink it"
+    assert error.message == f"got {len(data)} bytes; at most {len(data) - 1} are accepted: shrink it"
     assert decode_image(data, Limits(max_image_bytes=len(data))).size == (60, 40)
 
 

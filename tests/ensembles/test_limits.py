@@ -40,8 +40,8 @@ def test_limits_that_were_changed_round_trip_as_text() -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ({"max_audio_s": 16.5}, "max_audio_s came as 16.5; the largest bucket holds 16"),
-        ({"max_text_tokens": 129}, "max_text_tokens came as 129; the largest bucket holds 128"),
+        ({"max_audio_s": 16.5}, "max_audio_s: got 16.5; the largest bucket holds 16"),
+        ({"max_text_tokens": 129}, "max_text_tokens: got 129; the largest bucket holds 128"),
     ],
 )
 def test_what_no_bucket_holds_is_refused(limit: dict[str, float], message: str) -> None:

@@ -138,12 +138,12 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_config(lambda c: c.update(format=2)), "a checkpoint of format 2 came; this version reads format 1"),
-        (edit_config(lambda c: c.pop("format")), "a checkpoint of format None came"),
-        (edit_config(lambda c: c.update(nonsense=1)), "config.json came that is no checkpoint's.*nonsense"),
-        (edit_config(lambda c: c["encoders"].pop("audio")), "config.json came that is no checkpoint's.*audio"),
-        (rewrite("config.json", lambda text: text[:-20]), "config.json came that is no checkpoint's.*JSONDecodeError"),
-        (rewrite("config.json", lambda text: b"[]"), "config.json came that is no checkpoint's"),
+        (edit_config(lambda c: c.update(format=2)), "got a checkpoint of format 2; this version reads format 1"),
+        (edit_config(lambda c: c.pop("format")), "got a checkpoint of format None"),
+        (edit_config(lambda c: c.update(nonsense=1)), "got a config.json that is no checkpoint's.*nonsense"),
+        (edit_config(lambda c: c["encoders"].pop("audio")), "got a config.json that is no checkpoint's.*audio"),
+        (rewrite("config.json", lambda text: text[:-20]), "got a config.json that is no checkpoint's.*JSONDecodeError"),
+        (rewrite("config.json", lambda text: b"[]"), "got a config.json that is no checkpoint's"),
         (edit_config(lambda c: c["encoders"]["text"].update(weights_sha256="ab" * 32)), f"expected {'ab' * 32}"),
         (
             edit_config(lambda c: c["encoders"]["text"].update(weights_from="package:no_such_package")),
@@ -242,7 +242,7 @@ def test_a_local_directory_is_a_source(checkpoint: Checkpoint, monkeypatch: pyte
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="preset came as 'huge'"):
+    with pytest.raises(ValueError, match="preset: got 'huge'"):
         checkpoint_from_preset("huge", "meld")
-    with pytest.raises(ValueError, match="label set came as 'melt'"):
+    with pytest.raises(ValueError, match="label set: got 'melt'"):
         checkpoint_from_preset("mini", "melt")

@@ -57,13 +57,13 @@ def store(graph_store: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "tvm"}, "engine came as 'tvm'; expected one of openvino, tensorrt, onnxruntime"),
-        ({"precision": "fp16"}, "precision came as 'fp16'; openvino takes fp32, bf16, int8"),
-        ({"engine": "tensorrt", "precision": "int8"}, "precision came as 'int8'; tensorrt takes fp32, fp16, bf16"),
-        ({"engine": "onnxruntime", "precision": "bf16"}, "precision came as 'bf16'; onnxruntime takes fp32"),
-        ({"label_set": "melt"}, "label set came as 'melt'; expected one of meld"),
-        ({"preset": "huge"}, "preset came as 'huge'; expected one of base, mini"),
-        ({"checkpoint_sha256": "ab" * 32}, "checkpoint_sha256 came without a checkpoint"),
+        ({"engine": "tvm"}, "engine: got 'tvm'; expected one of openvino, tensorrt, onnxruntime"),
+        ({"precision": "fp16"}, "precision: got 'fp16'; openvino takes fp32, bf16, int8"),
+        ({"engine": "tensorrt", "precision": "int8"}, "precision: got 'int8'; tensorrt takes fp32, fp16, bf16"),
+        ({"engine": "onnxruntime", "precision": "bf16"}, "precision: got 'bf16'; onnxruntime takes fp32"),
+        ({"label_set": "melt"}, "label set: got 'melt'; expected one of meld"),
+        ({"preset": "huge"}, "preset: got 'huge'; expected one of base, mini"),
+        ({"checkpoint_sha256": "ab" * 32}, "got checkpoint_sha256 without a checkpoint"),
     ],
 )
 def test_options_that_dont_fit_are_refused_at_once(options: dict[str, Any], message: str) -> None:

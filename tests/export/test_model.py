@@ -130,7 +130,7 @@ def test_masked_group_norm_is_group_norm_of_what_is_real() -> None:
     normed = masked_group_norm(hidden, norm, torch.tensor([[50], [20]]))
     assert difference(normed[:1], norm(hidden[:1])) < 1e-5
     assert difference(normed[1:, :, :20], norm(hidden[1:, :, :20])) < 1e-5
-    with pytest.raises(ValueError, match="3 groups of 6 channels came"):
+    with pytest.raises(ValueError, match="got 3 groups of 6 channels"):
         masked_group_norm(hidden, nn.GroupNorm(3, 6), torch.tensor([[50], [20]]))
 
 

@@ -189,7 +189,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(
     edit: str, side: str, graphs: Mapping[str, Path], tmp_path: Path
 ) -> None:
     check_contract(edited(graphs["encode_text"], tmp_path, "none"), STAGES["encode_text"])
-    with pytest.raises(ValueError, match=f"{side} came as .*the contract of encode_text expects"):
+    with pytest.raises(ValueError, match=f"{side}: got .*the contract of encode_text expects"):
         check_contract(edited(graphs["encode_text"], tmp_path, edit), STAGES["encode_text"])
 
 

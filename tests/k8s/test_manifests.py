@@ -285,7 +285,7 @@ def test_quantities(text: str | int, number: float) -> None:
 
 
 def test_a_quantity_of_an_unknown_unit_is_refused() -> None:
-    with pytest.raises(ValueError, match="'5Gb' came"):
+    with pytest.raises(ValueError, match="got '5Gb'"):
         quantity("5Gb")
 
 

@@ -63,7 +63,7 @@ def test_errors_count_against_the_release_on_trial_alone() -> None:
     comparison = compared(client(), client(error=InferenceFailed("NaN")))
     assert (comparison.asked, len(comparison.errors)) == (8, 8)
     assert comparison.faults(OPTIONS) == ["8 of 8 requests failed: NaN"]
-    refused = InvalidInput("text", "too_long", "129 tokens came")
+    refused = InvalidInput("text", "too_long", "got 129 tokens")
     assert compared(client(error=refused), client(error=InferenceFailed("NaN"))).errors == []
     assert compared(client(), client(error=refused)).errors  # what the running one takes must be taken
 

@@ -1,4 +1,4 @@
-"""The steps of an upgrade and the way back, on targets that are played; test_upgrade.py takes the real server."""
+"""The steps of an upgrade and of rolling back, on targets that are played; test_upgrade.py takes the real server."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_a_target_that_has_it_already_isnt_moved(release: Release, events: list[
 
 def test_a_way_back_that_fails_is_said(release: Release, events: list[Event]) -> None:
     target = PlayedTarget(fails={"load": [ServerError("load")], "end_trial": [ServerError("end")]})
-    with pytest.raises(RollbackFailed, match="load on played: load; and the way back failed: rollback on played: end"):
+    with pytest.raises(RollbackFailed, match="load on played: load; and rolling back failed: rollback on played: end"):
         upgrade([target], release, QUICK, events.append)
 
 
@@ -260,10 +260,10 @@ def test_without_a_release_before_a_rollback_says_so(release: Release, events: l
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"canary_share": 1.5}, "canary_share came as 1.5; expected a share from 0 to 1"),
-        ({"watch_s": -1}, "watch_s came as -1; expected seconds, 0 or more"),
-        ({"max_slowdown": 0.5}, "max_slowdown came as 0.5; expected 1 or more"),
-        ({"samples": 3}, "samples came as 3; expected 7 or more"),
+        ({"canary_share": 1.5}, "canary_share: got 1.5; expected a share from 0 to 1"),
+        ({"watch_s": -1}, "watch_s: got -1; expected seconds, 0 or more"),
+        ({"max_slowdown": 0.5}, "max_slowdown: got 0.5; expected 1 or more"),
+        ({"samples": 3}, "samples: got 3; expected 7 or more"),
     ],
 )
 def test_options_are_checked(changes: dict[str, float], said: str) -> None:

@@ -65,10 +65,10 @@ def test_a_pod_that_fits_no_node_is_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((0.0, 100.0), "rate came as 0"),
-        ((1.0, -1.0), "slo_ms came as -1"),
-        ((1.0, 100.0, 1.0), "percentile came as 1"),
-        ((1.0, 100.0, 0.95, 0.5), "peak came as 0.5"),
+        ((0.0, 100.0), "rate: got 0"),
+        ((1.0, -1.0), "slo_ms: got -1"),
+        ((1.0, 100.0, 1.0), "percentile: got 1"),
+        ((1.0, 100.0, 0.95, 0.5), "peak: got 0.5"),
     ],
 )
 def test_demands_that_are_none_are_refused(arguments: tuple[float, ...], told: str) -> None:

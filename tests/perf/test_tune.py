@@ -92,7 +92,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match="no release came"):
+    with pytest.raises(ValueError, match="got no release"):
         TuneOptions([])
     with pytest.raises(ValueError, match="slo_ms and trials"):
         TuneOptions([RELEASE], slo_ms=0)

@@ -47,7 +47,7 @@ def test_prune_by_number(store: Store, here: Path) -> None:
     assert prune_store(store, Selection(numbers=[2]), grace_s=0).releases == (2,)
     assert store.numbers() == [1, 3]
     store.verify()
-    with pytest.raises(ReleaseError, match=r"release 2, 7 came; .* holds 1, 3"):
+    with pytest.raises(ReleaseError, match=r"got release 2, 7; .* holds 1, 3"):
         prune_store(store, Selection(numbers=[7, 1, 2]))
     assert store.numbers() == [1, 3]
 
@@ -171,8 +171,8 @@ def test_a_folder_is_pruned(here: Path, there: Path) -> None:
 
 def test_what_cant_be_pruned_is_refused() -> None:
     for options, message in (
-        ({"keep": 0}, "keep came as 0; expected 1 or more"),
-        ({"keep": 1, "numbers": [1]}, "keep and numbers came together"),
+        ({"keep": 0}, "keep: got 0; expected 1 or more"),
+        ({"keep": 1, "numbers": [1]}, "got keep and numbers together"),
         ({"numbers": [1, 2], "protected": [2, 3]}, "release 2 is served here"),
     ):
         with pytest.raises(ValueError, match=message):

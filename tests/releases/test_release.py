@@ -263,15 +263,15 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "golden file missing": (lambda v: without(v, "golden_files", "text"), "sizes are unknown|golden has answers"),
     "field missing": (lambda v: without(v, "recipe"), "manifest lacks recipe"),
     "field unknown": (lambda v: put(v, 1, "surprise"), "manifest has unknown fields: 'surprise'"),
-    "no list": (lambda v: put(v, "joy", "info", "labels"), "manifest.info.labels came as 'joy'; expected a list"),
-    "no object": (lambda v: put(v, [], "stages"), r"manifest.stages came as \[\]; expected an object"),
-    "no number": (lambda v: put(v, "1", "stages", "fuse", "version"), "fuse.version came as '1'; expected int"),
-    "truth is no number": (lambda v: put(v, True, "info", "release"), "info.release came as True; expected int"),
-    "null": (lambda v: put(v, None, "recipe"), "manifest.recipe came as None; expected str"),
-    "endless": (lambda v: put(v, float("inf"), "golden_tolerance"), "Infinity came"),
+    "no list": (lambda v: put(v, "joy", "info", "labels"), "manifest.info.labels: got 'joy'; expected a list"),
+    "no object": (lambda v: put(v, [], "stages"), r"manifest.stages: got \[\]; expected an object"),
+    "no number": (lambda v: put(v, "1", "stages", "fuse", "version"), "fuse.version: got '1'; expected int"),
+    "truth is no number": (lambda v: put(v, True, "info", "release"), "info.release: got True; expected int"),
+    "null": (lambda v: put(v, None, "recipe"), "manifest.recipe: got None; expected str"),
+    "endless": (lambda v: put(v, float("inf"), "golden_tolerance"), "got Infinity"),
     "huge number": (lambda v: put(v, 1 << 80, "info", "release"), "a very large integer"),
     "terminal codes": (lambda v: put(v, "\x1b[2J", "info", "preset"), "expected printable characters"),
-    "release 0": (lambda v: put(v, 0, "info", "release"), "release came as 0"),
+    "release 0": (lambda v: put(v, 0, "info", "release"), "release: got 0"),
     "another's number": (lambda v: put(v, 9, "info", "release"), "holds the manifest of release 9"),
     "stage of the future": (lambda v: put(v, 2, "stages", "fuse", "version"), "version 2; expected 1 to 1"),
     "modality": (lambda v: put(v["golden"][0], ["smell"], "modalities"), "expected one of image, audio, text"),
@@ -439,7 +439,7 @@ def test_what_isnt_there_is_told_with_what_is(tmp_path: Path) -> None:
         open_release(tmp_path)
     make(tmp_path)
     make(tmp_path, fuse="b")
-    with pytest.raises(ReleaseError, match=f"release 7 came; {tmp_path} holds 1, 2"):
+    with pytest.raises(ReleaseError, match=f"got release 7; {tmp_path} holds 1, 2"):
         open_release(tmp_path, 7)
 
 
@@ -455,5 +455,5 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path) -> None:
     path = release.folder / MANIFEST_FILE
     values = json.loads(path.read_text())
     rewrite(path, json.dumps(values | {"format": 1}).encode())
-    with pytest.raises(ReleaseError, match=f"{path}: a manifest of format 1 came; this version reads format 2: export"):
+    with pytest.raises(ReleaseError, match=f"{path}: got a manifest of format 1; this version reads format 2: export"):
         open_release(tmp_path)

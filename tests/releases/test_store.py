@@ -63,7 +63,7 @@ def test_a_store_says_what_it_holds(url: str, here: Path) -> None:
     assert store.numbers() == [1, 2, 3]
     assert store.releases() == {release.number: release.manifest for release in releases}
     assert (store.show(), store.show(2)) == (releases[2].manifest, releases[1].manifest)
-    with pytest.raises(StoreError, match=r"release 7 came; .* holds 1, 2, 3"):
+    with pytest.raises(StoreError, match=r"got release 7; .* holds 1, 2, 3"):
         store.show(7)
     checked = store.verify()
     assert (checked.releases, checked.blobs) == ((1, 2, 3), BLOBS + 2)
@@ -145,7 +145,7 @@ def test_lines_of_releases_that_were_exported_apart_dont_mix(store: Store, here:
 def test_a_local_release_that_cant_be_read_is_named(store: Store, here: Path, there: Path) -> None:
     store.push(make(here))
     rewrite(store.pull(there).folder / MANIFEST_FILE, b"{}")
-    with pytest.raises(ReleaseError, match=f"format None came.*Remove {there}/1, then pull again"):
+    with pytest.raises(ReleaseError, match=f"got a manifest of format None.*Remove {there}/1, then pull again"):
         store.pull(there)
 
 

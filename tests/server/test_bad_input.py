@@ -208,7 +208,7 @@ def test_limits_are_settings(release_of: Callable[[Precision], Release], tmp_pat
         server_on(release_of("fp32"), tmp_path, InstallOptions(limits)) as running,
         EmotionClient(running.grpc_url) as client,
     ):
-        with pytest.raises(InvalidInput, match=r"1\.00 s came; at most 0\.5 s"):
+        with pytest.raises(InvalidInput, match=r"got 1\.00 s; at most 0\.5 s"):
             client.predict(audio=sound(np.zeros(16_000, np.float32)))
         with pytest.raises(InvalidInput, match="each side needs at least 300"):
             client.predict(image=picture(299, 400))

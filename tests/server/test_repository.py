@@ -157,7 +157,7 @@ def test_a_version_that_was_damaged_where_it_is_served_is_noticed(store: Path, r
 
 def test_another_release_of_the_same_number_is_refused(tmp_path: Path, repository: Repository) -> None:
     repository.install(make(tmp_path / "here"))
-    with pytest.raises(RepositoryError, match=r"release 1 \(.*\) came; .* serves another release 1"):
+    with pytest.raises(RepositoryError, match=r"got release 1 \(.*\); .* serves another release 1"):
         repository.add(make(tmp_path / "elsewhere", fuse="other"))
 
 

@@ -49,7 +49,7 @@ def test_the_temperature_is_the_one_that_made_the_labels() -> None:
 
 
 def test_nothing_and_nan_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 items came"):
+    with pytest.raises(ValueError, match="got 0 items"):
         metrics_of(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(ValueError, match="diverged"):
         metrics_of(np.array([[np.nan, 1.0]]), np.array([0]))
@@ -65,7 +65,7 @@ def test_intervals_are_those_of_students_t(count: int) -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    with pytest.raises(ValueError, match="1 seeds came"):
+    with pytest.raises(ValueError, match="got 1 seeds"):
         interval_of([0.5])
 
 

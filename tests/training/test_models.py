@@ -98,7 +98,7 @@ def test_token_dropout_acts_in_training_alone(prepared: Prepared) -> None:
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="model came as 'best'"):
+    with pytest.raises(ValueError, match="model: got 'best'"):
         fusion_of("best", FusionSize(), 3)
-    with pytest.raises(ValueError, match="model came as 'best'"):
+    with pytest.raises(ValueError, match="model: got 'best'"):
         TrainOptions(model="best")  # type: ignore[arg-type]

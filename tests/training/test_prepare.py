@@ -97,10 +97,10 @@ def test_media_that_cant_be_read_are_counted(corpus: DataSet, untrained: Checkpo
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label": "bored"}, r"train-0: the label came as 'bored'; expected one of meld's.*Correct"),
-        ({"valence": float("nan")}, r"train-0: its valence came as nan.*correct.*train-0.png"),
-        ({"arousal": float("inf")}, r"train-0: its arousal came as inf"),
-        ({"split": "dev"}, r"train-0: the split came as 'dev'"),
+        ({"label": "bored"}, r"train-0: label: got 'bored'; expected one of meld's.*Correct"),
+        ({"valence": float("nan")}, r"train-0: valence: got nan.*correct.*train-0.png"),
+        ({"arousal": float("inf")}, r"train-0: arousal: got inf"),
+        ({"split": "dev"}, r"train-0: split: got 'dev'"),
     ],
 )
 def test_what_no_training_can_use_is_refused_by_name(

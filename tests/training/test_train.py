@@ -80,9 +80,9 @@ def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tm
         train(prepared, OPTIONS, tmp_path / "b", silent)
     with pytest.raises(ValueError, match="holds a training with other options"):
         train(prepared, OPTIONS, tmp_path / "b", silent, resume=True)
-    with pytest.raises(ValueError, match="text_layers came as 9; expected 0 to 6"):
+    with pytest.raises(ValueError, match="text_layers: got 9; expected 0 to 6"):
         train(prepared, replace(OPTIONS, text_layers=9), tmp_path / "c", silent)
-    with pytest.raises(ValueError, match="epochs came as 0"):
+    with pytest.raises(ValueError, match="epochs: got 0"):
         replace(OPTIONS, epochs=0)
 
 

@@ -58,7 +58,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < 2:
-            raise ValueError(f"seeds came as {list(self.seeds)}; expected two or more different ones")
+            raise ValueError(f"seeds: got {list(self.seeds)}; expected two or more different ones")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def evaluate(
     config = checkpoint.config
     if data.label_set != config.label_set:
         raise DataError(
-            f"data with the labels of {data.label_set!r} came; the checkpoint answers with those of "
+            f"got data with the labels of {data.label_set!r}; the checkpoint answers with those of "
             f"{config.label_set!r}: evaluate on data of that label set, or train on this one"
         )
     indices, temperature = data.of(split), float(checkpoint.model.fusion.temperature)

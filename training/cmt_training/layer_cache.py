@@ -42,7 +42,7 @@ def without_lower_layers(model: CrossModalTransformer, trained: int) -> Any:
     encoder = cast(Any, model.encoders["text"])
     backbone = encoder.backbone
     if not 0 <= trained <= (most := len(backbone.encoder.layer)):
-        raise ValueError(f"text_layers came as {trained}; expected 0 to {most}: the encoder has no more")
+        raise ValueError(f"text_layers: got {trained}; expected 0 to {most}: the encoder has no more")
     encoder.backbone = UpperLayers(backbone, trained)
     return backbone
 

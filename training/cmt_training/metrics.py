@@ -35,9 +35,9 @@ class Metrics:
 def metrics_of(probabilities: Floats, labels: Floats) -> Metrics:
     """Probabilities [n, labels], labels [n]. ValueError without items or with NaN."""
     if not len(labels):
-        raise ValueError("0 items came; expected one or more to measure on")
+        raise ValueError("got 0 items; expected one or more to measure on")
     if not np.isfinite(probabilities).all():
-        raise ValueError("NaN or infinite probabilities came; expected finite ones: the model has diverged")
+        raise ValueError("got NaN or infinite probabilities; expected finite ones: the model has diverged")
     confusion = confusion_matrix(probabilities, labels)
     f1, support = f1_per_label(confusion), confusion.sum(axis=1)
     seen = (confusion.sum(axis=0) + support) > 0

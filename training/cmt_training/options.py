@@ -75,10 +75,10 @@ class TrainOptions:
         preset_of(self.preset)
         for name, accepted in (("model", MODELS), ("precision", PRECISIONS)):
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} came as {getattr(self, name)!r}; expected one of {', '.join(accepted)}")
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(accepted)}")
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} came as {getattr(self, name)}; expected 1 or more")
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected 1 or more")
         for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} came as {getattr(self, name)}; expected 0 or more and less than 1")
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more and less than 1")

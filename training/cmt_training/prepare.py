@@ -82,7 +82,7 @@ class Prepared:
         if not found:
             counts = dict(Counter(item.split for item in self.items))
             raise DataError(
-                f"the split {split!r} of {self.name!r} is empty (items came as {counts}); expected at least one item: "
+                f"the split {split!r} of {self.name!r} is empty (items: {counts}); expected at least one item: "
                 "complete the data set's folder, and see what was skipped"
             )
         return found
@@ -145,16 +145,16 @@ def check(data: DataSet) -> None:
     for example in data.examples:
         if example.label not in labels:
             raise DataError(
-                f"{example.id}: the label came as {example.label!r}; expected one of {data.label_set}'s: "
+                f"{example.id}: label: got {example.label!r}; expected one of {data.label_set}'s: "
                 f"{', '.join(labels)}. Correct the annotation or choose another label set"
             )
         if example.split not in SPLITS:
-            raise DataError(f"{example.id}: the split came as {example.split!r}; expected one of {', '.join(SPLITS)}")
+            raise DataError(f"{example.id}: split: got {example.split!r}; expected one of {', '.join(SPLITS)}")
         for name in ("valence", "arousal"):
             value = getattr(example, name)
             if value is not None and not math.isfinite(value):
                 raise DataError(
-                    f"{example.id}: its {name} came as {value}; expected a finite number or none: correct the "
+                    f"{example.id}: {name}: got {value}; expected a finite number or none: correct the "
                     f"annotation{_lies_in(example)}"
                 )
 

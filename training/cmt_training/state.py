@@ -78,7 +78,7 @@ def load_state(
         differ = sorted(key for key in {*wanted, *state.recipe} if wanted.get(key) != state.recipe.get(key))
         raise ValueError(
             f"{run} holds a training with other {', '.join(differ)}: "
-            f"{ {key: state.recipe.get(key) for key in differ} } came, "
+            f"got { {key: state.recipe.get(key) for key in differ} }, "
             f"expected { {key: wanted.get(key) for key in differ} }; name another folder, or train as it began"
         )
     tensors = load_file(states[-1] / TENSORS_FILE)

@@ -58,7 +58,7 @@ def interval_of(values: Sequence[float]) -> Interval:
     """ValueError for fewer than two values: one seed has no interval."""
     count = len(values)
     if count < 2:
-        raise ValueError(f"{count} seeds came; expected two or more to make an interval of")
+        raise ValueError(f"got {count} seeds; expected two or more to make an interval of")
     mean = math.fsum(values) / count
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE

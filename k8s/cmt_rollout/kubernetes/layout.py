@@ -47,10 +47,10 @@ class ClusterOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.canary_share <= 1:
-            raise ValueError(f"canary_share came as {self.canary_share}; expected a share from 0 to 1")
+            raise ValueError(f"canary_share: got {self.canary_share}; expected a share from 0 to 1")
         for name in ("ready_timeout_s", "fault_grace_s", "lease_s", "tick_s"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} came as {getattr(self, name)}; expected seconds above 0")
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected seconds above 0")
 
     def canaries(self, replicas: int) -> int:
         """How many pods a release is tried on."""

@@ -74,7 +74,7 @@ def quantity(text: str | int | float) -> float:
     """A Kubernetes quantity as a number: 250m is 0.25, 1Ki is 1024."""
     match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text))
     if match is None or match[2] not in UNITS:
-        raise ValueError(f"{text!r} came; expected a number with a unit of {', '.join(filter(None, UNITS))}")
+        raise ValueError(f"got {text!r}; expected a number with a unit of {', '.join(filter(None, UNITS))}")
     return float(match[1]) * UNITS[match[2]]
 
 

@@ -83,5 +83,5 @@ def read_table(path: Path) -> dict[str, float]:
 def _element(value: object) -> str:
     data = value.encode() if isinstance(value, str) else value
     if not isinstance(data, bytes):
-        raise ValueError(f"an input of a benchmark came as {type(value).__name__}; expected bytes or text")
+        raise ValueError(f"an input of a benchmark: got {type(value).__name__}; expected bytes or text")
     return base64.b64encode(struct.pack("<I", len(data)) + data).decode()

@@ -31,7 +31,7 @@ def fetch(folder: Path = FETCHED) -> Path:
         with zipfile.ZipFile(next(Path(work).glob("*.whl"))) as wheel:
             inside = [name for name in wheel.namelist() if Path(name).name == BINARY]
             if not inside:
-                raise RuntimeError(f"{CLIENT} came without {BINARY}; on another platform `pip install perf-analyzer`")
+                raise RuntimeError(f"got {CLIENT} without {BINARY}; on another platform `pip install perf-analyzer`")
             (folder / BINARY).write_bytes(wheel.read(inside[0]))
     for name, pattern in LIBRARIES.items():
         shutil.copyfile(_library(pattern), folder / name)
@@ -50,7 +50,7 @@ def _library(pattern: str) -> Path:
     copies = sorted((Path(found.origin).parents[1] / "nvidia_pytriton.libs").glob(pattern))
     if not copies:
         raise RuntimeError(
-            f"nvidia-pytriton came without {pattern}; install that library and name it in LD_LIBRARY_PATH"
+            f"got nvidia-pytriton without {pattern}; install that library and name it in LD_LIBRARY_PATH"
         )
     return copies[0]
 

@@ -56,9 +56,9 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if self.peers and self.checkpoint is None:
-            raise ValueError(f"peers came as {', '.join(self.peers)} without the checkpoint that they are to serve")
+            raise ValueError(f"peers: got {', '.join(self.peers)} without the checkpoint that they are to serve")
         if self.rounds < 2:
-            raise ValueError(f"rounds came as {self.rounds}; expected 2 or more, for an interval")
+            raise ValueError(f"rounds: got {self.rounds}; expected 2 or more, for an interval")
 
 
 def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:

@@ -43,11 +43,9 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if (self.shape == "open") != (self.rate > 0):
-            raise ValueError(f"rate came as {self.rate:g} for {self.shape!r}; expected above 0 for open, 0 for others")
+            raise ValueError(f"rate: got {self.rate:g} for {self.shape!r}; expected above 0 for open, 0 for others")
         if self.concurrency < 1 or self.requests < 1:
-            raise ValueError(
-                f"concurrency and requests came as {self.concurrency}, {self.requests}; expected 1 or more"
-            )
+            raise ValueError(f"concurrency and requests: got {self.concurrency}, {self.requests}; expected 1 or more")
 
     def plan(self, kind: Kind, url: str, seed: int) -> TrafficPlan:
         """The traffic that asks a system, of its kind at its URL."""

@@ -82,5 +82,5 @@ def triton_version(text: str) -> TritonVersion:
     """The first two numbers of a version such as 2.51.0. ValueError if there are none."""
     match = re.match(r"(\d{1,4})\.(\d{1,4})(\D|$)", text)
     if match is None:
-        raise ValueError(f"the Triton version came as {printable(text)!r}; expected one such as 2.51")
+        raise ValueError(f"Triton version: got {printable(text)!r}; expected one such as 2.51")
     return int(match[1]), int(match[2])

@@ -120,7 +120,7 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
     chosen: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} came; expected the folder of a Triton model repository")
+            raise FileNotFoundError(f"got {folder}; expected the folder of a Triton model repository")
         parts = ServedRepository(folder).model_folders
         for path in parts if all(part.is_dir() for part in parts) else (folder,):
             chosen.setdefault(path.resolve(), path)
@@ -138,7 +138,7 @@ def parse_config(data: bytes) -> ModelConfig:
 def sized(config: ModelConfig) -> ModelConfig:
     """The configuration itself. ValueError for an ensemble of more than MAX_STEPS steps."""
     if len(config.ensemble_scheduling.step) > MAX_STEPS:
-        raise ValueError(f"an ensemble of more than {MAX_STEPS} steps came")
+        raise ValueError(f"got an ensemble of more than {MAX_STEPS} steps")
     return config
 
 
@@ -187,7 +187,7 @@ def _model(name: str, file: Path, versions: tuple[int, ...]) -> Model:
     with file.open("rb") as opened:
         data = opened.read(MAX_CONFIG_BYTES + 1)
     if len(data) > MAX_CONFIG_BYTES:
-        raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes came")
+        raise ValueError(f"got more than {MAX_CONFIG_BYTES} bytes")
     return Model(name, str(file), parse_config(data), versions)
 
 

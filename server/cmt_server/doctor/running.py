@@ -70,7 +70,7 @@ class RunningTriton:
         """ValueError for another kind of URL."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"the URL came as {url!r}; expected Triton's HTTP service, such as http://127.0.0.1:8000")
+            raise ValueError(f"URL: got {url!r}; expected Triton's HTTP service, such as http://127.0.0.1:8000")
         self.url, self.host = url.rstrip("/"), parts.hostname
         self._port, self._prefix = parts.port, parts.path.rstrip("/")
         self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -107,7 +107,7 @@ class RunningTriton:
         status, body = self._call("GET", "/v2")
         told = _json(body)
         if status != OK or not isinstance(told, dict) or "version" not in told:
-            raise ServerError(f"{self.url}/v2 came with status {status} and not as Triton's; is it its HTTP port?")
+            raise ServerError(f"{self.url}/v2 answered with status {status}, not as Triton does; is it the HTTP port?")
         try:
             return triton_version(str(told["version"]))
         except ValueError:
@@ -167,7 +167,7 @@ class RunningTriton:
         finally:
             connection.close()
         if len(data) > MAX_ANSWER_BYTES:
-            raise ServerError(f"{self.url}{path} came with more than {MAX_ANSWER_BYTES} bytes")
+            raise ServerError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES} bytes")
         return response.status, data
 
 

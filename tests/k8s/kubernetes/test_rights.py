@@ -129,7 +129,7 @@ def test_a_release_that_the_store_hasnt_is_refused(driven: Driven, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [(("--keep",), "--keep came with --kubernetes"), (("--server", "a=b"), "--server came with --kubernetes")],
+    [(("--keep",), "got --keep with --kubernetes"), (("--server", "a=b"), "got --server with --kubernetes")],
 )
 def test_options_of_a_single_server_are_refused(driven: Driven, more: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -23,5 +23,5 @@ def test_an_unknown_layout_says_what_is_known(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data set 'fer' came; expected one of meld, iemocap, affectnet, generated"):
+    with pytest.raises(DataError, match="got data set 'fer'; expected one of meld, iemocap, affectnet, generated"):
         open_data_set(tmp_path, "fer")  # type: ignore[arg-type]

@@ -179,5 +179,5 @@ def test_an_absent_session_is_named(release: Release) -> None:
 
 
 def test_a_foreign_label_set_is_refused(release: Release) -> None:
-    with pytest.raises(DataError, match="label set 'meld' came for IEMOCAP; expected iemocap4 or iemocap6"):
+    with pytest.raises(DataError, match="got label set 'meld' for IEMOCAP; expected iemocap4 or iemocap6"):
         open_data_set(release.root, label_set="meld")

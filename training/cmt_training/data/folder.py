@@ -33,7 +33,7 @@ def open_data_set(folder: Path, kind: Kind | None = None, label_set: str | None 
     """
     require_folder(folder)
     if kind is not None and kind not in KINDS:
-        raise DataError(f"data set {kind!r} came; expected one of {', '.join(KINDS)}")
+        raise DataError(f"got data set {kind!r}; expected one of {', '.join(KINDS)}")
     return _LOADERS[kind or _recognised(folder)](folder, label_set)
 
 

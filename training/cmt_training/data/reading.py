@@ -82,7 +82,7 @@ def check_label_set(kind: str, chosen: str | None, possible: Sequence[str]) -> s
     """The label set chosen, else the first that is possible. DataError for another."""
     assert set(possible) <= set(LABEL_SETS)
     if chosen is not None and chosen not in possible:
-        raise DataError(f"label set {chosen!r} came for {kind}; expected {' or '.join(possible)}")
+        raise DataError(f"got label set {chosen!r} for {kind}; expected {' or '.join(possible)}")
     return chosen or possible[0]
 
 

@@ -57,7 +57,7 @@ class CorpusOptions:
         rates = ("validation_share", "test_share", "missing_rate", "noisy_rate", "noise_level", "contradiction_rate")
         for name in rates:
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} came as {getattr(self, name)}; expected 0 to 1")
+                raise DataError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
         if min(self.people) < 1 or not 16 <= self.image_side_px <= 1024 or not self.splits:
             raise DataError("expected at least 1 person a split, 16 to 1024 pixels and a split")
         if min(self.count(split) for split in self.splits) < 1:
