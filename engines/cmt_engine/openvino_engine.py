@@ -16,6 +16,7 @@ import openvino
 
 from cmt_engine.engine import EngineError, EngineSidecar, Precision, sha256_of
 from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
+from cmt_engine.openvino_groups import join_small_groups
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
 
@@ -67,6 +68,8 @@ def engine_from_onnx(
     if precision not in INFERENCE_PRECISION:
         raise EngineError(f"got precision {precision}; OpenVINO takes {', '.join(INFERENCE_PRECISION)}")
     model = openvino.convert_model(str(onnx_path))
+    if precision != "fp32":
+        join_small_groups(model)
     if precision == "int8" and stage.kind == "fuse":
         precision = "bf16"  # a hundredth of the work, and the scores of its masked attention are wide
     if precision == "int8":
