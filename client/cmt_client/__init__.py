@@ -27,6 +27,7 @@ from cmt_client.requests import Item
 from cmt_client.result import Emotion
 from cmt_client.status import ServerStatus, server_status
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
+from cmt_pipeline import __version__
 
 __all__ = [
     "AsyncEmotionClient",
@@ -49,6 +50,7 @@ __all__ = [
     "Sound",
     "Transport",
     "UnknownPipeline",
+    "__version__",
     "connect",
     "connect_async",
     "server_status",

@@ -16,27 +16,36 @@ if TYPE_CHECKING:
 
 
 def bench(
-    release: Annotated[int | None, typer.Argument(help="Its number; else the newest.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the newest release to take: fp32, bf16, int8, …")] = None,
+    release: Annotated[int | None, typer.Argument(help="Release number; the newest by default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Take the newest release of this precision: fp32, bf16, int8, …")
+    ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="What the release was made of, for peers to serve; of an untrained one made anew."),
+        typer.Option(help="Checkpoint of the release, for peers to serve; made anew for an untrained release."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each system.")] = 6,
-    requests: Annotated[int, typer.Option(help="Counted in each turn.")] = 30,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every system gets one turn.")] = 6,
+    requests: Annotated[int, typer.Option(help="Requests measured in each turn.")] = 30,
     audio_s: Annotated[float, typer.Option(help="Seconds of sound in each request.")] = 4.0,
     text_tokens: Annotated[int, typer.Option(help="Tokens in each request.")] = 64,
-    peer: Annotated[list[str] | None, typer.Option(help="fastapi, pytriton or bentoml; may be repeated.")] = None,
-    tuning: Annotated[Path | None, typer.Option(help="What `cmt tune` wrote for this machine.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Also measure fastapi, pytriton or bentoml; repeatable.")
+    ] = None,
+    tuning: Annotated[Path | None, typer.Option(help="File that `cmt tune` wrote for this machine.")] = None,
     same_model: Annotated[
-        bool, typer.Option("--same-model", help="Also the conventional model through the pipeline; exports it first.")
+        bool,
+        typer.Option(
+            "--same-model", help="Also measure the conventional model through our pipeline; exports it first."
+        ),
     ] = False,
-    growth: Annotated[bool, typer.Option(help="Also concurrency, batches, lengths and open loops.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("perf/results"),
+    growth: Annotated[
+        bool, typer.Option(help="Also measure growth with concurrency, batch and length, and open loops.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the requests.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("perf/results"),
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Serves a release and the conventional system beside it, asks both in turns, and writes what came of it.
+    """Measures a release beside the conventional system, in turns, and writes a report.
 
     The conventional system is self-attention over all tokens of the same three encoders, in eager PyTorch fp32, one
     Triton model. Its weights are random: they take the same time. Keep the machine quiet.

@@ -13,19 +13,23 @@ DEFAULTS = CorpusOptions()
 
 
 def corpus(
-    folder: Annotated[Path, typer.Argument(help="Made by this; it must not exist, or be empty.")] = Path("corpus"),
-    items: Annotated[int, typer.Option(help="Examples of all splits together.")] = DEFAULTS.items,
-    seed: Annotated[int, typer.Option(help="Equal seeds and options give equal corpora.")] = DEFAULTS.seed,
-    missing_rate: Annotated[float, typer.Option(help="Of each modality of an example.")] = DEFAULTS.missing_rate,
-    noisy_rate: Annotated[float, typer.Option(help="Of each modality of an example.")] = DEFAULTS.noisy_rate,
-    noise_level: Annotated[float, typer.Option(help="How strong that noise is, 0 to 1.")] = DEFAULTS.noise_level,
+    folder: Annotated[Path, typer.Argument(help="Folder to create; it must not exist, or be empty.")] = Path("corpus"),
+    items: Annotated[int, typer.Option(help="Number of examples, all splits together.")] = DEFAULTS.items,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds and options give equal corpora.")] = DEFAULTS.seed,
+    missing_rate: Annotated[
+        float, typer.Option(help="Share of examples that lack a modality, for each modality.")
+    ] = DEFAULTS.missing_rate,
+    noisy_rate: Annotated[
+        float, typer.Option(help="Share of examples with noise in a modality, for each modality.")
+    ] = DEFAULTS.noisy_rate,
+    noise_level: Annotated[float, typer.Option(help="Strength of that noise, 0 to 1.")] = DEFAULTS.noise_level,
     contradiction_rate: Annotated[
-        float, typer.Option(help="Of examples with an emotion: one modality shows another one.")
+        float, typer.Option(help="Share of examples with an emotion in which one modality shows another.")
     ] = DEFAULTS.contradiction_rate,
-    image_side_px: Annotated[int, typer.Option(help="Of the square images.")] = DEFAULTS.image_side_px,
-    processes: Annotated[int | None, typer.Option(help="That work at once; one for each core by default.")] = None,
+    image_side_px: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = DEFAULTS.image_side_px,
+    processes: Annotated[int | None, typer.Option(help="Parallel processes; one for each core by default.")] = None,
 ) -> None:
-    """Makes a tri-modal corpus: drawn faces, synthesised speech, sentences of a grammar, with their emotions.
+    """Generates a labelled corpus of drawn faces, synthesised speech and sentences.
 
     People, faces, voices and sentences are disjoint between training, validation and test. It is no measure of how
     well anything reads real people.

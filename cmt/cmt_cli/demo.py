@@ -23,8 +23,7 @@ def demo(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Exports the mini preset, starts Triton, asks it about a face, a voice and a sentence, alone and together,
-    and stops it.
+    """Exports the mini preset, serves it, asks about a face, a voice and a sentence, and stops.
 
     Example: [bold]cmt demo --precision int8[/]
     """

@@ -19,23 +19,27 @@ from cmt_cli.on_cluster import (
 
 
 def deploy(
-    manifests: Annotated[Path, typer.Argument(help="Overlay's folder, rendered by kubectl, or rendered YAML.")] = Path(
-        "k8s/overlays/cpu"
-    ),
+    manifests: Annotated[
+        Path, typer.Argument(help="Folder of an overlay, rendered with kubectl, or a file of rendered YAML.")
+    ] = Path("k8s/overlays/cpu"),
     release: Annotated[
-        int | None, typer.Option(help="Its number, where none is live yet; the manifests' own by default.")
+        int | None, typer.Option(help="Release number where none is live yet; by default the manifests' own.")
     ] = None,
     context: ContextOption = None,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     override: Annotated[
-        Path | None, typer.Option(help="YAML that is merged into the pod templates, such as another image.")
+        Path | None, typer.Option(help="YAML to merge into the pod templates, such as another image.")
     ] = None,
     ready_timeout_s: ReadyOption = DEFAULT_READY_S,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only let the API server say what it thinks.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only ask the API server whether it would accept everything.")
+    ] = False,
     force_conflicts: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")] = False,
 ) -> None:
-    """Sets a Kubernetes cluster up, or brings it up to date; the release that is live stays. Deletes nothing.
+    """Sets up a Kubernetes cluster, or brings it up to date.
+
+    The live release stays, and nothing is deleted.
 
     Example: [bold]cmt deploy k8s/overlays/cpu --release 1 --dry-run[/]
     """

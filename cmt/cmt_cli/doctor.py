@@ -22,22 +22,26 @@ def doctor(
     ] = None,
     url: Annotated[str | None, typer.Option(help="http://host:port of a running Triton.")] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="CMT_CONTROL_TOKEN", help="Of its restricted APIs; better in the variable.")
+        str | None,
+        typer.Option(
+            envvar="CMT_CONTROL_TOKEN", help="Token of its restricted APIs; safer in the environment variable."
+        ),
     ] = None,
     token_header: Annotated[
-        str | None, typer.Option(help="Header that carries the token; that of `cmt serve` by default.")
+        str | None, typer.Option(help="Header that carries the token; by default the one that `cmt serve` uses.")
     ] = None,
     triton_version: Annotated[
-        str | None, typer.Option(help="Leave out traps of other versions, such as 2.51; the server's own by default.")
+        str | None,
+        typer.Option(help="Triton version, such as 2.51: leave out traps of others; by default the server's own."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="List every rule instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Looks for known traps in any Triton model repository and any running Triton. Exits with 1 if it finds errors.
+    """Finds known traps in any Triton model repository and any running Triton.
 
-    Without a folder or URL it looks at what this machine serves.
+    Without a folder or URL it looks at what this machine serves. Exits with 1 if it finds errors.
 
     Example: [bold]cmt doctor model_repository --triton-version 2.51[/]
     """

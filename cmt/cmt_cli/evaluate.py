@@ -20,20 +20,22 @@ if TYPE_CHECKING:
     from cmt_training.prepare import Progress
 
 MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
-COMPARE_EPOCHS = "At most, of the encoders and of every fusion."
+COMPARE_EPOCHS = "Most epochs of the encoders and of every fusion."
 
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
     data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of report, figures and JSON; beside the checkpoint.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report, figures and JSON; beside the checkpoint by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split: train, validation or test.")] = "test",
     label_set: LabelSetOption = None,
-    summary: Annotated[Path | None, typer.Option(help="JSON file of the main figures, besides.")] = None,
-    curves: Annotated[bool, typer.Option(help="Robustness, where the corpus is a generated one.")] = True,
+    summary: Annotated[Path | None, typer.Option(help="Also write the main figures to this JSON file.")] = None,
+    curves: Annotated[bool, typer.Option(help="Also measure robustness, for a generated corpus.")] = True,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Measures a checkpoint: F1, cross-entropy, calibration, every subset of modalities, robustness.
+    """Measures how good a checkpoint is: F1, calibration, subsets of modalities, robustness.
 
     Example: [bold]cmt evaluate runs/mini corpus[/]
     """
@@ -66,14 +68,16 @@ def evaluate(
 
 def compare(
     data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
-    out: Annotated[Path, typer.Option(help="Folder of NAME.json and of the report.")] = Path("training/results"),
-    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 5,
-    preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = "mini",
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and the report.")] = Path("training/results"),
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
+    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = "mini",
     label_set: LabelSetOption = None,
     epochs: Annotated[int | None, typer.Option(help=COMPARE_EPOCHS)] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Trains the CMT and every baseline for each seed and compares them; goes on where it was interrupted.
+    """Trains the CMT and every baseline for several seeds, and compares them.
+
+    It continues where it was interrupted.
 
     Example: [bold]cmt compare corpus --seeds 5[/]
     """

@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 def export(
-    preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = "mini",
+    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = "mini",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder of a checkpoint; else the weights bundled, if any.")
+        Path | None, typer.Option(help="Folder of a checkpoint; by default the bundled weights of that preset.")
     ] = None,
-    checkpoint_sha256: Annotated[str | None, typer.Option(help="What its model.safetensors must have.")] = None,
+    checkpoint_sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of its model.safetensors.")] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Seeded random weights for those a hub would give.")
+        bool, typer.Option("--random-weights", help="Random weights (seeded) in place of those of a model hub.")
     ] = False,
-    label_set: Annotated[str, typer.Option(help="meld, iemocap4, iemocap6 or affectnet8.")] = "meld",
+    label_set: Annotated[str, typer.Option(help="Label set: meld, iemocap4, iemocap6 or affectnet8.")] = "meld",
     engine: Annotated[str, typer.Option(help="openvino, tensorrt or onnxruntime.")] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
-    calibration: Annotated[Path | None, typer.Option(help="Folder of files to calibrate int8 with.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of example files to calibrate int8 with.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of random weights, which take the place of those that come with it.")
+        int | None, typer.Option(help="Seed of random weights; giving one leaves the bundled weights out.")
     ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Writes a release and prints its parity with PyTorch.
+    """Exports a checkpoint to a release, and prints how far it is from PyTorch.
 
     Example: [bold]cmt export --preset mini --precision bf16[/]
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -21,35 +22,41 @@ from cmt_cli.status import status
 from cmt_cli.train import train
 from cmt_cli.tune import tune
 from cmt_cli.upgrade import rollback, upgrade
+from cmt_pipeline import __version__
 
 app = typer.Typer(
     name="cmt",
-    help="Serves a Cross-Modal Transformer (image + speech + text -> emotion) on NVIDIA Triton.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for verb in (
-    demo,
-    export,
-    serve,
-    predict,
-    status,
-    upgrade,
-    rollback,
-    deploy,
-    bench,
-    tune,
-    plan,
-    doctor,
-    corpus,
-    train,
-    evaluate,
-    compare,
-):
-    app.command()(verb)
-app.add_typer(release)
+#: The verbs of `cmt --help`, by what one wants to do.
+PANELS = {
+    "Serve": (demo, serve, predict, status),
+    "Model": (export, corpus, train, evaluate, compare),
+    "Operate": (upgrade, rollback, deploy, doctor),
+    "Measure": (bench, tune, plan),
+}
+for panel, verbs in PANELS.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
+app.add_typer(release, rich_help_panel="Model")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cmt-triton {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cmt(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Serves a Cross-Modal Transformer (image + speech + text -> emotion) on NVIDIA Triton."""
 
 
 def main() -> None:

@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from cmt_rollout.kubernetes.target import KubernetesTarget
 
 KubernetesOption = Annotated[
-    bool, typer.Option("--kubernetes", help="The pods of a cluster, set up by `cmt deploy`, instead of a server.")
+    bool, typer.Option("--kubernetes", help="Work on the pods of a cluster (see `cmt deploy`) instead of a server.")
 ]
 ContextOption = Annotated[
-    str | None, typer.Option(help="Context of the kubeconfig; its current one by default, in a pod that pod's cluster.")
+    str | None,
+    typer.Option(help="Context of the kubeconfig; by default the current one, or the cluster of the pod this runs in."),
 ]
 NamespaceOption = Annotated[str, typer.Option(help="Namespace of the cluster.")]
-ReadyOption = Annotated[float, typer.Option(help="Seconds that pods of a cluster may take to get ready.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force-conflicts", help="Take fields over that others set on the cluster.")
-]
+ReadyOption = Annotated[float, typer.Option(help="Seconds that pods may take to become ready.")]
+ForceOption = Annotated[bool, typer.Option("--force-conflicts", help="Take over fields that other managers own.")]
 DEFAULT_NAMESPACE = "cmt"
 DEFAULT_READY_S = 900.0
 

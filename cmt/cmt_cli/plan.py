@@ -22,26 +22,28 @@ CURVE_FILE = "curve.json"
 
 
 def plan(
-    rate: Annotated[float, typer.Option(help="Requests a second, on average.")],
-    slo_ms: Annotated[float, typer.Option(help="Within which they are to be answered.")],
-    percentile: Annotated[float, typer.Option(help="How many of them, 0.5 to 1.")] = 0.95,
-    peak: Annotated[float, typer.Option(help="The busiest moment's rate over the average.")] = 1.0,
+    rate: Annotated[float, typer.Option(help="Requests per second, on average.")],
+    slo_ms: Annotated[float, typer.Option(help="Latency bound in ms.")],
+    percentile: Annotated[float, typer.Option(help="Share of requests that must keep the bound, 0.5 to 1.")] = 0.95,
+    peak: Annotated[float, typer.Option(help="Peak rate over the average rate.")] = 1.0,
     curve: Annotated[
-        Path | None, typer.Option(help="What a server was measured to do; STATE/curve.json by default.")
+        Path | None, typer.Option(help="File of a server's measured service curve; STATE/curve.json by default.")
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Measure the running server first: minutes.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the running server first; takes minutes.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="grpc://host:port of the server to measure.")] = None,
-    node_cores: Annotated[int, typer.Option(help="Of a node.")] = 16,
-    node_memory_gib: Annotated[float, typer.Option(help="Of a node.")] = 64.0,
-    pod_memory_gib: Annotated[float, typer.Option(help="That a pod asks for.")] = 4.0,
-    zones: Annotated[int, typer.Option(help="Of which one may be lost.")] = 3,
-    start_s: Annotated[float, typer.Option(help="From a pod's creation to its first answer.")] = 60.0,
-    release_mib: Annotated[float, typer.Option(help="Of the release, which every pod pulls.")] = 1_000.0,
-    node_price: Annotated[float | None, typer.Option(help="An hour of a node, in any currency.")] = None,
+    node_cores: Annotated[int, typer.Option(help="Cores of a node.")] = 16,
+    node_memory_gib: Annotated[float, typer.Option(help="Memory of a node in GiB.")] = 64.0,
+    pod_memory_gib: Annotated[float, typer.Option(help="Memory that a pod requests in GiB.")] = 4.0,
+    zones: Annotated[int, typer.Option(help="Zones of the cluster; the plan holds with one of them lost.")] = 3,
+    start_s: Annotated[float, typer.Option(help="Seconds from a pod's creation to its first answer.")] = 60.0,
+    release_mib: Annotated[float, typer.Option(help="Size of the release in MiB, which every pod pulls.")] = 1_000.0,
+    node_price: Annotated[float | None, typer.Option(help="Price of a node per hour, in any currency.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Says what a rate needs: replicas, nodes, network, price; how that grows up to ten million requests a second.
+    """Says how many pods and nodes a request rate needs, and how that grows.
 
     Example: [bold]cmt plan --rate 5000 --slo-ms 500 --curve perf/results/capacity.json[/]
     """

@@ -20,10 +20,10 @@ def predict(
         typer.Option(help="grpc://host:port or http://host:port; the server running here by default."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
-    timeout_s: Annotated[float, typer.Option(help="For the whole answer.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer, retries included.")] = 30.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Asks for the emotion of an image, a sound, a text, or any two or all three of them.
+    """Asks a server for the emotion of an image, a sound, a text, or any combination.
 
     Example: [bold]cmt predict --image face.jpg --audio speech.wav --text "I can't believe it!"[/]
     """

@@ -19,14 +19,16 @@ STORE_HELP = "URL of a store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX
 StoreOption = Annotated[str, typer.Option("--store", envvar=STORE_VARIABLE, help=f"{STORE_HELP}.")]
 MaybeStoreOption = Annotated[
     str | None,
-    typer.Option("--store", envvar=STORE_VARIABLE, help=f"{STORE_HELP}; without one (or '') this machine's releases."),
+    typer.Option("--store", envvar=STORE_VARIABLE, help=f"{STORE_HELP}; without one, this machine's releases."),
 ]
-NumberArgument = Annotated[int | None, typer.Argument(help="Its number; the newest by default.", show_default=False)]
+NumberArgument = Annotated[
+    int | None, typer.Argument(help="Release number; the newest by default.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 release = typer.Typer(
     name="release",
-    help="Sends, fetches, lists, checks and removes releases, here or in a store at a URL.",
+    help="Lists, shows, sends, fetches, verifies and removes releases, here or in a store.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -34,7 +36,7 @@ release = typer.Typer(
 
 @release.command()
 def push(store: StoreOption, number: NumberArgument = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Sends a release of this machine to a store; only files that it hasn't yet go over the wire.
+    """Sends a release of this machine to a store; only files that the store lacks are sent.
 
     Example: [bold]cmt release push --store s3://models/emotion[/]
     """
@@ -54,7 +56,7 @@ def push(store: StoreOption, number: NumberArgument = None, state: StateOption =
 
 @release.command()
 def pull(store: StoreOption, number: NumberArgument = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Fetches a release from a store; every file is checked, and those that this machine has are shared.
+    """Fetches a release from a store and checks every file.
 
     Example: [bold]cmt release pull 3 --store s3://models/emotion[/]
     """
@@ -101,7 +103,7 @@ def show(
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Shows what a release is: stages, digests, versions, parity.
+    """Shows what a release is made of: stages, digests, versions, parity.
 
     Example: [bold]cmt release show 3[/]
     """
@@ -129,7 +131,9 @@ def show(
 
 @release.command()
 def verify(number: NumberArgument = None, store: MaybeStoreOption = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Reads every file of one release, or of all of them, and compares its SHA-256. Exits with 1 where one differs.
+    """Reads every file of one release, or of all, and compares its SHA-256.
+
+    Exits with 1 where one differs.
 
     Example: [bold]cmt release verify --store s3://models/emotion[/]
     """
@@ -152,15 +156,18 @@ def verify(number: NumberArgument = None, store: MaybeStoreOption = None, state:
 @release.command()
 def prune(
     numbers: Annotated[list[int] | None, typer.Argument(help="Releases to remove.", show_default=False)] = None,
-    keep: Annotated[int | None, typer.Option(help="Remove all but so many of the newest.", min=1)] = None,
+    keep: Annotated[int | None, typer.Option(help="Remove all but this many of the newest.", min=1)] = None,
     store: MaybeStoreOption = None,
     grace_s: Annotated[
-        float, typer.Option(help="Younger files of a store stay: they may be those of a push.", min=0)
+        float,
+        typer.Option(help="Keep files of a store younger than this many seconds, as a push may be under way.", min=0),
     ] = 3600.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Removes releases, and files that none refers to. On this machine those that are served stay.
+    """Removes releases, and files that no release refers to.
+
+    Releases that this machine serves stay.
 
     Example: [bold]cmt release prune --keep 5 --dry-run[/]
     """

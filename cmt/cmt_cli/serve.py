@@ -26,7 +26,7 @@ WATCH_S = 0.5
 
 def serve(
     release: Annotated[
-        int | None, typer.Option(help="Its number; by default the one served last here, else the newest.")
+        int | None, typer.Option(help="Release number; by default the one served last here, otherwise the newest.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine need it said.")
@@ -34,12 +34,13 @@ def serve(
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
-    limit: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of an input limit; repeatable.")] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="Input limit as NAME=VALUE; repeatable.")] = None,
     model_config_name: Annotated[
-        str | None, typer.Option(help="Variant of the stages' configurations; the release's own by default.")
+        str | None,
+        typer.Option(help="Variant of the stages' Triton configurations; by default the one for the release's engine."),
     ] = None,
-    tuning: Annotated[Path | None, typer.Option(help="What `cmt tune` wrote for this machine.")] = None,
-    drain_timeout_s: Annotated[float, typer.Option(help="How long stopping waits for requests in flight.")] = 30.0,
+    tuning: Annotated[Path | None, typer.Option(help="File that `cmt tune` wrote for this machine.")] = None,
+    drain_timeout_s: Annotated[float, typer.Option(help="Seconds that stopping waits for requests in flight.")] = 30.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Serves a release until Ctrl-C or SIGTERM, then finishes what is in flight and stops.

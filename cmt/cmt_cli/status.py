@@ -30,9 +30,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Shows what runs: the live release, the one before, the one on trial; which pipelines answer, what each stage did.
+    """Shows what a server serves: its releases, pipelines, stages and queues.
 
-    Exits with 1 if no pipeline answers.
+    Exits with 1 if no pipeline is ready.
 
     Example: [bold]cmt status --url http://127.0.0.1:8000[/]
     """

@@ -19,47 +19,57 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainOptions)}
 
 LabelSetOption = Annotated[
-    str | None, typer.Option("--label-set", help="Where a data set can be read with several; else its own.")
+    str | None, typer.Option("--label-set", help="Label set, for data sets that can be read with several.")
 ]
 
 
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of MELD, IEMOCAP, AffectNet or a generated corpus.")],
-    out: Annotated[Path, typer.Option(help="The checkpoint; beside it OUT.run holds history, logs, state.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the checkpoint; OUT.run beside it holds history, logs and state.")
+    ],
     model: Annotated[str, typer.Option(help="cmt, image, audio, text, late, concat or conventional.")] = DEFAULTS[
         "model"
     ],
-    preset: Annotated[str, typer.Option(help="Sizes: mini or base.")] = DEFAULTS["preset"],
+    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = DEFAULTS["preset"],
     label_set: LabelSetOption = None,
-    epochs: Annotated[int, typer.Option(help="At most.")] = DEFAULTS["epochs"],
+    epochs: Annotated[int, typer.Option(help="Most epochs.")] = DEFAULTS["epochs"],
     encoder_epochs: Annotated[
-        int, typer.Option(help="Before those, of several encoders that start from nothing.")
+        int, typer.Option(help="Epochs before those for encoders without published weights.")
     ] = DEFAULTS["encoder_epochs"],
-    seed: Annotated[int, typer.Option(help="Of weights, order and all chance.")] = DEFAULTS["seed"],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last whole epoch.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Of all processes together.")] = DEFAULTS["batch_size"],
-    learning_rate: Annotated[float, typer.Option(help="Of all but the next three.")] = DEFAULTS["learning_rate"],
-    head_learning_rate: Annotated[float, typer.Option(help="Of heads that read images and sounds.")] = DEFAULTS[
-        "head_learning_rate"
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = DEFAULTS["seed"],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Batch size of all processes together.")] = DEFAULTS["batch_size"],
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of everything but the next three.")] = DEFAULTS[
+        "learning_rate"
     ],
-    encoder_learning_rate: Annotated[float, typer.Option(help="Of image and audio encoders.")] = DEFAULTS[
-        "encoder_learning_rate"
-    ],
-    text_layers: Annotated[int, typer.Option(help="Last layers of the text encoder that are trained.")] = DEFAULTS[
+    head_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of the heads that read images and sounds.")
+    ] = DEFAULTS["head_learning_rate"],
+    encoder_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of the image and audio encoders.")
+    ] = DEFAULTS["encoder_learning_rate"],
+    text_layers: Annotated[int, typer.Option(help="Number of last layers of the text encoder to train.")] = DEFAULTS[
         "text_layers"
     ],
-    text_learning_rate: Annotated[float, typer.Option(help="Theirs.")] = DEFAULTS["text_learning_rate"],
-    modality_dropout: Annotated[float, typer.Option(help="Chance to lose a modality.")] = DEFAULTS["modality_dropout"],
-    class_weighting: Annotated[float, typer.Option(help="0: every item counts alike; 1: every class does.")] = DEFAULTS[
+    text_learning_rate: Annotated[float, typer.Option(help="Learning rate of those layers.")] = DEFAULTS[
+        "text_learning_rate"
+    ],
+    modality_dropout: Annotated[float, typer.Option(help="Probability of dropping a modality.")] = DEFAULTS[
+        "modality_dropout"
+    ],
+    class_weighting: Annotated[float, typer.Option(help="0 weighs every item alike, 1 every class.")] = DEFAULTS[
         "class_weighting"
     ],
-    label_smoothing: Annotated[float, typer.Option(help="0 to 1.")] = DEFAULTS["label_smoothing"],
-    patience: Annotated[int, typer.Option(help="Epochs without progress before it ends.")] = DEFAULTS["patience"],
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing, 0 to 1.")] = DEFAULTS["label_smoothing"],
+    patience: Annotated[int, typer.Option(help="Epochs without progress before training stops.")] = DEFAULTS[
+        "patience"
+    ],
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = DEFAULTS["precision"],
-    threads: Annotated[int, typer.Option(help="0: one for each core.")] = DEFAULTS["threads"],
+    threads: Annotated[int, typer.Option(help="Threads; 0 means one for each core.")] = DEFAULTS["threads"],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Trains a model, calibrates it on the validation split, and writes a checkpoint for `cmt export --checkpoint`.
+    """Trains and calibrates a model, and writes a checkpoint for `cmt export`.
 
     Under torchrun, every process takes its share of each batch.
 

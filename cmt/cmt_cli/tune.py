@@ -13,18 +13,21 @@ SHOWN = 8
 
 
 def tune(
-    release: Annotated[list[int] | None, typer.Option(help="Which may be served; may be repeated. Else all.")] = None,
-    slo_ms: Annotated[float, typer.Option(help="What 95 % of single requests have to keep within.")] = 128.0,
+    release: Annotated[
+        list[int] | None, typer.Option(help="Release that may be chosen; repeatable. All by default.")
+    ] = None,
+    slo_ms: Annotated[float, typer.Option(help="Latency in ms that 95 % of single requests must keep.")] = 128.0,
     audio_s: Annotated[float, typer.Option(help="Seconds of sound in each request.")] = 4.0,
     text_tokens: Annotated[int, typer.Option(help="Tokens in each request.")] = 64,
-    concurrency: Annotated[int, typer.Option(help="Closed loops under which throughput is measured.")] = 4,
-    requests: Annotated[int, typer.Option(help="Counted for each configuration.")] = 20,
-    trials: Annotated[int, typer.Option(help="Configurations at most.")] = 40,
+    concurrency: Annotated[int, typer.Option(help="Closed loops that measure throughput.")] = 4,
+    requests: Annotated[int, typer.Option(help="Requests measured for each configuration.")] = 20,
+    trials: Annotated[int, typer.Option(help="Most configurations to try.")] = 40,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Tries threads, instances, priority, queue delays and precisions of the whole ensemble; writes STATE/tuning.json.
+    """Searches the best configuration for this machine under a latency bound.
 
-    `cmt serve --tuning STATE/tuning.json` takes it. Export a release for each precision first, and keep the machine
+    It tries threads, instances, priority, queue delays and precisions of the whole ensemble, and writes
+    STATE/tuning.json for `cmt serve --tuning`. Export a release for each precision first, and keep the machine
     quiet: each configuration is served and asked for some seconds.
 
     Example: [bold]cmt tune --slo-ms 128[/]

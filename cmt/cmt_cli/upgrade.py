@@ -35,41 +35,53 @@ ServerOption = Annotated[
     typer.Option("--server", help="URL=REPOSITORY of a server, repeatable; the one running here by default."),
 ]
 TokenOption = Annotated[
-    str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Control token of the servers named; better in the variable.")
+    str | None,
+    typer.Option(envvar=TOKEN_VARIABLE, help="Control token of those servers; safer in the environment variable."),
 ]
 PodsStoreOption = Annotated[
     str | None,
     typer.Option(
-        "--store", envvar=STORE_VARIABLE, help="URL of the store that a cluster's pods pull from, looked into first."
+        "--store",
+        envvar=STORE_VARIABLE,
+        help="URL of the store that the pods pull from; checked before anything starts.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
 def upgrade(
-    release: Annotated[int | None, typer.Argument(help="Its number; the newest of the store by default.")] = None,
+    release: Annotated[
+        int | None, typer.Argument(help="Release number; the newest of this machine by default.")
+    ] = None,
     server: ServerOption = None,
     token: TokenOption = None,
     canary_share: Annotated[
-        float, typer.Option(help="Share of following clients' requests while on trial.")
+        float,
+        typer.Option(help="Share on trial: of the requests of clients that follow canaries, or of pods."),
     ] = RolloutOptions.canary_share,
-    canary_s: Annotated[float, typer.Option(help="Seconds on trial; 0 leaves it out.")] = RolloutOptions.canary_s,
-    watch_s: Annotated[float, typer.Option(help="Seconds it is watched with all traffic.")] = RolloutOptions.watch_s,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the old release loaded: an instant rollback.")] = False,
+    canary_s: Annotated[float, typer.Option(help="Seconds on trial; 0 skips the trial.")] = RolloutOptions.canary_s,
+    watch_s: Annotated[
+        float, typer.Option(help="Seconds it is watched once it has all traffic.")
+    ] = RolloutOptions.watch_s,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the old release loaded, for an instant rollback.")] = False,
     requests: Annotated[
-        Path | None, typer.Option(help="Folder of files like those of your users, to compare both releases with.")
+        Path | None, typer.Option(help="Folder of example files, like your users', to compare both releases on.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Requests to compare both releases with.")] = RolloutOptions.samples,
+    samples: Annotated[
+        int, typer.Option(help="Number of requests to compare both releases on.")
+    ] = RolloutOptions.samples,
     max_flips: Annotated[
-        float, typer.Option(help="Share of answers whose label may change.")
+        float, typer.Option(help="Most answers whose label may change, as a share.")
     ] = RolloutOptions.max_flips,
     max_distance: Annotated[
-        float, typer.Option(help="Mean distance of probabilities, 0 to 1.")
+        float, typer.Option(help="Largest mean distance of probabilities, 0 to 1.")
     ] = RolloutOptions.max_distance,
     max_slowdown: Annotated[
-        float, typer.Option(help="Median latency over the running release's.")
+        float, typer.Option(help="Most that the median latency may grow, as a factor.")
     ] = RolloutOptions.max_slowdown,
-    max_errors: Annotated[float, typer.Option(help="Share of requests that may fail.")] = RolloutOptions.max_errors,
+    max_errors: Annotated[
+        float, typer.Option(help="Most requests that may fail, as a share.")
+    ] = RolloutOptions.max_errors,
     kubernetes: KubernetesOption = False,
     context: ContextOption = None,
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
@@ -79,7 +91,9 @@ def upgrade(
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Moves a server or a cluster's pods to another release without losing a request; back if anything is against it.
+    """Moves servers or pods to another release without losing a request.
+
+    A step that fails leads back to the release before, and says why.
 
     Example: [bold]cmt upgrade 2 --canary-share 0.1 --canary-s 60 --keep[/]
     """
@@ -119,7 +133,9 @@ def rollback(
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Moves a server or a cluster's pods back to the release before: at once while that is loaded, else pod by pod.
+    """Moves servers or pods back to the release before.
+
+    It is instant on a server that still has that release loaded (`cmt upgrade --keep`).
 
     Example: [bold]cmt rollback[/]
     """
