@@ -20,6 +20,7 @@ from cmt_export.export import PARITY_BATCHES, ExportOptions, _onnx_key, export
 from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
 from cmt_export.samples import Batch, batches
 from cmt_pipeline.preprocess import make_preprocessors
+from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import COMPILED_STAGES
 from cmt_release.release import Release
 from cmt_server.server import TritonServer
@@ -51,7 +52,7 @@ def release_of(state: State, recipe: ExportOptions) -> Callable[[Precision], Rel
 
     @functools.cache
     def made(precision: Precision) -> Release:
-        release, _ = export(replace(recipe, precision=precision), state.releases, golden_sample(), lambda *_: None)
+        release, _ = export(replace(recipe, precision=precision), state.releases, golden_sample(), no_progress)
         return release
 
     return made

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmt_pipeline.constants import CONTROL_HEADER
 from cmt_server.binary import TritonBinary, find_tritonserver
-from cmt_server.control import CONTROL_HEADER
 
 REGIONS = Path("/dev/shm")
 START_TIMEOUT_S = 60.0

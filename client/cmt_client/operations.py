@@ -21,9 +21,6 @@ from cmt_pipeline.tensors import Array, Arrays
 
 T = TypeVar("T")
 
-#: The key of `tritonserver --http-restricted-api=model-repository:cmt-control=TOKEN` (and its gRPC twin).
-CONTROL_KEY = "cmt-control"
-
 
 @dataclass(frozen=True)
 class Wire:

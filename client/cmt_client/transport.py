@@ -21,8 +21,9 @@ from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cmt_client.errors import ServerUnavailable, translated
-from cmt_client.operations import CONTROL_KEY, Operation, Wire
-from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MIB, Limits
+from cmt_client.operations import Operation, Wire
+from cmt_pipeline.constants import CONTROL_HEADER, MIB
+from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, Limits
 from cmt_pipeline.stages import READY
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class AsyncHttpTransport:
         import tritonclient.http
 
         self._where = str(address)
-        self._wire = Wire(tritonclient.http, CONTROL_KEY, {})
+        self._wire = Wire(tritonclient.http, CONTROL_HEADER, {})
         context = ssl.create_default_context(cafile=root_certificates) if address.tls else None
         # conn_timeout bounds a whole request: `call` does that itself.
         self._settings = {
@@ -234,7 +235,7 @@ class BlockingTransport:
 def _grpc_wire() -> Wire:
     import tritonclient.grpc
 
-    return Wire(tritonclient.grpc, f"triton-grpc-protocol-{CONTROL_KEY}", {"as_json": True})
+    return Wire(tritonclient.grpc, f"triton-grpc-protocol-{CONTROL_HEADER}", {"as_json": True})
 
 
 def _grpc_settings(address: Address, limits: Limits, root_certificates: Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.constants import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from cmt_server.doctor.diagnosis import Diagnosis
@@ -23,9 +24,7 @@ def doctor(
     url: Annotated[str | None, typer.Option(help="http://host:port of a running Triton.")] = None,
     token: Annotated[
         str | None,
-        typer.Option(
-            envvar="CMT_CONTROL_TOKEN", help="Token of its restricted APIs; safer in the environment variable."
-        ),
+        typer.Option(envvar=TOKEN_VARIABLE, help="Token of its restricted APIs; safer in the environment variable."),
     ] = None,
     token_header: Annotated[
         str | None, typer.Option(help="Header that carries the token; by default the one that `cmt serve` uses.")
@@ -45,7 +44,7 @@ def doctor(
 
     Example: [bold]cmt doctor model_repository --triton-version 2.51[/]
     """
-    from cmt_server.control import CONTROL_HEADER
+    from cmt_pipeline.constants import CONTROL_HEADER
     from cmt_server.doctor.diagnosis import diagnose
     from cmt_server.doctor.environment import stub_environment
     from cmt_server.doctor.finding import triton_version as parse_version

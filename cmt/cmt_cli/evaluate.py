@@ -16,8 +16,8 @@ from cmt_cli.train import LabelSetOption, prepared_data
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cmt_pipeline.progress import Progress
     from cmt_training.evaluate import Curves, Evaluation
-    from cmt_training.prepare import Progress
 
 MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
 COMPARE_EPOCHS = "Most epochs of the encoders and of every fusion."

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.constants import STORE_VARIABLE
 
 if TYPE_CHECKING:
     from cmt_release.manifest import Manifest, ReleaseError
 
-STORE_VARIABLE = "CMT_STORE"
 STORE_HELP = "URL of a store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 
 StoreOption = Annotated[str, typer.Option("--store", envvar=STORE_VARIABLE, help=f"{STORE_HELP}.")]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, RunningServer, State, StateOption
+from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
+from cmt_pipeline.constants import GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from cmt_pipeline.limits import Limits
@@ -28,12 +29,10 @@ def serve(
     release: Annotated[
         int | None, typer.Option(help="Release number; by default the one served last here, otherwise the newest.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine need it said.")
-    ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need it said.")] = LOOPBACK,
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = HTTP_PORT,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = GRPC_PORT,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = METRICS_PORT,
     limit: Annotated[list[str] | None, typer.Option(help="Input limit as NAME=VALUE; repeatable.")] = None,
     model_config_name: Annotated[
         str | None,

@@ -10,16 +10,14 @@ from typing import Annotated
 
 import typer
 
-STATE_VARIABLE = "CMT_STATE"
-#: The token that opens model control: what `cmt serve` asks for instead of one of its own, and other verbs give.
-TOKEN_VARIABLE = "CMT_CONTROL_TOKEN"  # noqa: S105
+from cmt_pipeline.constants import GRPC_PORT, LOOPBACK, STATE_VARIABLE
 
 #: The --state option of every verb that needs it.
 StateOption = Annotated[
     Path, typer.Option("--state", envvar=STATE_VARIABLE, help="Folder of releases and of what is served.")
 ]
 DEFAULT_STATE = Path(".cmt")
-DEFAULT_URL = "grpc://127.0.0.1:8001"
+DEFAULT_URL = f"grpc://{LOOPBACK}:{GRPC_PORT}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 from cmt_training.options import TrainOptions
 
 if TYPE_CHECKING:
+    from cmt_pipeline.progress import Progress
     from cmt_training.distributed import World
-    from cmt_training.prepare import Prepared, Progress
+    from cmt_training.prepare import Prepared
 
 #: Every default is TrainOptions's.
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainOptions)}
@@ -96,11 +97,12 @@ def train(
         precision=precision,  # type: ignore[arg-type]
         threads=threads,
     )
+    from cmt_pipeline.progress import no_progress
     from cmt_training.distributed import world_of_environment
     from cmt_training.train import train as run
 
     with world_of_environment() as world, progress_bar("train") as progress:
-        told = progress if world.first else _silent
+        told = progress if world.first else no_progress
         prepared = prepared_data(data, preset, label_set, State(state), told, world)
         reached = run(prepared, options, out, told, resume=resume, world=world)
     if world.first:
@@ -132,7 +134,3 @@ def prepared_data(
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(prepared.skipped.items()))
         console.print(f"skipped: {counts}", highlight=False)
     return prepared
-
-
-def _silent(_: str, __: float) -> None:
-    """What the other processes of a world say."""

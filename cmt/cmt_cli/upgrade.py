@@ -22,8 +22,8 @@ from cmt_cli.on_cluster import (
     ReadyOption,
     kubernetes_target,
 )
-from cmt_cli.release import STORE_VARIABLE
-from cmt_cli.state import DEFAULT_STATE, TOKEN_VARIABLE, State, StateOption
+from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.constants import STORE_VARIABLE, TOKEN_VARIABLE
 from cmt_rollout.options import Event, Following, Report, RolloutOptions
 
 if TYPE_CHECKING:

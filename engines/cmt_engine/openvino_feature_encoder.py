@@ -17,7 +17,7 @@ from openvino import Node, Output
 from openvino import opset13 as ops
 
 from cmt_engine.openvino_rows import Rows, array, integers, number, product, rows_of_gelu
-from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD
+from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
 from cmt_pipeline.tensors import Array
 
 #: Three quarters of the work. Of the trained `mini`, these two add 0.02 to the error of the features, four 0.08.
@@ -162,7 +162,7 @@ def _weights(model: openvino.Model, convolutions: list[Node]) -> FeatureEncoder 
 def _norm_between(model: openvino.Model, start: Output, end: Output) -> tuple[Array, Array] | None:
     """Gain and offset of the GroupNorm from `start` to `end`, by what it does to noise: exporters fold its weights
     into whatever they like, and leave ones and zeros out. None if what it does is something else."""
-    noise = np.random.default_rng(0).standard_normal((1, 16_000)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((1, SAMPLE_RATE_HZ)).astype(np.float32)
     part = openvino.Model([ops.result(start), ops.result(end)], model.get_parameters())
     compiled = openvino.Core().compile_model(part.clone(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     before, after = compiled({"input_values": noise, "num_samples": np.array([[noise.shape[1]]])}).to_tuple()

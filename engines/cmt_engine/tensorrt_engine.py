@@ -27,7 +27,6 @@ from cmt_engine.tensorrt_contract import check_contract, tensor_of
 from cmt_engine.tensorrt_module import (
     BuildProgress,
     Flavour,
-    Progress,
     TensorRt,
     load_tensorrt,
     log_of,
@@ -36,6 +35,7 @@ from cmt_engine.tensorrt_module import (
 )
 from cmt_engine.typed_onnx import TypedPrecision, onnx_files, onnx_in_precision
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
+from cmt_pipeline.progress import Progress
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, Axis
 

@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from cmt_engine.engine import EngineError
 from cmt_engine.gpu import Gpu, find_gpus
+from cmt_pipeline.progress import Progress
 
 Flavour = Literal["auto", "tensorrt", "tensorrt_rtx"]
 
 OLDEST = 10  # the first with INT64 inputs and outputs
 
-#: Called with what TensorRT is doing and how much of it is done, from 0 to 1.
-Progress = Callable[[str, float], None]
 
 PIP_LINES = {
     "tensorrt": 'pip install "cmt-triton[tensorrt]"',

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from cmt_pipeline.buckets import AUDIO_SECONDS, TEXT_TOKENS
-
-MIB = 1024 * 1024
+from cmt_pipeline.constants import MIB
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
+from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import FUSE, STAGES, Stage
 from cmt_pipeline.tensors import ITEM
 from cmt_pipeline.triton_config import (
-    LABELS_FILE,
     REFERENCE,
     TENSORRT_CONFIG,
     WARMUP_FOLDER,
@@ -29,9 +29,6 @@ from cmt_pipeline.triton_config import (
     to_pbtxt,
     warmup_file,
 )
-
-CONFIG_FILE = "config.pbtxt"
-ADAPTER_FILE = "model.py"
 
 
 def adapter(stage: Stage) -> str:
@@ -48,7 +45,7 @@ def stage_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dic
     """Every file of the stages that isn't an artefact: path -> content."""
     files: dict[str, bytes] = {}
     for stage in STAGES.values():
-        files[f"{stage.name}/{CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
+        files[f"{stage.name}/{TRITON_CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
         if stage.compiled:
             files[f"{stage.name}/{TENSORRT_CONFIG}"] = to_pbtxt(tensorrt_config(stage, served)).encode()
         files |= {
@@ -61,7 +58,7 @@ def stage_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dic
 def pipeline_files(served: Served = REFERENCE, prefix: str = "") -> dict[str, bytes]:
     """The configuration of every pipeline, its name behind `prefix`: path -> content."""
     return {
-        f"{prefix}{pipeline.name}/{CONFIG_FILE}": to_pbtxt(
+        f"{prefix}{pipeline.name}/{TRITON_CONFIG_FILE}": to_pbtxt(
             pipeline_config(pipeline, served, f"{prefix}{pipeline.name}")
         ).encode()
         for pipeline in PIPELINES.values()

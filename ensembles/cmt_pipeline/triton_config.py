@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from cmt_pipeline.constants import LABELS_FILE
 from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.pipelines import Pipeline
@@ -21,7 +22,6 @@ from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import FEATURE_AXIS, FUSE, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
 
-LABELS_FILE = "labels.txt"
 TENSORRT_CONFIG = "configs/tensorrt.pbtxt"
 WARMUP_FOLDER = "warmup"
 LINE_WIDTH = 110  # of a configuration's text

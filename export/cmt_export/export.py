@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +18,16 @@ import cmt_export
 import cmt_pipeline
 from cmt_engine.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
 from cmt_engine.tensorrt_module import load_tensorrt
+from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, fingerprint, library_versions, make_preprocessors
 from cmt_pipeline.presets import preset_of
-from cmt_pipeline.reference import ADAPTER_FILE, adapter
+from cmt_pipeline.progress import Progress
+from cmt_pipeline.reference import adapter
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
 from cmt_pipeline.tensors import Array, Arrays
-from cmt_pipeline.triton_config import LABELS_FILE
 from cmt_release.locks import locked, remove_unlocked
 from cmt_release.release import (
     GOLDEN_FOLDER,
@@ -43,8 +44,6 @@ if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.parity import ParityRow, References
     from cmt_export.samples import Batch
 
-#: Called with what is being done, and how far along it is from 0 to 1.
-Progress = Callable[[str, float], None]
 
 PARITY_BATCHES = (1, 2, 3, 1, 2)  # one for each audio bucket
 CALIBRATION_ITEMS = 32

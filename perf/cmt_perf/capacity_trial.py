@@ -18,9 +18,10 @@ from typing import Any
 
 from cmt_perf.capacity import ServiceCurve, latencies_of_runs, percentiles, pooled
 from cmt_perf.conditions import conditions, to_text
-from cmt_perf.service import WARM_UP, Progress, ask, measure
+from cmt_perf.service import WARM_UP, ask, measure
 from cmt_perf.traffic import TrafficPlan
 from cmt_perf.upgrade_rig import rig_on
+from cmt_pipeline.progress import Progress, part_of
 from cmt_release.release import open_release
 
 LOADS = (0.2, 0.4, 0.6, 0.8)
@@ -65,8 +66,8 @@ def trial(
     curves: list[ServiceCurve] = []
     loads: list[Load] = []
     for number in range(rounds):
-        told = _part(progress, number, rounds)
-        curves.append(measured(told))
+        told = part_of(progress, number / rounds, (number + 1) / rounds, f"round {number + 1}")
+        curves.append(measured(part_of(told, 0, 0.5)))
         loads = loads or [Load(share, share * curves[0].saturation) for share in shares]
         for load in loads:
             told(f"open loop at {load.rate:.1f}/s", 0.5)
@@ -75,11 +76,6 @@ def trial(
             load.measured += [one.latency_ms for one in ask(opened, WARM_UP + requests)[WARM_UP:]]
             load.predicted += list(latencies_of_runs(curves[-1], load.rate, requests, WARM_UP, RUNS))
     return pooled(curves), [load.row() for load in loads]
-
-
-def _part(progress: Progress, number: int, count: int) -> Progress:
-    """Progress within one of `count` rounds; its closed loops are half of it."""
-    return lambda what, done: progress(f"round {number + 1}: {what}", (number + done / 2) / count)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from cmt_pipeline.constants import ADAPTER_FILE
 from cmt_pipeline.labels import labels_of
-from cmt_pipeline.reference import ADAPTER_FILE
 from cmt_release.locks import draft_folder
 from cmt_release.manifest import STAGES_FOLDER, Manifest, Tensor
 from cmt_release.release import Release, publish_draft, release_from_engines

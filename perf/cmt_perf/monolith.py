@@ -12,9 +12,9 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from cmt_export.checkpoint import load_checkpoint
+from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.reference import CONFIG_FILE
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.triton_config import Served, pipeline_config, to_pbtxt
 from cmt_server.server import ServerOptions, TritonServer
@@ -49,5 +49,5 @@ def write_monolith(checkpoint: Path, repository: Path, threads: int = 0) -> None
         config.parameters[key].string_value = value
     version = repository / NAME / "1"
     version.mkdir(parents=True)
-    (version / "model.py").write_text(MODEL_FILE)
-    (repository / NAME / CONFIG_FILE).write_text(to_pbtxt(config))
+    (version / ADAPTER_FILE).write_text(MODEL_FILE)
+    (repository / NAME / TRITON_CONFIG_FILE).write_text(to_pbtxt(config))

@@ -18,6 +18,7 @@ from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_export.parity import wired
 from cmt_perf.conditions import conditions, to_text
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import COMPILED_STAGES, READY
 from cmt_pipeline.tensors import Array, Arrays
 from cmt_release.release import Release, newest_release
@@ -87,7 +88,7 @@ def main(state: Path, folder: Path, out: Path = RESULT) -> None:
     data, info = open_data_set(folder), releases[0].manifest.info
     like = checkpoint_from_preset(info.preset, info.label_set)
     with tempfile.TemporaryDirectory() as cache:
-        prepared = prepare(data, like.config.preprocess, like.tokenizer, Path(cache), lambda _, __: None)
+        prepared = prepare(data, like.config.preprocess, like.tokenizer, Path(cache), no_progress)
         result = measured(releases, prepared)
     out.write_text(to_text(result))
     print(table(result["rows"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,13 @@ import numpy as np
 from cmt_client.errors import InferenceFailed
 from cmt_perf.capacity import Point, ServiceCurve, percentiles
 from cmt_perf.traffic import Asked, Outcome, Traffic, TrafficPlan, traffic_items
+from cmt_pipeline.progress import Progress
 
 CONCURRENCIES = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 ANSWERS = 400  # at each concurrency
 WARM_UP = 40  # answers that aren't counted
 TIMEOUT_S = 600.0
 MOST_WORK = 400  # single requests that are kept
-
-#: Called with what is being done, and how far along it is from 0 to 1.
-Progress = Callable[[str, float], None]
 
 
 def measure(

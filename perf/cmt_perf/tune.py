@@ -24,6 +24,7 @@ from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import System, pipeline
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.progress import Progress, no_progress
 from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
 from cmt_release.release import Release
 from cmt_server.repository import InstallOptions
@@ -36,7 +37,6 @@ LEAST_GAIN = 0.01  # less isn't worth a second look
 DUEL_ROUNDS = 4
 
 Tuning = Mapping[str, StageTuning]
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class ThisMachine:
             _served("best", release, best.stages, f"{folder}/best") as one,
             _served("challenger", release, challenger.stages, f"{folder}/challenger") as other,
         ):
-            ours, theirs = interleaved([one, other], [scenario], DUEL_ROUNDS, lambda _, __: None)
+            ours, theirs = interleaved([one, other], [scenario], DUEL_ROUNDS, no_progress)
         return ratio_of(ours, theirs).low > 1
 
 

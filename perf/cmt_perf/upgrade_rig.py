@@ -23,8 +23,8 @@ import numpy as np
 from cmt_client import EmotionClient, EmotionError, Item
 from cmt_perf.processes import memory_mb
 from cmt_perf.traffic import Asked, Outcome
+from cmt_pipeline.constants import TOKEN_VARIABLE, TRITON_CONFIG_FILE
 from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.reference import CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
 from cmt_release.release import Release
 from cmt_server.repository import Repository
@@ -111,7 +111,7 @@ class Driver:
         self.events: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, "CMT_CONTROL_TOKEN": rig.server.options.control_token},
+            env={**os.environ, TOKEN_VARIABLE: rig.server.options.control_token},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -151,7 +151,7 @@ class Driver:
 
 def unpin(repository: Repository) -> None:
     """The naive way: steps that take whatever version of a stage is the latest."""
-    for path in repository.pipelines.glob(f"*/{CONFIG_FILE}"):
+    for path in repository.pipelines.glob(f"*/{TRITON_CONFIG_FILE}"):
         config = from_pbtxt(path.read_text())
         for step in config.ensemble_scheduling.step:
             step.model_version = -1

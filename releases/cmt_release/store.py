@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from cmt_engine.engine import sha256_of
+from cmt_pipeline.progress import Progress
 from cmt_release.locks import draft_folder
 from cmt_release.manifest import MAX_MANIFEST_BYTES, Manifest, ReleaseError, manifest_from_bytes
 from cmt_release.objects import DEFAULT_RETRIES, Objects, Retries, StoreError, open_objects
@@ -33,8 +34,6 @@ from cmt_release.release import (
 
 __all__ = ["Checked", "Pushed", "Retries", "Store", "StoreError", "blob_path", "manifest_path", "open_store"]
 
-#: Called with what is being done, and how far along it is from 0 to 1.
-Progress = Callable[[str, float], None]
 
 BLOBS = "blobs/sha256"
 RELEASES = "releases"

@@ -13,10 +13,10 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmt_pipeline.constants import PYTHON_STUB
 from cmt_server.errors import ServerError
 from cmt_server.no_cancel import write_no_cancel
 
-STUB = "triton_python_backend_stub"
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 #: Before 24.12 a stub built against NumPy 1 returns empty floats under NumPy 2.
 NUMPY_LIMIT = 2
@@ -75,7 +75,7 @@ def _wheel_root() -> Path:
 def _lay_out_backends(root: Path, folder: Path) -> Path:
     """backends/python/ with this Python's stub beside the backend's own files."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = root / "python_backend_stubs" / version / STUB
+    stub = root / "python_backend_stubs" / version / PYTHON_STUB
     if not stub.is_file():
         have = ", ".join(sorted(p.name for p in (root / "python_backend_stubs").iterdir()))
         raise ServerError(f"got Python {version}; the wheel's python backend has stubs for {have}")

@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from cmt_pipeline.constants import CONTROL_HEADER
 from cmt_server.errors import ServerError
 
-#: Header that carries the token of the restricted APIs.
-CONTROL_HEADER = "cmt-control"
 TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
 POLL_S = 0.02

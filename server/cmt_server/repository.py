@@ -22,9 +22,10 @@ from pathlib import Path
 from google.protobuf.text_format import ParseError
 
 from cmt_engine.engine import sha256_of
+from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX
-from cmt_pipeline.reference import CONFIG_FILE, pipeline_files, stage_files, write_files
+from cmt_pipeline.reference import pipeline_files, stage_files, write_files
 from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import (
@@ -105,7 +106,7 @@ class Repository:
 
     def live(self) -> Live | None:
         """Which release the pipelines link to; None where nothing was installed. Raises RepositoryError."""
-        path = self.pipelines / "emotion" / CONFIG_FILE
+        path = self.pipelines / "emotion" / TRITON_CONFIG_FILE
         try:
             config = from_pbtxt(path.read_text())
             previous = config.parameters[PREVIOUS_RELEASE].string_value
@@ -167,7 +168,7 @@ class Repository:
         chosen = [manifest for number, manifest in self.manifests().items() if number in numbers]
         for name in STAGES:
             versions = sorted({manifest.stages[name].version for manifest in chosen})
-            for path in (self.stages / name / CONFIG_FILE, self.stages / name / TENSORRT_CONFIG):
+            for path in (self.stages / name / TRITON_CONFIG_FILE, self.stages / name / TENSORRT_CONFIG):
                 if path.is_file():
                     self._set_versions(path, versions)
 
@@ -210,7 +211,7 @@ class Repository:
 
     def touch(self, stage: str, version: int) -> None:
         """Lets the next load start this stage version anew, though nothing in it changed."""
-        os.utime(self.version_folder(stage, version) / "model.py")
+        os.utime(self.version_folder(stage, version) / ADAPTER_FILE)
 
     def _make(self, manifest: Manifest) -> None:
         for folder in (self.root / "releases", self.candidate, *(self.stages / name for name in STAGES)):
@@ -306,7 +307,7 @@ def _pipeline_writer(config: bytes, numbers: Iterable[int]) -> Callable[[Path], 
     """
 
     def fill(folder: Path) -> None:
-        (folder / CONFIG_FILE).write_bytes(config)
+        (folder / TRITON_CONFIG_FILE).write_bytes(config)
         for number in numbers:
             (folder / str(number)).mkdir()
 

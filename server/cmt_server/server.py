@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmt_pipeline.constants import CONTROL_HEADER, GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, PYTHON_STUB
 from cmt_pipeline.pipelines import PIPELINES, candidate_of
 from cmt_server.binary import find_tritonserver
-from cmt_server.control import CONTROL_HEADER, ControlApi
+from cmt_server.control import ControlApi
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
 
@@ -28,7 +29,6 @@ POLL_S = 0.05
 EXIT_TIMEOUT_S = 10.0  # of a drained server; what it still waits for then are requests that Triton leaked
 GROUP_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
-STUB = "triton_python_backend_stub"
 
 #: Called with the number of pipelines that answer and of all there are.
 ReadyProgress = Callable[[int, int], None]
@@ -46,10 +46,10 @@ class ServerOptions:
 
     repository: Path
     work: Path
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
+    host: str = LOOPBACK
+    http_port: int = HTTP_PORT
+    grpc_port: int = GRPC_PORT
+    metrics_port: int = METRICS_PORT
     pipelines: tuple[str, ...] = tuple(PIPELINES)
     model_config_name: str | None = None
     ready_timeout_s: float = 600.0
@@ -215,7 +215,7 @@ def _clean_up_after_the_dead() -> None:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             command, _, region = (process / "cmdline").read_text().split("\0")[:3]
-            if Path(command).name == STUB and _is_dead(region):
+            if Path(command).name == PYTHON_STUB and _is_dead(region):
                 os.kill(int(process.name), signal.SIGKILL)
     for region_file in SHARED_MEMORY.glob("cmt-*-*-*"):
         if _is_dead(region_file.name):

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cmt_pipeline.constants import PYTHON_STUB
 from cmt_pipeline.stages import STAGES
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
-from cmt_server.server import STUB, TritonServer
+from cmt_server.server import TritonServer
 
 MENDS = 5  # within MENDS_WINDOW_S, before giving up: what dies that often isn't mended by starting it again
 MENDS_WINDOW_S = 600.0
@@ -88,7 +89,7 @@ def stage_processes(server: int) -> dict[StageVersion, list[int]]:
             arguments = (process / "cmdline").read_text().split("\0")
         except OSError:
             continue  # it ended meanwhile
-        if Path(arguments[0]).name == STUB:
+        if Path(arguments[0]).name == PYTHON_STUB:
             folder = Path(arguments[1]).parent
             found.setdefault((folder.parent.name, int(folder.name)), []).append(int(process.name))
     return found

@@ -28,7 +28,8 @@ from cmt_client import (
 )
 from cmt_client.operations import Infer, ModelReady, ServerLive
 from cmt_client.transport import Address, max_message_bytes
-from cmt_pipeline.limits import DEFAULT_LIMITS, MIB, Limits
+from cmt_pipeline.constants import MIB
+from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 
 SCHEMES = ("grpc", "http")
 Tell = Callable[..., Any]

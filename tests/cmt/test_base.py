@@ -11,6 +11,7 @@ from cmt_cli.export import golden_sample, sample
 from cmt_client import EmotionClient
 from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_export.export import ExportOptions, export
+from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import COMPILED_STAGES
 from serving import server_on
 
@@ -26,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("int8", 6e-2)])
 def test_base_exports_compiles_and_serves(store: Path, tmp_path: Path, precision: str, bound: float) -> None:
     options = ExportOptions(preset="base", random_weights=True, precision=precision)  # type: ignore[arg-type]
-    release, _ = export(options, store, golden_sample(), lambda *_: None)
+    release, _ = export(options, store, golden_sample(), no_progress)
     expected = next(answer for answer in release.manifest.golden if len(answer.modalities) == 3)
     with server_on(release, tmp_path) as server, EmotionClient(server.grpc_url) as client:
         text = sample("text").read_text().strip()
@@ -39,7 +40,7 @@ def test_base_exports_compiles_and_serves(store: Path, tmp_path: Path, precision
 def test_base_compiles_with_tensorrt_rtx(store: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX isn't installed")
     options = ExportOptions(preset="base", random_weights=True, engine="tensorrt", precision="fp16")
-    release, _ = export(options, store, golden_sample(), lambda *_: None)
+    release, _ = export(options, store, golden_sample(), no_progress)
     for stage in COMPILED_STAGES:
         report = inspect_engine(release.stage_folder(stage.name))
         assert {tensor.name for tensor in report.tensors} == {s.name for s in (*stage.inputs, *stage.outputs)}

@@ -13,6 +13,7 @@ from cmt_perf.capacity import ServiceCurve
 from cmt_perf.capacity_trial import table, trial
 from cmt_perf.service import measure
 from cmt_perf.traffic import TrafficPlan
+from cmt_pipeline.progress import no_progress
 from cmt_server.server import TritonServer
 
 
@@ -28,7 +29,7 @@ def traffic(server: TritonServer) -> TrafficPlan:
 
 @pytest.fixture(scope="module")
 def curve(server: TritonServer) -> ServiceCurve:
-    return measure(traffic(server), lambda *_: None, cores=2, conditions={}, concurrencies=(1, 3), answers=20)
+    return measure(traffic(server), no_progress, cores=2, conditions={}, concurrencies=(1, 3), answers=20)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_server_is_measured(curve: ServiceCurve) -> None:
 
 
 def test_the_open_loop_is_set_beside_the_model(curve: ServiceCurve, server: TritonServer) -> None:
-    found, rows = trial(traffic(server), lambda _: curve, (0.3,), 2, 2.0, lambda *_: None)
+    found, rows = trial(traffic(server), lambda _: curve, (0.3,), 2, 2.0, no_progress)
     assert found.points == curve.points
     assert rows[0]["requests"] == 2 * round(2.0 * 0.3 * curve.saturation)
     assert rows[0]["rate"] == pytest.approx(0.3 * curve.saturation, abs=0.01)

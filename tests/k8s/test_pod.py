@@ -16,6 +16,7 @@ import pytest
 from cmt_cli.export import sample
 from cmt_client import EmotionClient
 from cmt_engine.engine import Precision
+from cmt_pipeline.progress import no_progress
 from cmt_release.release import Release
 from cmt_release.store import open_store
 from cmt_rollout.kubernetes import layout
@@ -31,7 +32,7 @@ Runs = Loopback | Sandbox
 def store(release_of: ReleaseOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in a folder, as the dev overlay mounts it."""
     folder = tmp_path_factory.mktemp("store")
-    open_store(str(folder)).push(release_of("fp32"), lambda *_: None)
+    open_store(str(folder)).push(release_of("fp32"), no_progress)
     return folder
 
 

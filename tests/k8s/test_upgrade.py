@@ -22,6 +22,7 @@ from cmt_perf import faults
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.progress import no_progress
 from cmt_release.release import Release
 
 pytestmark = pytest.mark.timeout(900)  # the first test exports two releases
@@ -40,7 +41,7 @@ def pair(release_of: Callable[[Precision], Release], recipe: ExportOptions, stat
     """Two releases whose encoders and fusion differ."""
     first = release_of("fp32")
     with _fresh_cache(state.releases / ".onnx", _onnx_key(recipe)):  # other precisions of it want its graphs
-        other, _ = export(ExportOptions(seed=1), state.releases, golden_sample(), lambda *_: None)
+        other, _ = export(ExportOptions(seed=1), state.releases, golden_sample(), no_progress)
     return first, other
 
 

@@ -14,6 +14,7 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_export.model import run_model
 from cmt_perf.precision_trial import answers, measured
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.progress import no_progress
 from cmt_release.release import Release
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.examples import DataError, DataSet
@@ -23,7 +24,7 @@ from small_corpus import small_corpus
 
 
 def prepared_from(data: DataSet, checkpoint: Checkpoint, folder: Path) -> Prepared:
-    return prepare(data, checkpoint.config.preprocess, checkpoint.tokenizer, folder, lambda *_: None)
+    return prepare(data, checkpoint.config.preprocess, checkpoint.tokenizer, folder, no_progress)
 
 
 def test_engines_answer_as_pytorch_and_are_judged_by_it(

@@ -12,6 +12,7 @@ import pytest
 from cmt_engine.engine import Precision
 from cmt_perf.bench.scenarios import Size
 from cmt_perf.tune import ENCODERS, ThisMachine, Trial, TuneOptions, Tuning, pareto, plot, result_of, tune
+from cmt_pipeline.progress import no_progress
 from cmt_pipeline.triton_config import DEFAULT_TUNING, StageTuning
 from cmt_release.release import Release
 
@@ -60,7 +61,7 @@ class Moody(Machine):
 
 
 def test_it_finds_the_best_within_the_bound() -> None:
-    best = tune(TuneOptions([RELEASE], slo_ms=115), lambda *_: None, Machine())[0]
+    best = tune(TuneOptions([RELEASE], slo_ms=115), no_progress, Machine())[0]
     assert {best.stages[name].threads for name in ENCODERS} == {1}
     assert {best.stages[name].instances for name in ENCODERS} == {2}
     assert best.stages["encode_image"].queue_delay_us == 1000
@@ -68,20 +69,20 @@ def test_it_finds_the_best_within_the_bound() -> None:
 
 
 def test_where_nothing_keeps_the_bound_the_quickest_is_best() -> None:
-    found = tune(TuneOptions([RELEASE], slo_ms=50), lambda *_: None, Machine())
+    found = tune(TuneOptions([RELEASE], slo_ms=50), no_progress, Machine())
     assert found[0].latency_ms == min(t.latency_ms for t in found)
     assert not result_of(TuneOptions([RELEASE], slo_ms=50), found)["met"]
 
 
 def test_nothing_is_measured_twice_and_never_more_than_allowed() -> None:
     first, second = Machine(), Machine()
-    tune(TuneOptions([RELEASE], slo_ms=115), lambda *_: None, first)
+    tune(TuneOptions([RELEASE], slo_ms=115), no_progress, first)
     assert len(first.asked) == len(set(first.asked))
-    assert len(tune(TuneOptions([RELEASE], slo_ms=115, trials=3), lambda *_: None, second)) == len(second.asked) == 3
+    assert len(tune(TuneOptions([RELEASE], slo_ms=115, trials=3), no_progress, second)) == len(second.asked) == 3
 
 
 def test_what_was_only_lucky_doesnt_win() -> None:
-    found = tune(TuneOptions([RELEASE], slo_ms=115), lambda *_: None, Moody())
+    found = tune(TuneOptions([RELEASE], slo_ms=115), no_progress, Moody())
     assert found[0].stages == DEFAULT_TUNING
     assert min(t.latency_ms for t in found) < found[0].latency_ms
 
@@ -101,7 +102,7 @@ def test_options_are_checked() -> None:
 def test_on_the_real_server(release_of: Callable[[Precision], Release], tmp_path: Path) -> None:
     small = Size(audio_s=0.9, text_tokens=12, image_px=96)
     options = TuneOptions([release_of("fp32")], slo_ms=5_000, cores=1, requests=4, trials=2, size=small)
-    found = tune(options, lambda *_: None)
+    found = tune(options, no_progress)
     assert len(found) == 2
     assert all(t.throughput > 0 and t.latency_ms > 1 and t.peak_mb > 100 for t in found)
     slow = replace(found[0], stages={**found[0].stages, "encode_text": StageTuning(queue_delay_us=100_000)})

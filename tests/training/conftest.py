@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
+from cmt_pipeline.progress import no_progress
 from cmt_training.examples import DataSet
 from cmt_training.prepare import Prepared, prepare
 from small_corpus import TINY, small_corpus
@@ -23,4 +24,4 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 @pytest.fixture(scope="session")
 def prepared(untrained: Checkpoint, corpus: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     config = untrained.config.preprocess
-    return prepare(corpus, config, untrained.tokenizer, tmp_path_factory.mktemp("prepared"), lambda *_: None)
+    return prepare(corpus, config, untrained.tokenizer, tmp_path_factory.mktemp("prepared"), no_progress)

@@ -23,7 +23,8 @@ from torch.nn import functional
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.encoders import AudioEncoder
 from cmt_pipeline.buckets import HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
-from cmt_training.prepare import SAMPLES_FILE, Prepared, Progress
+from cmt_pipeline.progress import Progress
+from cmt_training.prepare import SAMPLES_FILE, Prepared
 
 FFT = 1_024
 BANDS = 40  # mel

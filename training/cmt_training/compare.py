@@ -26,6 +26,7 @@ from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import preset_of
+from cmt_pipeline.progress import Progress, part_of
 from cmt_release.durable import replace_file
 from cmt_release.typed_json import parsed, typed
 from cmt_training.batches import Reader
@@ -34,7 +35,7 @@ from cmt_training.features import given_encoders
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict
-from cmt_training.prepare import Prepared, Progress
+from cmt_training.prepare import Prepared
 from cmt_training.statistics import Claim, Difference, Interval, claim_of, interval_of, paired, percent
 from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, start_as, task_of, trainee_of
 from cmt_training.trainee import modalities_of
@@ -127,9 +128,11 @@ def compare(data: Prepared, options: CompareOptions, work: Path, progress: Progr
     recipe = {"options": asdict(options) | {"seeds": None}, "data": data.folder.name, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     runs: dict[Model, list[Run]] = {model: [] for model in MODELS}
+    share = 1 / len(options.seeds)
     for number, seed in enumerate(options.seeds):
         folder = work / f"{data.name}-{digest}" / f"seed-{seed}"
-        seeded = _Seed(data, options, seed, folder, _part(progress, f"seed {seed}", number, len(options.seeds)))
+        told = part_of(progress, number * share, (number + 1) * share, f"seed {seed}")
+        seeded = _Seed(data, options, seed, folder, told)
         for model, run in seeded.runs().items():
             runs[model].append(run)
     return summary(data, options, runs)
@@ -195,7 +198,7 @@ class _Seed:
         """Of what trained encoders make of every item; the heads under which they learnt."""
         options = self.options
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
-        told = _part(self.progress, "encoders", 0, 2)
+        told = part_of(self.progress, 0, 0.5, "encoders")
         reader, _ = opened(checkpoint, self.data, options, told)
         return encoders_first(checkpoint.model, reader, self.data, options, self.folder, told, resume=True)
 
@@ -207,7 +210,8 @@ class _Seed:
         learning = CrossModalTransformer(given_encoders(), fusion)
         trainee = trainee_of(learning, reader, self.data, options, features=True)
         task = task_of(trainee, reader, self.data, options)
-        told = _part(self.progress, model, len(MODELS) + MODELS.index(model), 2 * len(MODELS))
+        start = 0.5 + MODELS.index(model) / (2 * len(MODELS))
+        told = part_of(self.progress, start, start + 0.5 / len(MODELS), model)
         state = fit(task, options, self.folder / model, told, resume=True)
         only = modalities_of(model)
         temperature = calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=only))
@@ -234,8 +238,3 @@ def _result(runs: list[Run]) -> ModelResult:
         for name in ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
     }
     return ModelResult(**measures, fusion_parameters=runs[0].fusion_parameters)
-
-
-def _part(progress: Progress, name: str, number: int, count: int) -> Progress:
-    """Progress within one of `count` parts."""
-    return lambda what, done: progress(f"{name}: {what}", (number + done) / count)

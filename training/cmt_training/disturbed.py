@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from cmt_pipeline.progress import Progress
 from cmt_training.data.generated import CORPUS_FILE
 from cmt_training.generate.corpus import generate_corpus
 from cmt_training.generate.options import CorpusOptions, Variation, test_variation
-from cmt_training.prepare import Progress
 
 LEVELS = (0.0, 0.33, 0.67, 1.0)
 MOST_ITEMS = 2_000  # of a whole corpus, so of test items a fifth: enough for a curve

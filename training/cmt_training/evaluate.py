@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from cmt_export.checkpoint import Checkpoint
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS
+from cmt_pipeline.progress import Progress
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.examples import DataError, Split
 from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
 from cmt_training.predict import Predictions, predict, predict_each
-from cmt_training.prepare import Prepared, Progress
+from cmt_training.prepare import Prepared
 
 #: Name of a curve (`noise`, `missing`, …) -> the data at each of its rates.
 Curves = Mapping[str, Sequence[tuple[float, Prepared]]]

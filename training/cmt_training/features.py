@@ -15,9 +15,10 @@ from cmt_export.encoders import Features, positions_below
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import IMAGE_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Reader, Rows, Source, by_length, padded_rows
-from cmt_training.prepare import Item, Prepared, Progress
+from cmt_training.prepare import Item, Prepared
 
 BATCH = 32
 

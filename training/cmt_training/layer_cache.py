@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from cmt_export.encoders import MASKED
 from cmt_export.model import CrossModalTransformer
+from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import Array
 from cmt_training.batches import by_length, padded_rows
-from cmt_training.prepare import TOKENS_FILE, Prepared, Progress
+from cmt_training.prepare import TOKENS_FILE, Prepared
 
 BATCH = 64
 

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,11 +33,9 @@ from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import PreprocessConfig, Preprocessor, fingerprint, make_preprocessors
+from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
-
-#: Called with what is being done, and how far along it is from 0 to 1.
-Progress = Callable[[str, float], None]
 
 FORMAT = 2
 INDEX_FILE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE = "index.json", "pixels.npy", "samples.npy", "tokens.npy"

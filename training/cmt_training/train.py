@@ -27,6 +27,7 @@ from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import preset_of
+from cmt_pipeline.progress import Progress
 from cmt_training.audio_pretraining import pretrain_audio
 from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sources
 from cmt_training.conditions import conditions
@@ -37,7 +38,7 @@ from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import best_temperature, metrics_of, softmax
 from cmt_training.options import TrainOptions
 from cmt_training.predict import ALONE, Predictions, on_device, predict, predict_each
-from cmt_training.prepare import Prepared, Progress
+from cmt_training.prepare import Prepared
 from cmt_training.state import TrainState, load_state, save_state
 from cmt_training.trainee import Answers, Loss, Trainee, groups_of, modalities_of
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from cmt_pipeline.constants import RELEASE_VARIABLE
+
 #: A Kubernetes object as its JSON says it.
 Object = dict[str, Any]
 
@@ -15,7 +17,6 @@ CONTAINER, INIT_CONTAINER = "triton", "pull-release"
 LEASE = "cmt-rollout"
 
 #: Chooses the release, in both containers.
-VARIABLE = "CMT_RELEASE"
 #: Labels of pods. Services send requests to those with TRAFFIC alone.
 RELEASE, TRACK, TRAFFIC = "cmt/release", "cmt/track", "cmt/traffic"
 TRAFFIC_YES = "yes"
@@ -24,8 +25,6 @@ PREVIOUS = "cmt/previous-release"
 
 #: Field managers: of what an upgrade changes, and of all that `cmt deploy` applies beside it.
 ROLLOUT_MANAGER, DEPLOY_MANAGER = "cmt-rollout", "cmt-deploy"
-
-GRPC_PORT = 8001
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def release_of(deployment: Object) -> int | None:
     """The release that a Deployment's pod template chooses; None if it names none."""
     for container in deployment["spec"]["template"]["spec"]["containers"]:
         if container["name"] == CONTAINER:
-            values = [e.get("value", "") for e in container.get("env", ()) if e["name"] == VARIABLE]
+            values = [e.get("value", "") for e in container.get("env", ()) if e["name"] == RELEASE_VARIABLE]
             return int(values[0]) if values and values[0].isdigit() else None
     return None
 
@@ -81,7 +80,7 @@ def release_fields(
     """
     spec: Object = {} if replicas is None else {"replicas": replicas}
     if release is not None:
-        chosen = [{"name": VARIABLE, "value": str(release)}]
+        chosen = [{"name": RELEASE_VARIABLE, "value": str(release)}]
         pod: Object = {}
         for kind, name in (("containers", CONTAINER), ("initContainers", INIT_CONTAINER)):
             if any(c["name"] == name for c in deployment["spec"]["template"]["spec"].get(kind) or ()):

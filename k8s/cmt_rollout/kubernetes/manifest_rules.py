@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from cmt_rollout.kubernetes.layout import RELEASE, TRACK, VARIABLE
+from cmt_pipeline.constants import RELEASE_VARIABLE
+from cmt_rollout.kubernetes.layout import RELEASE, TRACK
 from cmt_rollout.kubernetes.rendered import (
     Manifests,
     Object,
@@ -173,11 +174,11 @@ def releases_agree(manifests: Manifests) -> Iterator[str]:
             f"{container['name']}: {variable.get('value')}"
             for container in deployment.containers
             for variable in container.get("env", ())
-            if variable["name"] == VARIABLE
+            if variable["name"] == RELEASE_VARIABLE
         }
         label = deployment.labels.get(RELEASE)
         if len(said) < len(deployment.containers) or any(each.rpartition(": ")[2] != label for each in said):
-            yield f"{deployment.name} is labelled release {label}; {VARIABLE} is {', '.join(sorted(said))}"
+            yield f"{deployment.name} is labelled release {label}; {RELEASE_VARIABLE} is {', '.join(sorted(said))}"
 
 
 def resources_are_said(manifests: Manifests) -> Iterator[str]:

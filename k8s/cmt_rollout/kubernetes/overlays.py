@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from cmt_pipeline.constants import RELEASE_VARIABLE
 from cmt_rollout.errors import ClusterError
-from cmt_rollout.kubernetes.layout import CONTAINER, INIT_CONTAINER, PREVIOUS, RELEASE, VARIABLE, Object
+from cmt_rollout.kubernetes.layout import CONTAINER, INIT_CONTAINER, PREVIOUS, RELEASE, Object
 
 KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 RENDER_S = 120
@@ -99,7 +100,7 @@ def merged(before: Any, patch: Any) -> Any:
 
 def with_release(deployment: Object, release: int) -> Object:
     """A Deployment whose template chooses this release."""
-    chosen = {"name": VARIABLE, "value": str(release)}
+    chosen = {"name": RELEASE_VARIABLE, "value": str(release)}
     spec = deployment["spec"]["template"]["spec"]
     patch: Object = {"metadata": {"labels": {RELEASE: str(release)}}, "spec": {}}
     for kind, name in (("containers", CONTAINER), ("initContainers", INIT_CONTAINER)):
@@ -119,7 +120,7 @@ def without_release(deployment: Object) -> Object:
     for kind in ("containers", "initContainers"):
         for container in template["spec"].get(kind) or ():
             if container["name"] in (CONTAINER, INIT_CONTAINER):
-                container["env"] = [entry for entry in container.get("env", ()) if entry["name"] != VARIABLE]
+                container["env"] = [entry for entry in container.get("env", ()) if entry["name"] != RELEASE_VARIABLE]
     return changed
 
 

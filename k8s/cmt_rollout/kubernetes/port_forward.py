@@ -20,8 +20,8 @@ from kubernetes.stream import portforward
 from cmt_client import ServerUnavailable
 from cmt_client.operations import Operation
 from cmt_client.transport import Transport, connect
+from cmt_pipeline.constants import GRPC_PORT, LOOPBACK
 from cmt_rollout.kubernetes.cluster import Cluster
-from cmt_rollout.kubernetes.layout import GRPC_PORT
 from cmt_rollout.kubernetes.pods import Pod
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class _Listener:
                     _carry(self.request, there)
                 near.discard(self.request)
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server = socketserver.ThreadingTCPServer((LOOPBACK, 0), Handler)
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="cmt-forward", daemon=True).start()
 

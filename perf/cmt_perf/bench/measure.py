@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +17,11 @@ from cmt_perf.bench.systems import System
 from cmt_perf.capacity import percentiles
 from cmt_perf.processes import cpu_seconds, memory_mb
 from cmt_perf.traffic import Traffic
+from cmt_pipeline.progress import Progress
 
 WARM_UP, MORE_WARM_UP = 6, 2  # answers of each round that aren't counted; of each request beyond the first in flight
 TIMEOUT_S = 900.0
 MEMORY_POLL_S = 2.0  # reading a process's pages costs time of its own
-
-#: Called with what is being done, and how far along it is from 0 to 1.
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,13 @@ from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.attribution import attribution, read_trace
 from cmt_perf.bench.machine import peaks
-from cmt_perf.bench.measure import Measured, Progress, interleaved, one_round
+from cmt_perf.bench.measure import Measured, interleaved, one_round
 from cmt_perf.bench.ratio import Ratio, ratio_of
 from cmt_perf.bench.scenarios import SINGLE_STREAM, Scenario, Size, growth
 from cmt_perf.bench.systems import Peer, System, baseline, peer, pipeline
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import traffic_items
+from cmt_pipeline.progress import Progress, part_of
 from cmt_release.release import Release
 from cmt_server.repository import InstallOptions
 
@@ -70,12 +71,14 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         ours = stack.enter_context(pipeline(OURS, options.release, folder / "ours", options.install))
         others = list(_others(options, folder, stack))
         _expect_answers([theirs, ours, *others], single, options.seed)
-        found = interleaved([theirs, ours, *others], [single], options.rounds, _part(progress, 0.0, 0.4), options.seed)
+        found = interleaved(
+            [theirs, ours, *others], [single], options.rounds, part_of(progress, 0.0, 0.4), options.seed
+        )
         pair = [theirs, ours]
-        grown = _growth(options, pair, _part(progress, 0.4, 0.75))
-        opened = _open_loops(options, ours, _part(progress, 0.75, 0.85))
+        grown = _growth(options, pair, part_of(progress, 0.4, 0.75))
+        opened = _open_loops(options, ours, part_of(progress, 0.75, 0.85))
         checked = _second_opinion(options, ours, single)
-    traced = _attributed(options, single, _part(progress, 0.9, 1.0))
+    traced = _attributed(options, single, part_of(progress, 0.9, 1.0))
     return {
         "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
         "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
@@ -217,7 +220,3 @@ def _rows(found: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def _rounded(measured: Measured) -> list[float]:
     return [round(float(one), 2) for one in np.sort(measured.latencies_ms)]
-
-
-def _part(progress: Progress, start: float, end: float) -> Callable[[str, float], None]:
-    return lambda what, done: progress(what, start + done * (end - start))

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cmt_engine.engine import Precision
-from cmt_perf.bench.measure import Measured, Progress, interleaved
+from cmt_perf.bench.measure import Measured, interleaved
 from cmt_perf.bench.ratio import ratio_of
 from cmt_perf.bench.report import COLOURS, drawn, write_page
 from cmt_perf.bench.run import CLAIMED_MS, Fusion, conventional
 from cmt_perf.bench.scenarios import SINGLE_STREAM, Size
 from cmt_perf.bench.systems import System, baseline, pipeline
 from cmt_perf.conditions import conditions, to_text
+from cmt_pipeline.progress import Progress
 from cmt_release.release import Release, newest_release
 
 FIRST = "conventional fusion, eager PyTorch fp32"

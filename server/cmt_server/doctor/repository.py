@@ -15,11 +15,11 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from cmt_pipeline.constants import TRITON_CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt
 from cmt_server.doctor.finding import Finding, Rule, finding
 from cmt_server.repository import Repository as ServedRepository
 
-CONFIG_FILE = "config.pbtxt"
 VARIANTS_FOLDER = "configs"
 MAX_CONFIG_BYTES = 4 << 20
 MAX_ENTRIES = 10_000  # of a folder
@@ -157,7 +157,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _read_model(folder: Path, reading: _Reading) -> None:
-    name, file = folder.name, folder / CONFIG_FILE
+    name, file = folder.name, folder / TRITON_CONFIG_FILE
     try:
         versions = tuple(sorted(int(p.name) for p in _entries(folder) if re.fullmatch(r"[1-9]\d{0,17}", p.name)))
         if not file.exists():

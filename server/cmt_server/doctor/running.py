@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from cmt_server.control import CONTROL_HEADER
+from cmt_pipeline.constants import CONTROL_HEADER, HTTP_PORT, LOOPBACK
 from cmt_server.doctor.finding import TritonVersion, printable, triton_version
 from cmt_server.doctor.repository import Model, Repository, sized
 from cmt_server.errors import ServerError
@@ -70,7 +70,7 @@ class RunningTriton:
         """ValueError for another kind of URL."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"URL: got {url!r}; expected Triton's HTTP service, such as http://127.0.0.1:8000")
+            raise ValueError(f"URL: got {url!r}; expected Triton's HTTP service, such as http://{LOOPBACK}:{HTTP_PORT}")
         self.url, self.host = url.rstrip("/"), parts.hostname
         self._port, self._prefix = parts.port, parts.path.rstrip("/")
         self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

@@ -10,11 +10,12 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 
+from cmt_pipeline.progress import Progress, no_progress
 from cmt_training.data.generated import CORPUS_FILE, FORMAT, NAME, load_generated, table_of
 from cmt_training.examples import DataError, DataSet, Split
 from cmt_training.generate import espeak
@@ -27,15 +28,13 @@ from cmt_training.generate.seeds import rng_of
 from cmt_training.generate.sentences import misheard, sentence
 from cmt_training.generate.voices import Prosody, prosody_of, speech
 
-Progress = Callable[[str, float], None]
-
 LIBRARIES = ("numpy", "pillow", "scipy", "soundfile", "soxr")
 CHUNK = 40  # examples that a process makes at a time
 AHEAD = 2  # chunks waiting for each process
 
 
 def generate_corpus(
-    folder: Path, options: CorpusOptions, progress: Progress = lambda *_: None, processes: int | None = None
+    folder: Path, options: CorpusOptions, progress: Progress = no_progress, processes: int | None = None
 ) -> DataSet:
     """Makes a corpus and opens it. The folder must not exist, or be empty.
 
