@@ -23,6 +23,8 @@ from cmt_cli.train import train
 from cmt_cli.tune import tune
 from cmt_cli.upgrade import rollback, upgrade
 from cmt_pipeline import __version__
+from cmt_pipeline.constants import LOG_FORMAT_VARIABLE, LOG_LEVEL_VARIABLE
+from cmt_pipeline.logs import DEFAULT_LEVEL, configure_logging
 
 app = typer.Typer(
     name="cmt",
@@ -52,11 +54,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def cmt(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(envvar=LOG_FORMAT_VARIABLE, help="Logs on standard error: text, or json (an object a line)."),
+    ] = "text",
+    log_level: Annotated[
+        str, typer.Option(envvar=LOG_LEVEL_VARIABLE, help="Least level that is logged: debug, info, warning or error.")
+    ] = DEFAULT_LEVEL,
 ) -> None:
     """Serves a Cross-Modal Transformer (image + speech + text -> emotion) on NVIDIA Triton."""
+    configure_logging(log_format, log_level)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cmt_server.server import ServerOptions, TritonServer
 
 WATCH_S = 0.5
+LOG = logging.getLogger(__name__)
 
 
 def serve(
@@ -180,6 +182,4 @@ def _announce_table(server: TritonServer) -> None:
 
 
 def _say(text: str) -> None:
-    from cmt_cli.show import errors
-
-    errors.print(text, highlight=False)
+    LOG.info(text)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from cmt_pipeline.logs import logs_are_json
+from cmt_pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from cmt_client import Emotion
 
+LOG = logging.getLogger(__name__)
 console = Console()
 errors = Console(stderr=True)
 
@@ -41,26 +47,29 @@ def expected_errors() -> tuple[type[BaseException], ...]:
 
 def fail(error: BaseException) -> int:
     """Prints an error; the exit status: 2 where the input is at fault, else 1."""
-    errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-    errors.print(str(error), markup=False, highlight=False)
+    if logs_are_json():
+        LOG.error(str(error), extra={"error": type(error).__name__})
+    else:
+        errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        errors.print(str(error), markup=False, highlight=False)
     return EXIT_INPUT if isinstance(error, ValueError) else EXIT_SERVICE
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+def progress_bar(title: str) -> Iterator[Progress]:
     """A bar that is told what is being done and how far along it is, from 0 to 1; plain lines without a terminal."""
-    if not errors.is_terminal:
+    if logs_are_json() or not errors.is_terminal:
         seen: list[str] = []
 
         def line(what: str, _: float) -> None:
             if not seen or seen[-1] != what:
                 seen.append(what)
-                errors.print(f"{title}: {what}", markup=False, highlight=False)
+                LOG.info(f"{title}: {what}")
 
         yield line
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with rich_progress.Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda what, done: bar.update(task, description=f"{title}: {what}", completed=done)
 
