@@ -85,7 +85,7 @@ def test_it_writes_json_figures_and_one_page(trained: Checkpoint, prepared: Prep
 
 
 def test_other_labels_and_empty_splits_are_refused(trained: Checkpoint, prepared: Prepared) -> None:
-    with pytest.raises(DataError, match="got labels of 'iemocap4'; the checkpoint answers with those of 'meld'"):
+    with pytest.raises(DataError, match="labels of 'iemocap4'; the checkpoint answers with those of 'meld'"):
         evaluate(trained, replace(prepared, label_set="iemocap4"), silent)
     no_test = replace(prepared, items=tuple(item for item in prepared.items if item.split != "test"))
     with pytest.raises(DataError, match="the split 'test' of 'small' is empty"):

@@ -60,7 +60,7 @@ def test_intervals_are_those_of_students_t(count: int) -> None:
     values = np.random.default_rng(count).normal(0.7, 0.05, count)
     came = interval_of(values.tolist())
     low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-    assert (came.low, came.high) == pytest.approx((low, high), rel=0.01)
+    assert (came.low, came.high) == pytest.approx((low, high), rel=1e-9)
     assert came.mean == pytest.approx(values.mean())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import pytest
 from cmt_training.compare import CLAIMED_PERCENT, Comparison
 from cmt_training.options import MODELS
 from cmt_training.report import comparison_markdown, verdict_of
-from cmt_training.statistics import claim_of, paired
+from cmt_training.statistics import Interval, claim_of, paired
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "training" / "results"
 GENERATED, MELD = RESULTS / "generated.json", RESULTS / "meld_text.json"
+
+
+def ends_of(interval: Interval) -> tuple[float, float, float]:
+    return interval.low, interval.mean, interval.high
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +40,13 @@ def test_intervals_and_verdict_follow_from_the_runs(comparison: Comparison) -> N
     assert len(comparison.seeds) == 5
     ours = comparison.models["cmt"]
     for name, difference in comparison.differences.items():
-        assert difference.weighted_f1 == paired(ours.weighted_f1, comparison.models[name].weighted_f1)
+        expected = paired(ours.weighted_f1, comparison.models[name].weighted_f1)
+        assert ends_of(difference.weighted_f1) == pytest.approx(ends_of(expected), abs=1e-5)
     for measure, claimed in CLAIMED_PERCENT.items():
         baselines = [(n, getattr(found, measure)) for n, found in comparison.models.items() if n != "cmt"]
-        assert comparison.verdict[measure] == claim_of(measure, claimed, getattr(ours, measure), baselines)
+        found = claim_of(measure, claimed, getattr(ours, measure), baselines)
+        assert replace(comparison.verdict[measure], difference=found.difference) == found
+        assert ends_of(comparison.verdict[measure].difference) == pytest.approx(ends_of(found.difference), abs=1e-5)
 
 
 def test_the_report_lies_beside_it() -> None:

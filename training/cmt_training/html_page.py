@@ -1,46 +1,61 @@
-"""Self-contained HTML pages: tables, pictures and values, all escaped, in one file without scripts."""
+"""Self-contained HTML pages: parts in order, every value escaped by the template, one file without scripts."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STYLE = """
+TEMPLATE = """\
+<!doctype html><html lang="en"><meta charset="utf-8">
+<title>{{ title }}</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .75rem; border-bottom: 1px solid #ddd }
 td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th { text-align: left }
 img { max-width: 100%; margin: .5rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px }
+</style>
+{% for part in parts %}
+{% if part.kind == "table" %}
+<table><tr>{% for name in part.head %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in part.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% elif part.kind == "image" %}
+<img alt="{{ part.name }}" src="data:image/png;base64,{{ part.png }}">
+{% else %}
+<{{ part.kind }}>{{ part.text }}</{{ part.kind }}>
+{% endif %}
+{% endfor %}
+</html>
 """
 
-
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole page of parts that are HTML already."""
-    lines = [
-        '<!doctype html><html lang="en"><meta charset="utf-8">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
-        *body,
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
+Part = Mapping[str, Any]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; everything is escaped."""
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
+def page(title: str, parts: Sequence[Part]) -> str:
+    """A whole page of what the functions below make."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(TEMPLATE).render(title=title, parts=parts)
 
 
-def images(figures: Mapping[str, bytes]) -> list[str]:
+def heading(text: str, level: int = 2) -> Part:
+    return {"kind": f"h{level}", "text": text}
+
+
+def paragraph(text: str) -> Part:
+    return {"kind": "p", "text": text}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Part:
+    return {"kind": "table", "head": head, "rows": rows}
+
+
+def images(figures: Mapping[str, bytes]) -> list[Part]:
     """PNGs by name, inside the page."""
-    return [
-        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for name, png in figures.items()
-    ]
+    return [{"kind": "image", "name": name, "png": base64.b64encode(png).decode()} for name, png in figures.items()]
 
 
-def preformatted(values: Mapping[str, Any]) -> str:
-    return f"<pre>{html.escape(json.dumps(values, indent=1))}</pre>"
+def preformatted(values: Mapping[str, Any]) -> Part:
+    return {"kind": "pre", "text": json.dumps(values, indent=1)}

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special
 
 Floats = NDArray[Any]
 
 ECE_BINS = 15
 LOWEST_P = 1e-12
 TEMPERATURES = (0.25, 8.0)
-GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,15 @@ def reliability(probabilities: Floats, labels: Floats, bins: int = ECE_BINS) -> 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     """[n, labels] -> probabilities."""
-    scaled = logits.astype(np.float64) / temperature
-    exponential = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    probabilities: Floats = exponential / exponential.sum(axis=1, keepdims=True)
+    probabilities: Floats = special.softmax(logits.astype(np.float64) / temperature, axis=1)
     return probabilities
 
 
-def best_temperature(logits: Floats, labels: Floats, steps: int = 60) -> float:
-    """The temperature of the least cross-entropy, by golden-section search: it is unimodal in the logarithm."""
-    low, high = np.log(TEMPERATURES)
+def best_temperature(logits: Floats, labels: Floats) -> float:
+    """The temperature of the least cross-entropy, which is unimodal in its logarithm."""
 
     def loss(at: float) -> float:
         return cross_entropy(softmax(logits, float(np.exp(at))), labels)
 
-    for _ in range(steps):
-        width = GOLDEN * (high - low)
-        left, right = high - width, low + width
-        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
-    return float(np.exp((low + high) / 2))
+    bounds = tuple(np.log(TEMPERATURES))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmt_training.figures import comparison_figures, figures_of
-from cmt_training.html_page import images, page, preformatted, table
+from cmt_training.html_page import Part, heading, images, page, paragraph, preformatted, table
 
 if TYPE_CHECKING:
     from cmt_training.compare import Comparison
@@ -24,20 +23,22 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     figures = figures_of(evaluation)
     rows = {"before temperature scaling": evaluation.uncalibrated, "after": evaluation.calibrated}
     body = [
-        f"<h1>{html.escape(evaluation.model)} on {html.escape(evaluation.data)}, {evaluation.split} split</h1>",
-        f"<p>Preset {html.escape(evaluation.preset)}, label set {html.escape(evaluation.label_set)}, "
-        f"{evaluation.calibrated.count} items, temperature {evaluation.temperature:.3f}."
-        f"{_warning(evaluation.data)}</p>",
+        heading(f"{evaluation.model} on {evaluation.data}, {evaluation.split} split", 1),
+        paragraph(
+            f"Preset {evaluation.preset}, label set {evaluation.label_set}, "
+            f"{evaluation.calibrated.count} items, temperature {evaluation.temperature:.3f}."
+            f"{_warning(evaluation.data)}"
+        ),
         _metrics_table(rows),
-        "<h2>Per label</h2>",
+        heading("Per label"),
         table(("label", "F1", "items"), _per_label(evaluation)),
-        "<h2>Subsets of modalities</h2>",
+        heading("Subsets of modalities"),
         _metrics_table(evaluation.subsets),
-        "<h2>Figures</h2>",
+        heading("Figures"),
         *images(figures),
-        "<h2>Skipped</h2>",
+        heading("Skipped"),
         table(("reason", "count"), [(reason, str(count)) for reason, count in evaluation.skipped.items()]),
-        "<h2>Conditions</h2>",
+        heading("Conditions"),
         preformatted(evaluation.conditions),
     ]
     _write(folder, f"{evaluation.model} on {evaluation.data}", body, figures)
@@ -47,16 +48,16 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     """report.html and a PNG for each figure."""
     figures = comparison_figures(comparison)
     body = [
-        f"<h1>{len(comparison.models)} models, {len(comparison.seeds)} seeds, {html.escape(comparison.data)}</h1>",
-        f"<p>{html.escape(comparison.method)}{_warning(comparison.data)}</p>",
+        heading(f"{len(comparison.models)} models, {len(comparison.seeds)} seeds, {comparison.data}", 1),
+        paragraph(comparison.method + _warning(comparison.data)),
         table(("model", "weighted F1", "cross-entropy", "ECE", "parameters"), model_rows(comparison)),
-        "<h2>CMT minus each baseline</h2>",
+        heading("CMT minus each baseline"),
         table(("baseline", "weighted F1", "cross-entropy", "cross-entropy, %"), difference_rows(comparison)),
-        "<h2>Verdict</h2>",
-        f"<p>{html.escape(verdict_of(comparison))}</p>",
-        "<h2>Figures</h2>",
+        heading("Verdict"),
+        paragraph(verdict_of(comparison)),
+        heading("Figures"),
         *images(figures),
-        "<h2>Conditions</h2>",
+        heading("Conditions"),
         preformatted(comparison.conditions),
     ]
     _write(folder, f"{comparison.data}: models compared", body, figures)
@@ -105,7 +106,7 @@ def verdict_of(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _metrics_table(rows: Mapping[str, Any]) -> str:
+def _metrics_table(rows: Mapping[str, Any]) -> Part:
     head = ("", *(name.replace("_", " ") for name in MEASURES), "items")
     found = [(name, *(f"{getattr(m, key):.4f}" for key in MEASURES), str(m.count)) for name, m in rows.items()]
     return table(head, found)
@@ -124,7 +125,7 @@ def _warning(data: str) -> str:
     return " Generated data: these figures say nothing about people." if data == "generated" else ""
 
 
-def _write(folder: Path, title: str, body: Sequence[str], figures: Mapping[str, bytes]) -> None:
+def _write(folder: Path, title: str, body: Sequence[Part], figures: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         (folder / f"{name}.png").write_bytes(png)

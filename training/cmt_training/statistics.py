@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the normal distribution's.
-T_QUANTILES = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-)
-NORMAL_QUANTILE = 1.96
+from scipy import stats
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,7 @@ def interval_of(values: Sequence[float]) -> Interval:
     if count < 2:
         raise ValueError(f"got {count} seeds; expected two or more to make an interval of")
     mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    quantile = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
-    half = quantile * deviation / math.sqrt(count)
+    half = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     return Interval(mean, mean - half, mean + half, tuple(values))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from cmt_perf.bench.run import BASELINE, CLAIMED_MS, OURS, summary_of
 from cmt_perf.conditions import to_text
-from cmt_training.html_page import images, preformatted, table
+from cmt_training.html_page import Part, heading, images, paragraph, preformatted, table
 from cmt_training.html_page import page as html_page
 
 COLOURS = ("#b5533c", "#3b6ea5", "#5a9a5a", "#8a5aa0", "#c79a2e", "#555555")
@@ -46,10 +45,12 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
     met = {True: "met", False: "not met"}
     claims = summary["claims"]
     body = [
-        "<h1>Benchmark</h1>",
-        f"<p>{summary['ratio_p50']:.2f} times as fast as the conventional system (95 % interval "
-        f"{summary['ratio_p50_interval'][0]:.2f} to {summary['ratio_p50_interval'][1]:.2f}), p50 "
-        f"{summary['p50_ms']:.1f} ms against {summary['baseline_p50_ms']:.1f} ms, in turns on one machine.</p>",
+        heading("Benchmark", 1),
+        paragraph(
+            f"{summary['ratio_p50']:.2f} times as fast as the conventional system (95 % interval "
+            f"{summary['ratio_p50_interval'][0]:.2f} to {summary['ratio_p50_interval'][1]:.2f}), p50 "
+            f"{summary['p50_ms']:.1f} ms against {summary['baseline_p50_ms']:.1f} ms, in turns on one machine."
+        ),
         table(
             ("the paper claims", "claimed", "measured", ""),
             [
@@ -67,7 +68,7 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
                 ),
             ],
         ),
-        "<h2>Single stream</h2>",
+        heading("Single stream"),
         table(
             ("system", *FIGURES, "times as fast"),
             [
@@ -75,16 +76,18 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
                 for name, figures in result["single_stream"].items()
             ],
         ),
-        "<h2>Where the time goes</h2>",
-        "<p>Branches run side by side and are never added up; overhead is end to end less the compute of the critical "
-        f"path: {result['attribution']['overhead_ms']} ms. Critical: {html.escape(_critical(result))}.</p>",
-        *([_rows_of(result["growth"], "How cost grows")] if result["growth"] else []),
-        *([_rows_of(result["open_loop"], "Open loop")] if result["open_loop"] else []),
-        "<h2>Plots</h2>",
+        heading("Where the time goes"),
+        paragraph(
+            "Branches run side by side and are never added up; overhead is end to end less the compute of the critical "
+            f"path: {result['attribution']['overhead_ms']} ms. Critical: {_critical(result)}."
+        ),
+        *_rows_of(result["growth"], "How cost grows"),
+        *_rows_of(result["open_loop"], "Open loop"),
+        heading("Plots"),
         *images(plots),
-        "<h2>perf_analyzer</h2>",
+        heading("perf_analyzer"),
         preformatted(result["perf_analyzer"]),
-        "<h2>Conditions</h2>",
+        heading("Conditions"),
         preformatted({"peaks": result["peaks"], **result["conditions"]}),
     ]
     return html_page("Benchmark", body)
@@ -165,9 +168,9 @@ def drawn(draw: Callable[[Any], None]) -> bytes:
     return buffer.getvalue()
 
 
-def _rows_of(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+def _rows_of(rows: Sequence[Mapping[str, Any]], title: str) -> list[Part]:
     cells = [(r["scenario"], r["system"], *(str(r.get(f, "")) for f in FIGURES)) for r in rows]
-    return f"<h2>{title}</h2>{table(('scenario', 'system', *FIGURES), cells)}"
+    return [heading(title), table(("scenario", "system", *FIGURES), cells)] if rows else []
 
 
 def _ratio(ratio: Mapping[str, float] | None) -> str:
