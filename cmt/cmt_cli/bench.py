@@ -95,8 +95,8 @@ def _through_the_pipeline(like: Release, checkpoint: Path, folder: Path) -> Rele
     options = ExportOptions(
         preset=info.preset,
         checkpoint=checkpoint,
-        engine=info.engine,  # type: ignore[arg-type]  # what a release has
-        precision=info.precision,  # type: ignore[arg-type]
+        engine=info.engine,
+        precision=info.precision,
     )
     return run_export(options, State(folder))
 

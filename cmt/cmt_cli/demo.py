@@ -35,7 +35,7 @@ def demo(
     from cmt_server.server import ServerOptions
 
     chosen = State(state)
-    exported = ExportOptions(precision=precision, checkpoint=trained_weights("mini", "meld"))  # type: ignore[arg-type]
+    exported = ExportOptions(precision=precision, checkpoint=trained_weights("mini", "meld"))
     release = run_export(exported, chosen)
     options = ServerOptions(
         repository=(chosen.root / "demo").absolute(),  # what `cmt serve` served last stays as it is

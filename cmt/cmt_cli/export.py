@@ -25,7 +25,7 @@ def export(
         bool, typer.Option("--random-weights", help="Random weights (seeded) in place of those of a model hub.")
     ] = False,
     label_set: Annotated[str, typer.Option(help="Label set: meld, iemocap4, iemocap6 or affectnet8.")] = "meld",
-    engine: Annotated[str, typer.Option(help="openvino, tensorrt or onnxruntime.")] = "openvino",
+    engine: Annotated[str, typer.Option(help="openvino, tensorrt, onnxruntime, or one of a package.")] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
     calibration: Annotated[Path | None, typer.Option(help="Folder of example files to calibrate int8 with.")] = None,
     seed: Annotated[
@@ -45,8 +45,8 @@ def export(
         checkpoint_sha256=checkpoint_sha256,
         random_weights=random_weights,
         label_set=label_set,
-        engine=engine,  # type: ignore[arg-type]  # checked by ExportOptions
-        precision=precision,  # type: ignore[arg-type]
+        engine=engine,
+        precision=precision,
         calibration=calibration,
         seed=seed or 0,
     )

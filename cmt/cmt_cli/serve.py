@@ -48,6 +48,7 @@ def serve(
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
+    from cmt_engine.engine import ENGINES
     from cmt_pipeline.triton_config import DEFAULT_TUNING
     from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions, new_token
@@ -63,7 +64,7 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        model_config_name=model_config_name or ("tensorrt" if served.manifest.info.engine == "tensorrt" else None),
+        model_config_name=model_config_name or ENGINES[served.manifest.info.engine].variant,
         drain_timeout_s=drain_timeout_s,
         control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
     )

@@ -1,4 +1,4 @@
-"""Engines: how a compiled stage is described and run.
+"""Engines: one small class for each runtime of compiled stages, looked up by name in ENGINES.
 
 A stage version is a folder. Its `engine.json` (EngineSidecar) says what lies beside it and how it came to be; what
 was compiled is opened by `open_engine`, in a test, in a parity check and inside Triton's python backend alike.
@@ -7,36 +7,72 @@ was compiled is opened by `open_engine`, in a test, in a parity check and inside
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Mapping
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
+from cmt_pipeline.registry import Registry
+from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
 
-EngineName = Literal["openvino", "tensorrt", "onnxruntime"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+if TYPE_CHECKING:  # gRPC must not load with this module
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
-    "openvino": ("fp32", "bf16", "int8"),
-    "tensorrt": ("fp32", "fp16", "bf16"),
-    "onnxruntime": ("fp32",),
-}
+    from cmt_pipeline.triton_config import Served
+
+#: `fp32`, `fp16`, `bf16`, `int8`, or what else an engine calls it; see `Engine.tolerances`.
+Precision: TypeAlias = str
 
 SIDECAR_FILE = "engine.json"
 
 
-class Engine(Protocol):
+class EngineError(RuntimeError):
+    """An engine couldn't be built or opened; the message says why and how to go on."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """relative: RMS of the difference over RMS of the reference, of a stage; probability: largest absolute
+    difference of any probability, of a pipeline. Both from PyTorch fp32.
+
+    Set for trained weights, whose answers are steeper than random ones': the same error of a feature moves p further.
+    """
+
+    relative: float
+    probability: float
+
+
+class Runner(Protocol):
     """A compiled stage, ready to run."""
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Contract inputs [batch, ...] -> contract outputs [batch, ...]."""
 
 
-class EngineError(RuntimeError):
-    """An engine couldn't be built or opened; the message says why and how to go on."""
+def no_calibration() -> Sequence[Arrays]:
+    """Of a build whose precision needs none."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What an engine is to build: the fp32 graph at `onnx`, its weights beside it, into `folder`.
+
+    calibration: gives contract inputs to quantise by; called where they are needed alone, since they take a while.
+    cache: a folder that stays from one export to the next.
+    """
+
+    onnx: Path
+    stage: Stage
+    folder: Path
+    precision: Precision
+    calibration: Callable[[], Sequence[Arrays]] = no_calibration
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +85,7 @@ class EngineSidecar:
     """
 
     stage: str
-    engine: EngineName
+    engine: str
     precision: Precision
     model: str
     onnx_sha256: str
@@ -76,26 +112,113 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def open_engine(folder: Path, threads: int = 0) -> Engine:
+def keep(draft: Path, folder: Path) -> None:
+    """Gives a draft its name in a cache; that of an export which came first stays."""
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(draft)
+
+
+def graph_files(onnx: Path) -> tuple[Path, ...]:
+    """The graph, and its weights where they lie beside it."""
+    weights = onnx.with_name(f"{onnx.name}.data")
+    return (onnx, weights) if weights.exists() else (onnx,)
+
+
+class Engine(ABC):
+    """What runs compiled stages: how they are built, opened, held against PyTorch and served.
+
+    Its module imports its runtime where it uses it, so that a look-up costs nothing. `tolerances` names its precisions;
+    `packages` are the Python distributions that decide what it builds; artefacts belong to one version of `runtime`,
+    the one of them that runs here; `variant` is the `--model-config-name` under which Triton finds `stage_config`, None
+    where the python backend opens the stage in its own process.
+    """
+
+    name: ClassVar[str]
+    tolerances: ClassVar[Mapping[Precision, Tolerance]]
+    packages: ClassVar[tuple[str, ...]] = ()
+    runtime: ClassVar[str | None] = None
+    variant: ClassVar[str | None] = None
+
+    @abstractmethod
+    def compile(self, build: Build) -> EngineSidecar:
+        """Writes what `open` takes into the folder, which is there; what came of it (see `sidecar`)."""
+
+    @abstractmethod
+    def open(self, path: Path, precision: Precision, threads: int) -> Runner:
+        """The compiled file of a stage. threads: 0 takes one for each core."""
+
+    def build(self, build: Build) -> EngineSidecar:
+        """ONNX -> a stage version's folder with its engine.json. ValueError for a precision that it doesn't have."""
+        self.tolerance(build.precision)
+        build.folder.mkdir(parents=True, exist_ok=True)
+        sidecar = self.compile(build)
+        sidecar.write(build.folder)
+        return sidecar
+
+    def tolerance(self, precision: Precision) -> Tolerance:
+        """ValueError for a precision that it doesn't have."""
+        if precision not in self.tolerances:
+            raise ValueError(f"precision: got {precision!r}; {self.name} takes {', '.join(self.tolerances)}")
+        return self.tolerances[precision]
+
+    def opens_here(self) -> bool:
+        """Whether `open` can run on this machine what is built here; an export has no parity where it can't."""
+        return True
+
+    def versions(self) -> dict[str, str]:
+        """Whatever another version of would build something else. EngineError where it isn't installed."""
+        try:
+            return {name: importlib.metadata.version(name) for name in self.packages}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise EngineError(
+                f"{self.name} needs {error.name}, which isn't installed: pip install {error.name}"
+            ) from None
+
+    def target(self) -> dict[str, str]:
+        """What a build is bound to besides versions."""
+        return {"device": "CPU"}
+
+    def stage_config(self, stage: Stage, served: Served) -> ModelConfig:
+        """The Triton configuration of a compiled stage under `variant`."""
+        from cmt_pipeline.triton_config import stage_config
+
+        return stage_config(stage, served)
+
+    def sidecar(self, build: Build, model: str, versions: Mapping[str, str] | None = None) -> EngineSidecar:
+        """Of a build into the file `model`."""
+        return EngineSidecar(
+            stage=build.stage.name,
+            engine=self.name,
+            precision=build.precision,
+            model=model,
+            onnx_sha256=sha256_of(*graph_files(build.onnx)),
+            versions=self.versions() if versions is None else versions,
+            target=self.target(),
+        )
+
+
+ENGINES: Registry[Engine] = Registry(
+    "engine",
+    "cmt_triton.engines",
+    Engine,
+    {
+        "openvino": "cmt_engine.openvino_engine:OPENVINO",
+        "tensorrt": "cmt_engine.tensorrt_engine:TENSORRT",
+        "onnxruntime": "cmt_engine.onnxruntime_engine:ONNXRUNTIME",
+    },
+)
+
+
+def open_engine(folder: Path, threads: int = 0) -> Runner:
     """The engine of a stage version. threads: 0 takes one for each core. Raises EngineError."""
     try:
-        return _opened(EngineSidecar.read(folder), folder, threads)
+        sidecar = EngineSidecar.read(folder)
+        return ENGINES[sidecar.engine].open(folder / sidecar.model, sidecar.precision, threads)
     except (EngineError, ImportError):
         raise
     except Exception as error:  # every runtime raises kinds of its own
         raise EngineError(f"{folder} doesn't open as an engine: {type(error).__name__}: {error}") from error
-
-
-def _opened(sidecar: EngineSidecar, folder: Path, threads: int) -> Engine:
-    if sidecar.engine == "openvino":
-        from cmt_engine.openvino_engine import OpenVinoEngine
-
-        return OpenVinoEngine(folder / sidecar.model, sidecar.precision, threads)
-    if sidecar.engine == "onnxruntime":
-        from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
-
-        return OnnxRuntimeEngine(folder / sidecar.model, threads)
-    raise EngineError(
-        f"{folder} holds a {sidecar.engine} engine; Triton's own {sidecar.engine} backend runs it on a GPU "
-        "(--model-config-name tensorrt). On a CPU, export with --engine openvino."
-    )

@@ -6,17 +6,33 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from cmt_engine.engine import PRECISIONS, EngineError, EngineSidecar, Precision, sha256_of
-from cmt_pipeline.stages import Stage
+from cmt_engine.engine import Build, Engine, EngineSidecar, Precision, Runner, Tolerance, graph_files
 from cmt_pipeline.tensors import Array, Arrays
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntime(Engine):
+    name = "onnxruntime"
+    tolerances = {"fp32": Tolerance(relative=1e-4, probability=1e-4)}  # noqa: RUF012
+    packages = ("onnxruntime",)
+    runtime = "onnxruntime"
+
+    def compile(self, build: Build) -> EngineSidecar:
+        """Copies the graph and its weights."""
+        for source in graph_files(build.onnx):
+            shutil.copyfile(source, build.folder / source.name)
+        return self.sidecar(build, build.onnx.name)
+
+    def open(self, path: Path, precision: Precision, threads: int) -> Runner:  # noqa: ARG002  # it has but one
+        return OnnxRuntimeRunner(path, threads)
+
+
+class OnnxRuntimeRunner:
     """A session over an ONNX file."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -28,22 +44,4 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, self._session.run(self._outputs, arrays), strict=True))
 
 
-def engine_from_onnx(onnx_path: Path, stage: Stage, folder: Path, precision: Precision = "fp32") -> EngineSidecar:
-    """Copies the graph and its weights into the stage version's folder."""
-    if precision not in PRECISIONS["onnxruntime"]:
-        raise EngineError(f"got precision {precision}; ONNX Runtime takes {', '.join(PRECISIONS['onnxruntime'])}")
-    weights = onnx_path.with_name(onnx_path.name + ".data")
-    for source in (onnx_path, weights):
-        if source.exists():
-            shutil.copyfile(source, folder / source.name)
-    sidecar = EngineSidecar(
-        stage=stage.name,
-        engine="onnxruntime",
-        precision=precision,
-        model=onnx_path.name,
-        onnx_sha256=sha256_of(*(p for p in (onnx_path, weights) if p.exists())),
-        versions={"onnxruntime": onnxruntime.__version__},
-        target={"device": "CPU"},
-    )
-    sidecar.write(folder)
-    return sidecar
+ONNXRUNTIME = OnnxRuntime()

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino
 
-from cmt_engine.engine import EngineError, EngineSidecar, Precision, sha256_of
-from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
-from cmt_engine.openvino_groups import join_small_groups
+from cmt_engine.engine import Build, Engine, EngineError, EngineSidecar, Precision, Runner, Tolerance
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
+
+if TYPE_CHECKING:
+    import openvino
 
 MODEL_FILE = "model.xml"
 
@@ -39,10 +41,45 @@ NOT_QUANTISED = (
 SMOOTHED = 0.8
 
 
-class OpenVinoEngine:
+class OpenVino(Engine):
+    name = "openvino"
+    tolerances = {  # noqa: RUF012
+        "fp32": Tolerance(relative=1e-4, probability=1e-4),
+        "bf16": Tolerance(relative=5e-2, probability=4e-2),
+        "int8": Tolerance(relative=1e-1, probability=1e-1),
+    }
+    packages = ("openvino", "nncf")
+    runtime = "openvino"
+
+    def compile(self, build: Build) -> EngineSidecar:
+        """EngineError for int8 without calibration."""
+        import openvino
+
+        from cmt_engine.openvino_groups import join_small_groups
+
+        model = openvino.convert_model(str(build.onnx))
+        if build.precision != "fp32":
+            join_small_groups(model)
+        if build.precision == "int8" and build.stage.kind == "fuse":
+            # a hundredth of the work, and the scores of its masked attention are wide
+            build = replace(build, precision="bf16")
+        if build.precision == "int8":
+            model = _quantized(model, build.stage, build.calibration())
+        _name_by_position(model)
+        openvino.save_model(model, str(build.folder / MODEL_FILE), compress_to_fp16=False)
+        used = self.packages if build.precision == "int8" else ("openvino",)
+        return self.sidecar(build, MODEL_FILE, {name: self.versions()[name] for name in used})
+
+    def open(self, path: Path, precision: Precision, threads: int) -> Runner:
+        return OpenVinoRunner(path, precision, threads)
+
+
+class OpenVinoRunner:
     """A compiled model with one infer request."""
 
     def __init__(self, path: Path, precision: Precision, threads: int = 0) -> None:
+        import openvino
+
         options = {
             "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -61,42 +98,12 @@ class OpenVinoEngine:
         return dict(zip(self._outputs, results.to_tuple(), strict=True))
 
 
-def engine_from_onnx(
-    onnx_path: Path, stage: Stage, folder: Path, precision: Precision, calibration: Sequence[Arrays] = ()
-) -> EngineSidecar:
-    """Compiles into the stage version's folder. calibration: contract inputs to quantise by, for int8."""
-    if precision not in INFERENCE_PRECISION:
-        raise EngineError(f"got precision {precision}; OpenVINO takes {', '.join(INFERENCE_PRECISION)}")
-    model = openvino.convert_model(str(onnx_path))
-    if precision != "fp32":
-        join_small_groups(model)
-    if precision == "int8" and stage.kind == "fuse":
-        precision = "bf16"  # a hundredth of the work, and the scores of its masked attention are wide
-    if precision == "int8":
-        model = _quantized(model, stage, calibration)
-    _name_by_position(model)
-    openvino.save_model(model, str(folder / MODEL_FILE), compress_to_fp16=False)
-    weights = onnx_path.with_name(onnx_path.name + ".data")
-    sidecar = EngineSidecar(
-        stage=stage.name,
-        engine="openvino",
-        precision=precision,
-        model=MODEL_FILE,
-        onnx_sha256=sha256_of(*(p for p in (onnx_path, weights) if p.exists())),
-        versions={
-            "openvino": openvino.__version__.split("-")[0],
-            **({"nncf": _nncf()} if precision == "int8" else {}),
-        },
-        target={"device": "CPU"},
-    )
-    sidecar.write(folder)
-    return sidecar
-
-
 def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays]) -> openvino.Model:
     if not calibration:
         raise EngineError(f"int8 needs calibration inputs for {stage.name}; got none")
     import nncf
+
+    from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
@@ -131,7 +138,4 @@ def _name_by_position(model: openvino.Model) -> None:
             node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
-def _nncf() -> str:
-    import nncf
-
-    return str(nncf.__version__)
+OPENVINO = OpenVino()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE, TRITON_CONFIG_FILE
@@ -19,7 +22,7 @@ from cmt_pipeline.stages import FUSE, STAGES, Stage
 from cmt_pipeline.tensors import ITEM
 from cmt_pipeline.triton_config import (
     REFERENCE,
-    TENSORRT_CONFIG,
+    VARIANTS_FOLDER,
     WARMUP_FOLDER,
     Served,
     bucket_shapes,
@@ -29,6 +32,8 @@ from cmt_pipeline.triton_config import (
     to_pbtxt,
     warmup_file,
 )
+
+TENSORRT: Mapping[str, Callable[[Stage, Served], ModelConfig]] = {"tensorrt": tensorrt_config}
 
 
 def adapter(stage: Stage) -> str:
@@ -41,13 +46,17 @@ def adapter(stage: Stage) -> str:
     )
 
 
-def stage_files(served: Served = REFERENCE, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Every file of the stages that isn't an artefact: path -> content."""
+def stage_files(
+    served: Served = REFERENCE,
+    labels: tuple[str, ...] = (),
+    variants: Mapping[str, Callable[[Stage, Served], ModelConfig]] = TENSORRT,
+) -> dict[str, bytes]:
+    """Every file of the stages that isn't an artefact: path -> content. variants: name -> the compiled stages'."""
     files: dict[str, bytes] = {}
     for stage in STAGES.values():
         files[f"{stage.name}/{TRITON_CONFIG_FILE}"] = to_pbtxt(stage_config(stage, served)).encode()
-        if stage.compiled:
-            files[f"{stage.name}/{TENSORRT_CONFIG}"] = to_pbtxt(tensorrt_config(stage, served)).encode()
+        for name, config in variants.items() if stage.compiled else ():
+            files[f"{stage.name}/{VARIANTS_FOLDER}/{name}.pbtxt"] = to_pbtxt(config(stage, served)).encode()
         files |= {
             f"{stage.name}/{WARMUP_FOLDER}/{name}": data for name, data in _warmup_files(stage, served.limits).items()
         }

@@ -1,8 +1,8 @@
 """config.pbtxt of every stage and pipeline, generated from the contract.
 
 Built as Triton's own ModelConfig message (model_config.proto), so that a field that Triton doesn't know can't be
-written. Each stage has a CPU configuration (python backend) and a TensorRT one (`configs/tensorrt.pbtxt`, chosen with
-`--model-config-name tensorrt`).
+written. Each stage has a CPU configuration (python backend) and, where an engine is served otherwise, a variant of it:
+TensorRT's is `configs/tensorrt.pbtxt`, chosen with `--model-config-name tensorrt`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import FEATURE_AXIS, FUSE, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
 
-TENSORRT_CONFIG = "configs/tensorrt.pbtxt"
+VARIANTS_FOLDER = "configs"
 WARMUP_FOLDER = "warmup"
 LINE_WIDTH = 110  # of a configuration's text
 

@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING
 import cmt_engine
 import cmt_export
 import cmt_pipeline
-from cmt_engine.engine import ENGINES, PRECISIONS, Engine, EngineName, EngineSidecar, Precision, open_engine
-from cmt_engine.tensorrt_module import load_tensorrt
+from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, keep, open_engine
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
@@ -58,7 +56,7 @@ class ExportOptions:
     checkpoint_sha256: str | None = None
     random_weights: bool = False
     label_set: str = DEFAULT_LABEL_SET
-    engine: EngineName = "openvino"
+    engine: str = "openvino"
     precision: Precision = "fp32"
     calibration: Path | None = None
     seed: int = 0
@@ -68,12 +66,7 @@ class ExportOptions:
         labels_of(self.label_set)
         if self.checkpoint_sha256 is not None and self.checkpoint is None:
             raise ValueError("got checkpoint_sha256 without a checkpoint; name the folder that it is of")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine: got {self.engine!r}; expected one of {', '.join(ENGINES)}")
-        if self.precision not in PRECISIONS[self.engine]:
-            raise ValueError(
-                f"precision: got {self.precision!r}; {self.engine} takes {', '.join(PRECISIONS[self.engine])}"
-            )
+        ENGINES[self.engine].tolerance(self.precision)
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,11 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
     """SHA-256 over options, checkpoint and calibration files, our own source and the versions it runs with."""
     digest = hashlib.sha256(_onnx_key(options).encode())
     digest.update(json.dumps(asdict(options), default=str, sort_keys=True).encode())
-    versions = [_versions(options.engine), library_versions(), _target(options.engine)]
+    engine = ENGINES[options.engine]
+    versions = [_versions(), engine.versions(), library_versions(), engine.target()]
     digest.update(json.dumps(versions, sort_keys=True).encode())
+    for path in ENGINES.sources():
+        digest.update(path.read_bytes())
     for modality in MODALITIES:
         digest.update(golden.files.get(modality, b""))
     for path in sorted(options.calibration.rglob("*")) if options.calibration else ():
@@ -114,7 +110,7 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
 def _onnx_key(options: ExportOptions) -> str:
     """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
     model = (options.preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
-    digest = hashlib.sha256(repr((model, sorted(_versions("onnxruntime").items()))).encode())
+    digest = hashlib.sha256(repr((model, sorted(_versions().items()))).encode())
     folders = [Path(str(package.__file__)).parent for package in (cmt_engine, cmt_export, cmt_pipeline)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     if options.checkpoint is not None:
@@ -131,6 +127,7 @@ class _Build:
         from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 
         self.options, self.store, self.golden, self.progress = options, store, golden, progress
+        self.engine = ENGINES[options.engine]
         self.steps = 2 + 2 * len(COMPILED_STAGES)
         self.done = 0
         self._step("loading the checkpoint")
@@ -143,33 +140,33 @@ class _Build:
         self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
 
     def run(self, recipe: str) -> Release:
-        from cmt_export.parity import TOLERANCES, ParityError, pipeline_parity
+        from cmt_export.parity import ParityError, pipeline_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
-        name, precision, config = self.options.engine, self.options.precision, self.checkpoint.config
+        engine, precision, config = self.engine, self.options.precision, self.checkpoint.config
         labels = labels_of(config.label_set)
         rows: list[ParityRow] = []
-        engines: dict[str, Engine] = {}
+        runners: dict[str, Runner] = {}
         cache = _fresh_cache(self.store / ".onnx", _onnx_key(self.options))
         with cache as onnx_cache, draft_folder(self.store) as draft:
             self._write_sources(draft, labels)
             for stage in COMPILED_STAGES:
-                self._engine(stage, onnx_cache, draft / STAGES_FOLDER / stage.name, compared, rows, engines)
+                self._engine(stage, onnx_cache, draft / STAGES_FOLDER / stage.name, compared, rows, runners)
             self._step("comparing whole pipelines with PyTorch")
-            if engines:
-                rows += pipeline_parity(engines, name, self.checkpoint.model, precision, compared)
+            if runners:
+                rows += pipeline_parity(runners, engine, self.checkpoint.model, precision, compared)
             if not all(row.passed for row in rows):
                 raise ParityError(rows)
             return release_from_engines(
                 self.store,
                 draft,
-                ReleaseInfo(0, config.label_set, labels, config.preset, name, precision, config.trained),
+                ReleaseInfo(0, config.label_set, labels, config.preset, engine.name, precision, config.trained),
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
-                golden_tolerance=TOLERANCES[precision].probability,
+                golden_tolerance=engine.tolerance(precision).probability,
                 preprocess=fingerprint(config.preprocess, self.checkpoint.tokenizer),
-                versions=_versions(name),
+                versions=_versions() | engine.versions(),
                 recipe=recipe,
             )
 
@@ -195,23 +192,22 @@ class _Build:
         folder: Path,
         compared: Sequence[Batch],
         rows: list[ParityRow],
-        engines: dict[str, Engine],
+        runners: dict[str, Runner],
     ) -> None:
-        """Compiles a stage into its folder; adds its parity to `rows` and, where this machine runs it, its engine."""
+        """Compiles a stage into its folder; adds its parity to `rows` and, where this machine runs it, its runner."""
         from cmt_export.parity import references, stage_parity
 
         expected = references(self.checkpoint.model, stage, compared)
         self._compile(stage, self._onnx(stage, onnx_cache, expected, rows), folder)
-        if self.options.engine == "tensorrt":  # which only a GPU runs
+        if not self.engine.opens_here():
             return
-        engine = engines[stage.name] = open_engine(folder)
+        runner = runners[stage.name] = open_engine(folder)
         sidecar = EngineSidecar.read(folder)
-        rows.append(stage_parity(engine, self.options.engine, stage, sidecar.precision, expected))
+        rows.append(stage_parity(runner, self.engine, stage, sidecar.precision, expected))
         replace(sidecar, parity=asdict(rows[-1])).write(folder)
 
     def _onnx(self, stage: Stage, cache: Path, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
-        from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
         from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
         from cmt_export.parity import stage_parity
 
@@ -221,36 +217,15 @@ class _Build:
         if not path.is_file():
             draft = folder.with_name(f".{stage.name}-{os.getpid()}")
             onnx_from_checkpoint(self.checkpoint.model, stage, draft)
-            _keep(draft, folder)
-        rows.append(stage_parity(OnnxRuntimeEngine(path), "onnx", stage, "fp32", expected))
+            keep(draft, folder)
+        reference = ENGINES["onnxruntime"]
+        rows.append(stage_parity(reference.open(path, "fp32", 0), reference, stage, "fp32", expected, name="onnx"))
         return path
 
     def _compile(self, stage: Stage, onnx: Path, folder: Path) -> None:
-        self._step(f"{stage.name}: ONNX to {self.options.engine} {self.options.precision}")
-        if self.options.engine == "openvino":
-            from cmt_engine import openvino_engine
-
-            calibration = self._calibration(stage) if self.options.precision == "int8" else []
-            openvino_engine.engine_from_onnx(onnx, stage, folder, self.options.precision, calibration)
-        elif self.options.engine == "onnxruntime":
-            from cmt_engine import onnxruntime_engine
-
-            onnxruntime_engine.engine_from_onnx(onnx, stage, folder)
-        else:
-            self._compile_tensorrt(stage, onnx, folder)
-
-    def _compile_tensorrt(self, stage: Stage, onnx: Path, folder: Path) -> None:
-        """Engines are kept beside the releases, each under the key of its graph, GPU and TensorRT version."""
-        from cmt_engine.tensorrt_engine import TensorRtOptions, engine_from_onnx, key_of
-
-        timings = self.store / ".tensorrt" / "timings"
-        options = TensorRtOptions(precision=self.options.precision, timing_cache=timings)
-        kept = self.store / ".tensorrt" / key_of(onnx, stage, options)
-        if not kept.is_dir():
-            draft = kept.with_name(f".{kept.name}-{os.getpid()}")
-            engine_from_onnx(onnx, stage, draft, options)
-            _keep(draft, kept)
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        self._step(f"{stage.name}: ONNX to {self.engine.name} {self.options.precision}")
+        cache = self.store / f".{self.engine.name}"
+        self.engine.build(Build(onnx, stage, folder, self.options.precision, lambda: self._calibration(stage), cache))
 
     def _calibration(self, stage: Stage) -> list[Arrays]:
         from cmt_export.parity import stage_inputs
@@ -292,30 +267,7 @@ def _fresh_cache(root: Path, key: str) -> Iterator[Path]:
         yield folder
 
 
-def _keep(draft: Path, folder: Path) -> None:
-    """Gives a draft its name in a cache; that of an export which came first stays."""
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(draft)
-
-
-def _versions(engine: EngineName) -> dict[str, str]:
-    names = ["torch", "transformers", "onnx", "onnxscript", "numpy"]
-    names += {"openvino": ["openvino", "nncf"], "onnxruntime": ["onnxruntime"], "tensorrt": []}[engine]
-    versions = {name: importlib.metadata.version(name) for name in names}
-    if engine == "tensorrt":  # of several distributions, any of which may bring it
-        tensorrt = load_tensorrt("auto")
-        versions[tensorrt.name] = tensorrt.version
-    return versions
-
-
-def _target(engine: EngineName) -> dict[str, str]:
-    """What an engine is bound to besides versions: a TensorRT plan runs on the kind of GPU that it was built for."""
-    if engine != "tensorrt":
-        return {}
-    from cmt_engine.tensorrt_engine import DEFAULT_OPTIONS, target_of
-
-    return target_of(load_tensorrt("auto"), DEFAULT_OPTIONS)
+def _versions() -> dict[str, str]:
+    """Of what makes the ONNX files and holds them against PyTorch."""
+    names = ("torch", "transformers", "onnx", "onnxscript", "numpy", "onnxruntime")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_engine.engine import Engine, Precision
+from cmt_engine.engine import Engine, Precision, Runner
 from cmt_export.samples import Batch
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.pipelines import PIPELINES, pipeline_name
@@ -21,24 +21,6 @@ from cmt_pipeline.tensors import Array, Arrays
 
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.model import CrossModalTransformer
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """relative: RMS of the difference over RMS of the reference, of a stage; probability: largest absolute
-    difference of any probability, of a pipeline."""
-
-    relative: float
-    probability: float
-
-
-#: Of trained weights, whose answers are steeper than random ones': the same error of a feature moves p further.
-TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(relative=1e-4, probability=1e-4),
-    "fp16": Tolerance(relative=1e-2, probability=5e-3),
-    "bf16": Tolerance(relative=5e-2, probability=4e-2),
-    "int8": Tolerance(relative=1e-1, probability=1e-1),
-}
 
 
 @dataclass(frozen=True)
@@ -82,15 +64,18 @@ def references(model: CrossModalTransformer, stage: Stage, batches: Sequence[Bat
     return [(inputs, run_stage(model, stage, inputs)) for inputs in stage_inputs(model, stage, batches)]
 
 
-def stage_parity(engine: Engine, name: str, stage: Stage, precision: Precision, expected: References) -> ParityRow:
-    """The stage's largest relative error. name: the engine's, for the table."""
-    errors = [_stage_error(stage, wanted, engine.run(inputs)) for inputs, wanted in expected]
-    return ParityRow(stage.name, name, precision, len(errors), _worst(errors), TOLERANCES[precision].relative)
+def stage_parity(
+    runner: Runner, engine: Engine, stage: Stage, precision: Precision, expected: References, name: str | None = None
+) -> ParityRow:
+    """The stage's largest relative error, under its engine's tolerance. name: for the table, where not the engine's."""
+    errors = [_stage_error(stage, wanted, runner.run(inputs)) for inputs, wanted in expected]
+    tolerance = engine.tolerance(precision).relative
+    return ParityRow(stage.name, name or engine.name, precision, len(errors), _worst(errors), tolerance)
 
 
 def pipeline_parity(
-    engines: Mapping[str, Engine],
-    name: str,
+    runners: Mapping[str, Runner],
+    engine: Engine,
     model: CrossModalTransformer,
     precision: Precision,
     batches: Sequence[Batch],
@@ -101,14 +86,14 @@ def pipeline_parity(
     errors: dict[tuple[Modality, ...], list[float]] = {subset: [] for subset in SUBSETS}
     for batch in batches:
         wanted = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
-        came = {m: engines[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
+        came = {m: runners[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
         for subset in SUBSETS:
             expected = run_stage(model, FUSE, wired({m: wanted[m] for m in subset}))["probabilities"]
-            got = engines["fuse"].run(wired({m: came[m] for m in subset}))["probabilities"]
+            got = runners["fuse"].run(wired({m: came[m] for m in subset}))["probabilities"]
             errors[subset].append(float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()))
-    tolerance = TOLERANCES[precision].probability
+    tolerance = engine.tolerance(precision).probability
     return [
-        ParityRow(pipeline_name(subset), name, precision, len(found), _worst(found), tolerance)
+        ParityRow(pipeline_name(subset), engine.name, precision, len(found), _worst(found), tolerance)
         for subset, found in errors.items()
     ]
 

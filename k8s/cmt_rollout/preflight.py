@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cmt_client.operations import ModelDescription, TensorInfo
+from cmt_engine.engine import ENGINES
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.tensors import LABELS
 from cmt_release.manifest import Manifest, contract_tensors
 from cmt_release.release import Release, ReleaseError
 from cmt_server.repository import Repository
-
-#: Runtimes whose compiled artefacts belong to one of their releases: engine -> Python distribution.
-RUNTIMES: Mapping[str, str] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 
 CGROUP = Path("/sys/fs/cgroup")
 DISK_SPARE = 64 << 20
@@ -71,7 +69,7 @@ def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
                 f"its label set is {info.label_set} ({', '.join(info.labels)}); {running.label_set} is served. Clients "
                 "would meet other labels under the same name: serve it on a server of its own"
             )
-        if ("tensorrt" in (running.engine, info.engine)) and running.engine != info.engine:
+        if _variant_of(running.engine) != _variant_of(info.engine):
             reasons.append(f"its engine is {info.engine}; a server started for {running.engine} is running")
     outputs = {
         spec.name: TensorInfo(
@@ -90,8 +88,16 @@ def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
+def _variant_of(engine: str) -> str | None:
+    """The configurations that a server of the engine was started with; of an unknown engine, its own."""
+    return ENGINES[engine].variant if engine in ENGINES.names() else engine
+
+
 def _fits_runtime(manifest: Manifest) -> list[str]:
-    runtime = RUNTIMES.get(manifest.info.engine)
+    try:
+        runtime = ENGINES[manifest.info.engine].runtime
+    except ValueError as error:
+        return [f"it can't run here: {error}"]
     if runtime is None or runtime not in manifest.versions:
         return []
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cmt_engine.engine import Engine, Precision, open_engine
+from cmt_engine.engine import Precision, Runner, open_engine
 from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_export.parity import wired
 from cmt_perf.conditions import conditions, to_text
@@ -39,7 +39,7 @@ def answers(release: Release, reader: Reader, items: Sequence[int]) -> Array:
     return np.concatenate([_answer(engines, reader, item) for item in items])
 
 
-def _answer(engines: dict[str, Engine], reader: Reader, item: int) -> Array:
+def _answer(engines: dict[str, Runner], reader: Reader, item: int) -> Array:
     tensors: Arrays = {name: tensor.numpy() for name, tensor in reader.batch([item]).inputs.items()}
     encoded = {m: engines[f"encode_{m}"].run({spec.name: tensors[spec.name] for spec in READY[m]}) for m in MODALITIES}
     return engines["fuse"].run(wired(encoded))["probabilities"].astype(np.float64)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from google.protobuf.text_format import ParseError
 
-from cmt_engine.engine import sha256_of
+from cmt_engine.engine import ENGINES, sha256_of
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX
@@ -30,7 +30,7 @@ from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import (
     DEFAULT_TUNING,
-    TENSORRT_CONFIG,
+    VARIANTS_FOLDER,
     Served,
     StageTuning,
     from_pbtxt,
@@ -168,9 +168,9 @@ class Repository:
         chosen = [manifest for number, manifest in self.manifests().items() if number in numbers]
         for name in STAGES:
             versions = sorted({manifest.stages[name].version for manifest in chosen})
-            for path in (self.stages / name / TRITON_CONFIG_FILE, self.stages / name / TENSORRT_CONFIG):
-                if path.is_file():
-                    self._set_versions(path, versions)
+            variants = (self.stages / name / VARIANTS_FOLDER).glob("*.pbtxt")
+            for path in (self.stages / name / TRITON_CONFIG_FILE, *variants):
+                self._set_versions(path, versions)
 
     def write_candidate(self, number: int, canary_share: float) -> None:
         """The pipelines of a release on trial, under names of their own. canary_share: for clients that follow it."""
@@ -242,7 +242,9 @@ class Repository:
             limits=options.limits,
             tuning=options.tuning,
         )
-        write_files(self.stages, stage_files(served, info.labels))
+        engine = ENGINES[info.engine]
+        variants = {} if engine.variant is None else {engine.variant: engine.stage_config}
+        write_files(self.stages, stage_files(served, info.labels, variants))
         sync_tree(self.stages)
         self.flip(manifest.number, previous)
 

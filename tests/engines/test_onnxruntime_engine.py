@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -12,17 +11,16 @@ import pytest
 
 from cmt_engine.engine import (
     ENGINES,
-    PRECISIONS,
+    Build,
     EngineError,
-    EngineName,
     EngineSidecar,
     Precision,
     open_engine,
     sha256_of,
 )
-from cmt_engine.onnxruntime_engine import engine_from_onnx
+from cmt_engine.onnxruntime_engine import ONNXRUNTIME
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.parity import TOLERANCES, references, stage_parity
+from cmt_export.parity import references, stage_parity
 from cmt_export.samples import Batch
 from cmt_pipeline.stages import STAGES
 from small_graphs import small_graph, small_inputs
@@ -32,27 +30,27 @@ def test_it_answers_as_pytorch_does(
     graphs: Mapping[str, Path], checkpoint: Checkpoint, compared: Sequence[Batch], tmp_path: Path
 ) -> None:
     stage = STAGES["encode_image"]
-    sidecar = engine_from_onnx(graphs[stage.name], stage, tmp_path)
+    sidecar = ONNXRUNTIME.build(Build(graphs[stage.name], stage, tmp_path, "fp32"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.json", "model.onnx", "model.onnx.data"]
     assert EngineSidecar.read(tmp_path) == sidecar
     assert (sidecar.engine, sidecar.precision, sidecar.model) == ("onnxruntime", "fp32", "model.onnx")
     assert sidecar.onnx_sha256 == sha256_of(tmp_path / "model.onnx", tmp_path / "model.onnx.data")
     assert sidecar.versions == {"onnxruntime": onnxruntime.__version__}
     expected = references(checkpoint.model, stage, compared[:2])
-    assert stage_parity(open_engine(tmp_path, 1), "onnxruntime", stage, "fp32", expected).passed
+    assert stage_parity(open_engine(tmp_path, 1), ONNXRUNTIME, stage, "fp32", expected).passed
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_precisions_that_it_doesnt_run_are_refused(precision: Precision, tmp_path: Path) -> None:
     """Else the sidecar would claim what isn't so."""
-    with pytest.raises(EngineError, match=f"got precision {precision}; ONNX Runtime takes fp32"):
-        engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, precision)
+    with pytest.raises(ValueError, match=f"precision: got '{precision}'; onnxruntime takes fp32"):
+        ONNXRUNTIME.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, precision))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_inputs_need_not_be_contiguous(tmp_path: Path) -> None:
     stage = STAGES["encode_text"]
-    engine_from_onnx(small_graph(stage.name), stage, tmp_path)
+    ONNXRUNTIME.build(Build(small_graph(stage.name), stage, tmp_path, "fp32"))
     engine, inputs = open_engine(tmp_path, 1), small_inputs(stage)
     wanted = engine.run(inputs)
     strided = engine.run({name: np.asfortranarray(array) for name, array in inputs.items()})
@@ -62,7 +60,7 @@ def test_inputs_need_not_be_contiguous(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["model.onnx", "model.onnx.data", "engine.json"])
 def test_a_damaged_engine_doesnt_open(damage: str, tmp_path: Path) -> None:
-    engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path)
+    ONNXRUNTIME.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, "fp32"))
     (tmp_path / damage).write_bytes(b"{}")
     with pytest.raises(EngineError, match=f"{tmp_path} doesn't open as an engine: "):
         open_engine(tmp_path)
@@ -74,9 +72,15 @@ def test_a_tensorrt_engine_is_left_to_triton(tmp_path: Path) -> None:
         open_engine(tmp_path)
 
 
-def test_every_engine_has_precisions_with_tolerances() -> None:
-    assert tuple(PRECISIONS) == ENGINES == get_args(EngineName)
-    assert set(TOLERANCES) == set(get_args(Precision)) == {p for taken in PRECISIONS.values() for p in taken}
+def test_every_engine_says_what_it_is() -> None:
+    assert ENGINES.names() == ("openvino", "tensorrt", "onnxruntime")
+    for name in ENGINES.names():
+        engine = ENGINES[name]
+        assert engine.name == name
+        assert "fp32" in engine.tolerances
+        assert engine.runtime is None or engine.runtime in engine.packages
+    with pytest.raises(ValueError, match="engine: got 'tvm'; expected one of openvino, tensorrt, onnxruntime"):
+        ENGINES["tvm"]
 
 
 def test_a_digest_is_of_all_files_in_order(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import openvino
 import pytest
 
-from cmt_engine.engine import EngineError, EngineSidecar, Precision, open_engine, sha256_of
-from cmt_engine.openvino_engine import engine_from_onnx
+from cmt_engine.engine import Build, EngineError, EngineSidecar, Precision, open_engine, sha256_of
+from cmt_engine.openvino_engine import OPENVINO
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.parity import TOLERANCES, references, stage_inputs, stage_parity
+from cmt_export.parity import references, stage_inputs, stage_parity
 from cmt_export.samples import Batch
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
 from cmt_release.release import Release
@@ -32,7 +32,7 @@ def test_fp32_answers_as_pytorch_does(
     stage: Any, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, compared: Sequence[Batch]
 ) -> None:
     engine = open_engine(release_of("fp32").stage_folder(stage.name), threads=1)
-    row = stage_parity(engine, "openvino", stage, "fp32", references(checkpoint.model, stage, compared[:3]))
+    row = stage_parity(engine, OPENVINO, stage, "fp32", references(checkpoint.model, stage, compared[:3]))
     assert (row.what, row.engine, row.precision, row.cases) == (stage.name, "openvino", "fp32", 3)
     assert row.passed, row
 
@@ -50,11 +50,11 @@ def test_narrow_precisions_stay_within_their_tolerance(
 ) -> None:
     stage = STAGES[stage_name]
     calibration = list(stage_inputs(checkpoint.model, stage, compared[3:]))
-    sidecar = engine_from_onnx(graphs[stage_name], stage, tmp_path, precision, calibration)
+    sidecar = OPENVINO.build(Build(graphs[stage_name], stage, tmp_path, precision, lambda: calibration))
     expected = references(checkpoint.model, stage, compared[:3])
-    row = stage_parity(open_engine(tmp_path, 1), "openvino", stage, precision, expected)
+    row = stage_parity(open_engine(tmp_path, 1), OPENVINO, stage, precision, expected)
     assert row.passed, row
-    assert row.tolerance == TOLERANCES[precision].relative
+    assert row.tolerance == OPENVINO.tolerances[precision].relative
     assert sidecar.precision == precision
     assert sidecar.versions.keys() == ({"openvino", "nncf"} if precision == "int8" else {"openvino"})
     assert ("FakeQuantize" in (tmp_path / "model.xml").read_text()) == (precision == "int8")
@@ -62,7 +62,7 @@ def test_narrow_precisions_stay_within_their_tolerance(
 
 def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:
     """It is a hundredth of the work; the sidecar says what was really done."""
-    sidecar = engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, "int8")
+    sidecar = OPENVINO.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, "int8"))
     assert sidecar.precision == "bf16"
     assert EngineSidecar.read(tmp_path) == sidecar
     assert "FakeQuantize" not in (tmp_path / "model.xml").read_text()
@@ -71,7 +71,7 @@ def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encode_text")
-    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], folder, "fp32")
+    OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], folder, "fp32"))
     return folder
 
 
@@ -90,20 +90,20 @@ def test_the_sidecar_says_how_it_came_to_be(small_engine: Path) -> None:
 
 def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path) -> None:
     """Releases share what is equal; OpenVINO's own names of nodes go on counting from one model to the next."""
-    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp32")
+    OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp32"))
     for path in small_engine.iterdir():
         assert sha256_of(tmp_path / path.name) == sha256_of(path), path.name
 
 
 def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; got none"):
-        engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8")
+        OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_precision_it_doesnt_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="got precision fp16; OpenVINO takes fp32, bf16, int8"):
-        engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp16")
+    with pytest.raises(ValueError, match="precision: got 'fp16'; openvino takes fp32, bf16, int8"):
+        OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp16"))
     assert list(tmp_path.iterdir()) == []
 
 

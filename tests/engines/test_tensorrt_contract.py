@@ -10,8 +10,8 @@ import pytest
 from cmt_engine.engine import EngineError, EngineSidecar
 from cmt_engine.gpu import Gpu
 from cmt_engine.plan_file import DATA_TYPES, read_plan
+from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx
 from cmt_engine.tensorrt_contract import DTYPE_NAMES, inspect_engine
-from cmt_engine.tensorrt_engine import TensorRtOptions, engine_from_onnx
 from cmt_pipeline.stages import STAGES
 from small_graphs import needs_rtx, small_graph
 

@@ -14,7 +14,7 @@ import pytest
 
 from cmt_engine.engine import EngineError
 from cmt_engine.gpu import Gpu, find_gpus
-from cmt_engine.tensorrt_engine import set_targets, use_timing_cache
+from cmt_engine.tensorrt_build import set_targets, use_timing_cache
 from cmt_engine.tensorrt_module import BuildProgress, TensorRt, load_tensorrt, network_flags
 
 L4 = Gpu("NVIDIA L4", "8.9")
@@ -172,7 +172,7 @@ def test_gpus_are_asked_of_the_driver() -> None:
 
 def test_tensorrt_is_imported_by_a_build_alone() -> None:
     source = (
-        "import sys; sys.path[:0] = sys.argv[1:]; import cmt_engine.tensorrt_engine\n"
+        "import sys; sys.path[:0] = sys.argv[1:]; import cmt_engine.tensorrt_build\n"
         "assert not [name for name in sys.modules if name.startswith('tensorrt')]"
     )
     subprocess.run([sys.executable, "-c", source, *sys.path], check=True)

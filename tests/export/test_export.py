@@ -13,9 +13,10 @@ import pytest
 
 from cmt_cli.export import golden_sample
 from cmt_cli.state import State
-from cmt_engine import tensorrt_engine
-from cmt_engine.engine import EngineSidecar, Precision, sha256_of
+from cmt_engine import tensorrt_build, tensorrt_engine
+from cmt_engine.engine import EngineSidecar, Precision, keep, sha256_of
 from cmt_engine.gpu import Gpu
+from cmt_engine.openvino_engine import OPENVINO
 from cmt_engine.plan_file import read_plan
 from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_engine.tensorrt_module import TensorRt, load_tensorrt
@@ -24,7 +25,7 @@ from cmt_export import parity
 from cmt_export.checkpoint import Checkpoint, save_checkpoint
 from cmt_export.export import PARITY_BATCHES, ExportOptions, GoldenSample, export, recipe_of
 from cmt_export.model import run_model
-from cmt_export.parity import TOLERANCES, ParityError
+from cmt_export.parity import ParityError
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
@@ -110,7 +111,7 @@ def test_a_plan_is_made_anew_for_another_gpu_or_tensorrt(monkeypatch: pytest.Mon
     for version, gpu in (("10.13", Gpu("L4", "8.9")), ("10.14", Gpu("L4", "8.9")), ("10.13", Gpu("A100", "8.0"))):
         module = type("Module", (), {"__version__": version})
         found = TensorRt(module, rtx=False, gpu=gpu)
-        monkeypatch.setattr(export_module, "load_tensorrt", lambda flavour, found=found: found)
+        monkeypatch.setattr(tensorrt_engine, "load_tensorrt", lambda flavour, found=found: found)
         recipes.add(recipe_of(options, golden))
     assert len(recipes) == 3
 
@@ -123,7 +124,7 @@ def test_a_release_has_the_parity_of_every_step(fp32: Release) -> None:
     for row in rows:
         assert row["cases"] == len(PARITY_BATCHES)
         assert 0 <= row["error"] <= row["tolerance"]
-        tolerance = TOLERANCES["fp32"]
+        tolerance = OPENVINO.tolerances["fp32"]
         wanted = tolerance.probability if row["what"].startswith("emotion") else tolerance.relative
         assert (row["precision"], row["tolerance"]) == ("fp32", wanted)
     for name in COMPILED:
@@ -150,7 +151,7 @@ def test_golden_answers_are_those_of_pytorch(fp32: Release, checkpoint: Checkpoi
     preprocessors = open_preprocessors(fp32.stage_folder("preprocess"))
     assert [answer.modalities for answer in fp32.manifest.golden] == list(SUBSETS)
     assert fp32.golden_files() == golden_sample().files
-    assert fp32.manifest.golden_tolerance == TOLERANCES["fp32"].probability
+    assert fp32.manifest.golden_tolerance == OPENVINO.tolerances["fp32"].probability
     for answer in fp32.manifest.golden:
         tensors: dict[str, Array] = {}
         for m in answer.modalities:
@@ -192,7 +193,7 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
     quick: ExportOptions, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And another engine makes another release, which shares the stages that no engine runs."""
-    for module in (export_module, tensorrt_engine):  # also where a GPU would have TensorRT itself chosen
+    for module in (tensorrt_engine, tensorrt_build):  # also where a GPU would have TensorRT itself chosen
         monkeypatch.setattr(module, "load_tensorrt", lambda flavour: load_tensorrt("tensorrt_rtx"))
     told: list[float] = []
     options = replace(quick, engine="tensorrt", precision="fp16")
@@ -229,9 +230,9 @@ def test_an_export_that_misses_its_tolerance_leaves_no_release(
 ) -> None:
     right = parity.stage_parity
 
-    def off_in_one_stage(engine: Any, name: str, stage: Any, *rest: Any) -> parity.ParityRow:
-        row = right(engine, name, stage, *rest)
-        return replace(row, error=float("nan")) if (stage.name, name) == ("encode_text", "onnxruntime") else row
+    def off_in_one_stage(*arguments: Any, **more: Any) -> parity.ParityRow:
+        row = right(*arguments, **more)
+        return replace(row, error=float("nan")) if (row.what, row.engine) == ("encode_text", "onnxruntime") else row
 
     monkeypatch.setattr(parity, "stage_parity", off_in_one_stage)
     with pytest.raises(ParityError, match="encode_text onnxruntime fp32: nan > 1e-04") as raised:
@@ -268,7 +269,7 @@ def test_of_two_drafts_of_a_graph_the_first_stays(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "graph").write_text(name)
-        export_module._keep(tmp_path / name, tmp_path / "kept")
+        keep(tmp_path / name, tmp_path / "kept")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept" / "graph").read_text() == "first"
 

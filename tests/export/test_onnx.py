@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
+from cmt_engine.onnxruntime_engine import ONNXRUNTIME, OnnxRuntimeRunner
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.model import EncodeStage, run_stage
 from cmt_export.onnx_from_checkpoint import check_contract, example, onnx_from_checkpoint
-from cmt_export.parity import TOLERANCES
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.modality import SUBSETS, Modality
 from cmt_pipeline.stages import COMPILED_STAGES, FEATURE_AXIS, STAGES, Stage
@@ -30,8 +29,8 @@ UNWANTED = {"NonZero", "ScatterND", "ScatterElements", "IsNaN", "If", "Loop", "C
 
 
 @pytest.fixture(scope="module")
-def engines(graphs: Mapping[str, Path]) -> Mapping[str, OnnxRuntimeEngine]:
-    return {name: OnnxRuntimeEngine(path, threads=1) for name, path in graphs.items()}
+def engines(graphs: Mapping[str, Path]) -> Mapping[str, OnnxRuntimeRunner]:
+    return {name: OnnxRuntimeRunner(path, threads=1) for name, path in graphs.items()}
 
 
 def graph_of(path: Path) -> onnx.GraphProto:
@@ -110,7 +109,7 @@ def assert_same(stage: Stage, came: Mapping[str, Array], wanted: Mapping[str, Ar
             real = wanted[f"{stage.modality}_mask"].astype(bool)
             ours, theirs = ours[real], theirs[real]
         error = np.sqrt(np.mean((ours - theirs) ** 2)) / max(np.sqrt(np.mean(theirs**2)), 1e-30)
-        assert error < TOLERANCES["fp32"].relative, spec.name
+        assert error < ONNXRUNTIME.tolerances["fp32"].relative, spec.name
 
 
 ENCODER_CASES: list[tuple[Modality, int, int]] = [
@@ -123,7 +122,7 @@ ENCODER_CASES: list[tuple[Modality, int, int]] = [
 
 @pytest.mark.parametrize(("modality", "batch", "size"), ENCODER_CASES)
 def test_encoders_answer_as_pytorch_does(
-    modality: Modality, batch: int, size: int, checkpoint: Checkpoint, engines: Mapping[str, OnnxRuntimeEngine]
+    modality: Modality, batch: int, size: int, checkpoint: Checkpoint, engines: Mapping[str, OnnxRuntimeRunner]
 ) -> None:
     stage = STAGES[f"encode_{modality}"]
     inputs = encoder_inputs(modality, batch, size, np.random.default_rng(size))
@@ -138,7 +137,7 @@ def test_encoders_answer_as_pytorch_does(
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_fusion_answers_as_pytorch_does(
-    subset: Sequence[Modality], batch: int, checkpoint: Checkpoint, engines: Mapping[str, OnnxRuntimeEngine]
+    subset: Sequence[Modality], batch: int, checkpoint: Checkpoint, engines: Mapping[str, OnnxRuntimeRunner]
 ) -> None:
     inputs = fuse_inputs(subset, batch, np.random.default_rng(batch))
     assert_same(STAGES["fuse"], engines["fuse"].run(inputs), run_stage(checkpoint.model, STAGES["fuse"], inputs))
@@ -225,7 +224,7 @@ def test_weights_over_2_gb_break_nothing(folder: Path) -> None:
     path = onnx_from_checkpoint(model, STAGES["encode_text"], folder)  # type: ignore[arg-type]
     assert path.with_name("model.onnx.data").stat().st_size > 2**31
     ids = np.array([[words - 1, 0] * 8])
-    came = OnnxRuntimeEngine(path).run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    came = OnnxRuntimeRunner(path).run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     np.testing.assert_array_equal(came["text_features"][0, 0], np.arange(MODEL_WIDTH))
     np.testing.assert_array_equal(came["text_features"][0, 15], 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 9_000_000  # KiB

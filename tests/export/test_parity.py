@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from cmt_engine.engine import Engine
+from cmt_engine.engine import Runner
+from cmt_engine.openvino_engine import OPENVINO
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.model import CrossModalTransformer, run_model, run_stage
 from cmt_export.parity import (
-    TOLERANCES,
     ParityError,
     ParityRow,
     pipeline_parity,
@@ -72,12 +72,12 @@ def put(name: str, value: float) -> Change:
 def test_a_sound_engine_passes(stage: Stage, checkpoint: Checkpoint, compared: Sequence[Batch]) -> None:
     row = stage_parity(
         Broken(checkpoint.model, stage, nothing),
-        "own",
+        OPENVINO,
         stage,
         "fp32",
         references(checkpoint.model, stage, compared[:2]),
     )
-    assert row == ParityRow(stage.name, "own", "fp32", 2, 0.0, 1e-4)
+    assert row == ParityRow(stage.name, "openvino", "fp32", 2, 0.0, 1e-4)
     assert row.passed
 
 
@@ -87,8 +87,8 @@ def test_noise_is_measured_in_proportion(
     stage: Stage, size: float, checkpoint: Checkpoint, compared: Sequence[Batch]
 ) -> None:
     engine = Broken(checkpoint.model, stage, noise(size))
-    row = stage_parity(engine, "own", stage, "fp32", references(checkpoint.model, stage, compared[:2]))
-    assert row.passed == (size < TOLERANCES["fp32"].relative)
+    row = stage_parity(engine, OPENVINO, stage, "fp32", references(checkpoint.model, stage, compared[:2]))
+    assert row.passed == (size < OPENVINO.tolerances["fp32"].relative)
     assert 0.5 * size < row.error < 3 * size
 
 
@@ -103,7 +103,7 @@ def test_a_value_that_is_no_number_fails(
     for name in [spec.name for spec in stage.outputs if spec.dtype == "FP32"]:
         engine = Broken(checkpoint.model, stage, put(name, value), after)
         with np.errstate(all="ignore"):
-            assert not stage_parity(engine, "own", stage, "fp32", expected).passed, name
+            assert not stage_parity(engine, OPENVINO, stage, "fp32", expected).passed, name
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
@@ -111,7 +111,7 @@ def test_a_mask_that_differs_fails(modality: Modality, checkpoint: Checkpoint, c
     stage = STAGES[f"encode_{modality}"]
     for name, value in ((f"{modality}_mask", 0), ("absent_mask", 1), ("absent_features", 1e-9)):
         engine = Broken(checkpoint.model, stage, put(name, value))
-        row = stage_parity(engine, "own", stage, "int8", references(checkpoint.model, stage, compared[:1]))
+        row = stage_parity(engine, OPENVINO, stage, "int8", references(checkpoint.model, stage, compared[:1]))
         assert (row.error, row.passed) == (np.inf, False), name
 
 
@@ -123,17 +123,17 @@ def test_what_padding_holds_concerns_nobody(checkpoint: Checkpoint, compared: Se
 
     assert (batch.tensors["attention_mask"] == 0).any()
     row = stage_parity(
-        Broken(checkpoint.model, stage, change), "own", stage, "fp32", references(checkpoint.model, stage, [batch])
+        Broken(checkpoint.model, stage, change), OPENVINO, stage, "fp32", references(checkpoint.model, stage, [batch])
     )
     assert (row.error, row.passed) == (0.0, True)
 
 
-def engines_of(model: CrossModalTransformer, **changes: Change) -> dict[str, Engine]:
+def engines_of(model: CrossModalTransformer, **changes: Change) -> dict[str, Runner]:
     return {s.name: Broken(model, s, changes.get(s.name, nothing)) for s in COMPILED_STAGES}
 
 
 def test_sound_pipelines_pass(checkpoint: Checkpoint, compared: Sequence[Batch]) -> None:
-    rows = pipeline_parity(engines_of(checkpoint.model), "own", checkpoint.model, "fp32", compared[:2])
+    rows = pipeline_parity(engines_of(checkpoint.model), OPENVINO, checkpoint.model, "fp32", compared[:2])
     assert [row.what for row in rows] == [pipeline_name(subset) for subset in SUBSETS]
     assert all(row.passed and row.cases == 2 and row.error < 1e-6 for row in rows)
 
@@ -142,7 +142,7 @@ def test_a_broken_encoder_breaks_the_pipelines_that_run_it(checkpoint: Checkpoin
     """And no others: absent encoders don't run."""
     for change in (put("audio_features", np.nan), noise(1.0)):
         engines = engines_of(checkpoint.model, encode_audio=change)
-        rows = pipeline_parity(engines, "own", checkpoint.model, "fp32", compared[:1])
+        rows = pipeline_parity(engines, OPENVINO, checkpoint.model, "fp32", compared[:1])
         assert {row.what: row.passed for row in rows} == {pipeline_name(s): "audio" not in s for s in SUBSETS}
 
 
@@ -152,7 +152,7 @@ def test_a_probability_that_is_off_fails_by_its_distance(checkpoint: Checkpoint,
 
     for precision, passed in (("fp32", False), ("bf16", True)):
         engines = engines_of(checkpoint.model, fuse=change)
-        rows = pipeline_parity(engines, "own", checkpoint.model, precision, compared[:1])  # type: ignore[arg-type]
+        rows = pipeline_parity(engines, OPENVINO, checkpoint.model, precision, compared[:1])
         assert {row.passed for row in rows} == {passed}
         assert all(row.error == pytest.approx(0.01, rel=1e-3) for row in rows)
 

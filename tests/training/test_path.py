@@ -9,7 +9,7 @@ import pytest
 
 from cmt_cli.state import State
 from cmt_client import EmotionClient
-from cmt_engine.onnxruntime_engine import OnnxRuntimeEngine
+from cmt_engine.onnxruntime_engine import OnnxRuntimeRunner
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_export.export import ExportOptions, GoldenSample, export
 from cmt_export.model import run_stage
@@ -55,7 +55,7 @@ def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: P
 def test_a_baseline_is_exported_under_the_same_contract(model: str, tmp_path: Path) -> None:
     untrained = checkpoint_from_preset(TINY.name, "meld", model=model).model
     onnx_from_checkpoint(untrained, FUSE, tmp_path / "fuse")
-    engine = OnnxRuntimeEngine(tmp_path / "fuse" / MODEL_FILE)
+    engine = OnnxRuntimeRunner(tmp_path / "fuse" / MODEL_FILE)
     rng = np.random.default_rng(0)
     inputs: dict[str, Array] = {}
     for m, tokens in zip(MODALITIES, (197, 49, 1), strict=True):  # text is absent

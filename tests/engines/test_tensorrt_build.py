@@ -12,8 +12,7 @@ from onnx import TensorProto, helper
 
 from cmt_engine.engine import EngineError, EngineSidecar, open_engine, sha256_of
 from cmt_engine.gpu import Gpu
-from cmt_engine.tensorrt_contract import inspect_engine
-from cmt_engine.tensorrt_engine import (
+from cmt_engine.tensorrt_build import (
     PORTABLE,
     TYPICAL_BATCH,
     TensorRtOptions,
@@ -22,6 +21,7 @@ from cmt_engine.tensorrt_engine import (
     key_of,
     profile_of,
 )
+from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_engine.typed_onnx import onnx_files
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
