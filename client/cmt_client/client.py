@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar, overload
 
 from cmt_client.canary import Canary, CanaryMode
 from cmt_client.encode import AudioInput, ImageInput, TextInput
-from cmt_client.errors import EmotionError, ServerUnavailable, ServiceError
+from cmt_client.errors import EmotionError, ServerUnavailable, ServiceError, identified
 from cmt_client.operations import GetModelConfig, Infer, Operation
-from cmt_client.requests import Item, from_item, from_tensors
+from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, Releases, emotions_from
 from cmt_client.retry import Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
@@ -80,17 +80,21 @@ class EmotionClient(_Client):
         audio: AudioInput | None = None,
         text: TextInput | None = None,
         timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Emotion:
         """The emotion of one item, from one or more modalities.
 
         image: a file's bytes, its path, uint8 [height, width] or [height, width, 3], or a Pillow image.
         audio: a file's bytes, its path, `Sound(samples, sample_rate_hz)` or that pair as a tuple; samples are
         float or int16, [samples] or [samples, channels]. text: one utterance. timeout_s: instead of the
-        client's.
+        client's. request_id: stands in the answer, in errors and in the server's log; made up when not given.
+        headers: HTTP headers, or gRPC metadata, such as `traceparent`; that of a current OpenTelemetry span is sent
+        anyway.
 
         Raises InvalidInput for what isn't accepted, and the ServiceErrors of `cmt_client.errors`.
         """
-        return self._predict({"image": image, "audio": audio, "text": text}, timeout_s)
+        return self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
 
     @overload
     def predict_many(
@@ -131,13 +135,22 @@ class EmotionClient(_Client):
         with ThreadPoolExecutor(_at_least_one(concurrency), thread_name_prefix="cmt-predict") as pool:
             return _settled(list(pool.map(one, items)), errors)
 
-    def predict_tensors(self, *, timeout_s: float | None = None, **tensors: Array) -> list[Emotion]:
+    def predict_tensors(
+        self,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **tensors: Array,
+    ) -> list[Emotion]:
         """The emotions of a batch that you preprocessed yourself (`cmt_pipeline.preprocess`), as one request.
 
         tensors: those of one or more modalities, [batch, …] as `cmt_pipeline.stages.READY` describes them:
         pixel_values; input_values and num_samples; input_ids and attention_mask. Raises as `predict` does.
         """
-        return self._ask(from_tensors(tensors), self._budget(timeout_s))
+        request = named(from_tensors(tensors), request_id, headers)
+        with identified(request.request_id):
+            return self._ask(request, self._budget(timeout_s))
 
     def close(self) -> None:
         """Lets go of the connection."""
@@ -149,9 +162,17 @@ class EmotionClient(_Client):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _predict(self, item: Item, timeout_s: float | None) -> Emotion:
+    def _predict(
+        self,
+        item: Item,
+        timeout_s: float | None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Emotion:
         budget = self._budget(timeout_s)
-        return self._ask(from_item(item, self._limits), budget)[0]
+        request = named(from_item(item, self._limits), request_id, headers)
+        with identified(request.request_id):
+            return self._ask(request, budget)[0]
 
     def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
         question = self._canary.question(request)
@@ -207,9 +228,11 @@ class AsyncEmotionClient(_Client):
         audio: AudioInput | None = None,
         text: TextInput | None = None,
         timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Emotion:
         """As EmotionClient.predict."""
-        return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s)
+        return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
 
     @overload
     async def predict_many(
@@ -246,9 +269,18 @@ class AsyncEmotionClient(_Client):
 
         return _settled(await asyncio.gather(*map(one, items)), errors)
 
-    async def predict_tensors(self, *, timeout_s: float | None = None, **tensors: Array) -> list[Emotion]:
+    async def predict_tensors(
+        self,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **tensors: Array,
+    ) -> list[Emotion]:
         """As EmotionClient.predict_tensors."""
-        return await self._ask(from_tensors(tensors), self._budget(timeout_s))
+        request = named(from_tensors(tensors), request_id, headers)
+        with identified(request.request_id):
+            return await self._ask(request, self._budget(timeout_s))
 
     async def close(self) -> None:
         """Lets go of the connection."""
@@ -262,11 +294,18 @@ class AsyncEmotionClient(_Client):
     ) -> None:
         await self.close()
 
-    async def _predict(self, item: Item, timeout_s: float | None) -> Emotion:
+    async def _predict(
+        self,
+        item: Item,
+        timeout_s: float | None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Emotion:
         budget = self._budget(timeout_s)
         # Reading a file or converting an image would hold up the loop.
-        request = await asyncio.to_thread(from_item, item, self._limits)
-        return (await self._ask(request, budget))[0]
+        request = named(await asyncio.to_thread(from_item, item, self._limits), request_id, headers)
+        with identified(request.request_id):
+            return (await self._ask(request, budget))[0]
 
     async def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
         question = self._canary.question(request)

@@ -28,7 +28,13 @@ from cmt_pipeline import errors as pipeline_errors
 
 
 class EmotionError(Exception):
-    """Anything that a client of this package raises on purpose."""
+    """Anything that a client of this package raises on purpose. request_id: of the request that met it, if one did."""
+
+    request_id: str | None = None
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text} [request id: {self.request_id}]" if self.request_id else text
 
 
 class InvalidInput(pipeline_errors.InvalidInput, EmotionError):
@@ -91,7 +97,7 @@ TENSOR_FAULTS = (
     (re.compile(r"input '([^']+)' batch size does not match"), "batch"),
     (re.compile(r"(batch)-size must be <="), "too_large"),
 )
-REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
+REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")  # Triton's; ours stands at the end of every error
 ADVICE = " NOTE: "  # Triton's hint to whoever wrote the model configuration
 TRACEBACK = "\n\nAt:\n"  # the python backend's, after the message of an exception
 
@@ -131,13 +137,23 @@ def translated(where: str, otherwise: type[ServiceError] = InferenceFailed) -> I
         raise ours from error
 
 
+@contextmanager
+def identified(request_id: str) -> Iterator[None]:
+    """Errors of its block name the request that they belong to."""
+    try:
+        yield
+    except EmotionError as error:
+        error.request_id = request_id
+        raise
+
+
 def own_input_error(error: pipeline_errors.InvalidInput) -> InvalidInput:
     """The ground floor's InvalidInput as one that is also an EmotionError."""
     return InvalidInput(error.field, error.code, error.message)
 
 
 def _from_server(text: str, status: str | None, where: str, otherwise: type[ServiceError]) -> EmotionError:
-    text = text.split(TRACEBACK)[0]
+    text = REQUEST_ID.sub("", text.split(TRACEBACK)[0])
     said = InvalidInput.from_wire(text)
     if said is not None:
         return own_input_error(said)
@@ -157,7 +173,7 @@ def _tensor_fault(text: str) -> InvalidInput | None:
     for pattern, code in TENSOR_FAULTS:
         found = pattern.search(text)
         if found:
-            return InvalidInput(found[1], code, REQUEST_ID.sub("", text).split(ADVICE)[0])
+            return InvalidInput(found[1], code, text.split(ADVICE)[0])
     return None
 
 

@@ -131,7 +131,7 @@ class FakeTransport:
             "attention": present / present.sum(),
         }
         outputs = {name: np.tile(row[name], (batch, 1)) for name in request.outputs}
-        return InferAnswer(request.model, release.release, outputs)
+        return InferAnswer(request.model, release.release, outputs, request.request_id)
 
     def _describe(self, model: str) -> ModelDescription:
         part = STAGES[model] if model in STAGES else pipeline_of(model)

@@ -60,6 +60,7 @@ class InferAnswer:
     model: str
     version: int
     outputs: Arrays
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Infer(Operation[InferAnswer]):
     model: str
     inputs: Arrays
     outputs: tuple[str, ...]
+    request_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     method = "infer"
 
@@ -77,13 +80,17 @@ class Infer(Operation[InferAnswer]):
             "model_name": self.model,
             "inputs": [_tensor(wire.module, name, array) for name, array in self.inputs.items()],
             "outputs": [wire.module.InferRequestedOutput(name) for name in self.outputs],
+            "request_id": self.request_id,
+            "headers": dict(self.headers) or None,
         }
 
     def decode(self, reply: Any) -> InferAnswer:
         response = reply.get_response()
         version = response["model_version"] if isinstance(response, dict) else response.model_version
+        request_id = response.get("id", "") if isinstance(response, dict) else response.id
         arrays = {name: reply.as_numpy(name) for name in self.outputs}
-        return InferAnswer(self.model, int(version), {n: array for n, array in arrays.items() if array is not None})
+        found = {name: array for name, array in arrays.items() if array is not None}
+        return InferAnswer(self.model, int(version), found, request_id)
 
 
 def _tensor(module: ModuleType, name: str, array: Array) -> Any:

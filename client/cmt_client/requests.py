@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from cmt_client.encode import ENCODERS, AudioInput, ImageInput, TextInput
 from cmt_client.errors import InvalidInput
 from cmt_client.operations import Infer
+from cmt_client.tracing import new_request_id, request_headers
 from cmt_pipeline.limits import MAX_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import PIPELINES, Pipeline, pipeline_name
@@ -58,6 +60,11 @@ def from_tensors(tensors: Mapping[str, Any]) -> Infer:
     inputs = {spec.name: _checked(spec, tensors) for spec in pipeline.inputs}
     _check_batch(inputs)
     return _infer(pipeline, inputs)
+
+
+def named(request: Infer, request_id: str | None, headers: Mapping[str, str] | None) -> Infer:
+    """The request with an id, a new one where none is given, and with its headers and trace context."""
+    return replace(request, request_id=request_id or new_request_id(), headers=request_headers(headers))
 
 
 def _checked(spec: TensorSpec, tensors: Mapping[str, Any]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class Emotion:
     label: the likeliest, with its probability; probabilities and logits: by label, in the order of the label
     set; valence, arousal: in [-1, 1]; modalities: what the answer was made from; attention: how much each of
     them weighed, together 1; release: its number, and label_set, preset, engine and precision are that
-    release's; trained: False when its weights are random, so that the answer means nothing.
+    release's; trained: False when its weights are random, so that the answer means nothing; request_id: as sent, to
+    find it in the server's log and trace.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Emotion:
     engine: str
     precision: str
     trained: bool
+    request_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The same, of types that `json.dumps` takes."""
@@ -93,7 +95,8 @@ def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
             f"{answer.model} answered with NaN or infinity (release {info.release}, {info.precision})"
         )
     rows = zip(logits, probabilities, valence_arousal, attention, strict=True)
-    return [_emotion(pipeline_of(answer.model).modalities, info, *row) for row in rows]
+    modalities = pipeline_of(answer.model).modalities
+    return [replace(_emotion(modalities, info, *row), request_id=answer.request_id) for row in rows]
 
 
 def _emotion(
