@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
+.PHONY: demo test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
 
 demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
 	$(BIN)/cmt demo
@@ -26,6 +26,12 @@ checkov: $(VENV)/.installed .cmt/checkov/bin/checkov  ## checkov on the rendered
 .cmt/checkov/bin/checkov:  # its dependencies are pinned to others than ours
 	$(PYTHON) -m venv .cmt/checkov
 	.cmt/checkov/bin/pip install --quiet --disable-pip-version-check "checkov==3.3.*"
+
+docs: $(VENV)/.installed  ## the documentation as a site in .cmt/docs; `python3 -m http.server -d .cmt/docs` shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+house: $(VENV)/.installed  ## draws docs/images/house.svg and the table of rooms from the imports
+	$(BIN)/python docs/tools/rooms.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

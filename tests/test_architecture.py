@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+import rooms
+from rooms import FOLDERS, MAY_IMPORT, ROOT, imports_of, modules_of
 
-#: Packages from the top floor down -> the packages of this repository that each may import.
-MAY_IMPORT = {
-    "cmt_cli": {
-        "cmt_rollout",
-        "cmt_perf",
-        "cmt_training",
-        "cmt_client",
-        "cmt_server",
-        "cmt_export",
-        "cmt_release",
-        "cmt_engine",
-        "cmt_pipeline",
-    },
-    "cmt_rollout": {"cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_training": {"cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
-    "cmt_server": {"cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
-    "cmt_export": {"cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_release": {"cmt_engine", "cmt_pipeline"},
-    "cmt_engine": {"cmt_pipeline"},
-    "cmt_pipeline": set[str](),
-}
-FOLDERS = {
-    "cmt_cli": "cmt",
-    "cmt_rollout": "k8s",
-    "cmt_perf": "perf",
-    "cmt_training": "training",
-    "cmt_client": "client",
-    "cmt_server": "server",
-    "cmt_export": "export",
-    "cmt_release": "releases",
-    "cmt_engine": "engines",
-    "cmt_pipeline": "ensembles",
-}
 HEAVY = (
     "torch",
     "openvino",
@@ -64,40 +28,30 @@ HEAVY = (
 LONGEST = 500  # lines of a module; see CONTRIBUTING.md for what is usual
 
 
-def folder_of(package: str) -> Path:
-    return ROOT / FOLDERS[package] / package
-
-
-def modules() -> list[Path]:
-    return sorted(path for package in MAY_IMPORT for path in folder_of(package).rglob("*.py"))
-
-
-def imports_of(path: Path) -> Iterator[str]:
-    """Top-level names of all that a module imports, at its head or later."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            yield str(node.module).split(".")[0]
-
-
 def test_every_package_has_its_floor() -> None:
     found = {path.parent.name for path in ROOT.glob("*/cmt_*/__init__.py")}
-    assert found == set(MAY_IMPORT), "name the new package's floor here"
+    assert found == set(MAY_IMPORT), "name the new package in docs/tools/rooms.py"
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_run_downwards(package: str) -> None:
-    paths = sorted(folder_of(package).rglob("*.py"))
-    assert paths
-    for path in paths:
-        ours = {name for name in imports_of(path) if name in MAY_IMPORT}
-        assert ours <= {package} | MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports from a floor above it"
+    assert modules_of(package)
+    above = imports_of(package) - MAY_IMPORT[package]
+    assert not above, f"{FOLDERS[package]} imports from a floor above it: {above}"
+
+
+def test_the_house_is_drawn_as_it_is() -> None:
+    assert rooms.DRAWING.read_text() == rooms.drawing(), "run `make house`"
+    page = rooms.PAGE.read_text()
+    for package in MAY_IMPORT:
+        told = re.search(re.escape(rooms.row_of(package)) + r" ([\d,]+) \|\n", page)
+        assert told, f"{package} isn't in {rooms.PAGE.name} as it is: run `make house`"
+        lines = rooms.lines_of(package)
+        assert int(told[1].replace(",", "")) == pytest.approx(lines, rel=0.25, abs=300), "run `make house`"
 
 
 def test_modules_stay_short() -> None:
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in modules()}
+    lengths = {path: len(path.read_text().splitlines()) for package in MAY_IMPORT for path in modules_of(package)}
     assert not {path: length for path, length in lengths.items() if length > LONGEST}
 
 

@@ -1,4 +1,4 @@
-"""perf/results/upgrade.json for people: a plot, and the tables of the README.
+"""perf/results/upgrade.json for people: a plot, and the tables of the docs.
 
 python -m cmt_perf.upgrade_report perf/results/upgrade.json
 """
@@ -54,7 +54,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def summary_table(result: Mapping[str, Any]) -> str:
-    """The README's table, in Markdown."""
+    """The table of docs/upgrades.md, in Markdown."""
     naive = result["naive"]
     wrong = naive["mixed"] + naive["mislabelled"]
     lines = [

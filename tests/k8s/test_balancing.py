@@ -1,4 +1,4 @@
-"""The README's gRPC client goes round the servers that its name stands for."""
+"""The gRPC client of docs/kubernetes.md goes round the servers that its name stands for."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ def listening(live: Live) -> Iterator[int]:
         server.stop(0).wait()
 
 
-def test_the_readmes_client_goes_round() -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL))
+def test_the_client_of_the_docs_goes_round() -> None:
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", (K8S.parent / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+    )
     first, second = Live(), Live()
     with listening(first) as one_port, listening(second) as other_port:
         # What the name of a headless Service resolves to: several addresses.

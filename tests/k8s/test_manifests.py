@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +14,8 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import typer
 import yaml
 
-from cmt_cli.main import app
 from cmt_rollout.kubernetes import layout
 from cmt_rollout.kubernetes.manifest_rules import RULES, faults
 from cmt_rollout.kubernetes.rendered import quantity, selects
@@ -26,7 +23,7 @@ from custom_resources import SPECS
 from rendering import K8S, RENDERED, one, rendered, rendered_text
 
 ROOT = K8S.parent
-README = (K8S / "README.md").read_text()
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.35", "1.36", "1.37")
 #: Of its own, since its dependencies are pinned to others than ours: `make checkov` makes it.
 CHECKOV = ROOT / ".cmt" / "checkov" / "bin" / "checkov"
@@ -335,21 +332,8 @@ def test_images_are_built_as_hadolint_advises(path: Path) -> None:
     assert all((ROOT / name).exists() for line in copied for name in line.split())
 
 
-def test_the_readmes_commands_are_ours() -> None:
-    """Verbs and options; what they do is tested elsewhere."""
-    root = typer.main.get_command(app)
-    asked = [shlex.split(line, comments=True)[1:] for line in README.splitlines() if line.startswith("cmt ")]
-    assert len(asked) >= 5
-    for words in asked:
-        command: Any = root
-        while hasattr(command, "commands"):
-            command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, words
-
-
-def test_the_readme_names_files_that_are_there() -> None:
-    for path in re.findall(r"\bk8s/[\w./-]*\w", README):
+def test_the_docs_name_files_that_are_there() -> None:
+    for path in re.findall(r"\bk8s/[\w./-]*\w", PAGE):
         assert (ROOT / path).exists(), path
-    for folder in re.findall(r"apply -k (\S+)", README):
+    for folder in re.findall(r"apply -k (\S+)", PAGE):
         assert folder.removeprefix("k8s/overlays/") in RENDERED, folder

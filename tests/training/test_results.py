@@ -1,4 +1,4 @@
-"""Results in the repository: what the README says of them is what they say."""
+"""Results in the repository: what the docs say of them is what they say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cmt_training.report import comparison_markdown, verdict_of
 from cmt_training.statistics import Interval, claim_of, paired
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "training.md").read_text()
 RESULTS = ROOT / "training" / "results"
 GENERATED, MELD = RESULTS / "generated.json", RESULTS / "meld_text.json"
 
@@ -28,10 +28,10 @@ def comparison() -> Comparison:
     return Comparison.from_json(GENERATED.read_text())
 
 
-def test_the_readme_shows_the_comparison_and_its_verdict(comparison: Comparison) -> None:
-    assert comparison_markdown(comparison) in README
+def test_the_docs_show_the_comparison_and_its_verdict(comparison: Comparison) -> None:
+    assert comparison_markdown(comparison) in PAGE
     for claim in comparison.verdict.values():
-        assert f"{claim.found_percent:+.1f} % against {claim.baseline}" in " ".join(README.split())
+        assert f"{claim.found_percent:+.1f} % against {claim.baseline}" in " ".join(PAGE.split())
     assert verdict_of(comparison)
 
 
@@ -54,12 +54,12 @@ def test_the_report_lies_beside_it() -> None:
     assert "Generated data: these figures say nothing about people" in page
 
 
-def test_the_readme_shows_the_figure_of_meld() -> None:
+def test_the_docs_show_the_figure_of_meld() -> None:
     found = json.loads(MELD.read_text())
     assert found["data"] == "meld"
     assert found["split"] == "test"
-    assert f"weighted F1 {found['weighted_f1']:.3f}" in README
-    assert found["conditions"]["training"]["conditions"]["command"] in README
+    assert f"weighted F1 {found['weighted_f1']:.3f}" in PAGE
+    assert found["conditions"]["training"]["conditions"]["command"] in PAGE
 
 
 @pytest.mark.parametrize("path", [GENERATED, MELD], ids=lambda path: path.name)

@@ -80,7 +80,7 @@ def difference_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The README's table: models, and how far CMT is from each."""
+    """The table of docs/training.md: models, and how far CMT is from each."""
     lines = [
         "| model | weighted F1 | cross-entropy | ECE | CMT minus it: F1 | cross-entropy |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,0 +1,31 @@
+"""mkdocs hook: results in the repository, which pages link to as ../perf/results/…, become part of the site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ("perf/results", "training/results")
+SHOWN = {".html", ".json", ".png", ".md"}
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Adds every result that can be shown; a Markdown one becomes a page."""
+    for folder in RESULTS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SHOWN:
+                name = path.relative_to(ROOT).as_posix()
+                files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Links of the repository, as they are on the site."""
+    if page.file.src_uri.startswith(RESULTS):
+        return markdown
+    return markdown.replace("](../perf/results/", "](perf/results/").replace(
+        "](../training/results/", "](training/results/"
+    )

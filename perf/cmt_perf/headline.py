@@ -1,0 +1,106 @@
+"""The README's table of what was measured, out of the results in the repository.
+
+python -m cmt_perf.headline
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cmt_training.compare import Comparison
+
+ROOT = Path("perf/results")
+TRAINING = Path("training/results")
+
+
+def headline_table(root: Path = Path()) -> str:
+    """Markdown: what, its figure, where and when it was measured. root: of the repository."""
+    head = "| measured | result | conditions |\n| --- | --- | --- |\n"
+    return head + "".join(f"| {what} | {result} | {told} |\n" for what, result, told in rows_of(root))
+
+
+def rows_of(root: Path) -> Iterator[tuple[str, str, str]]:
+    """A row for each result."""
+    yield from _speed(_read(root / ROOT / "summary.json"))
+    yield _precision(_read(root / ROOT / "precision.json"))
+    yield _upgrade(_read(root / ROOT / "upgrade.json"))
+    yield _capacity(_read(root / ROOT / "capacity.json"))
+    yield _quality(Comparison.from_json((root / TRAINING / "generated.json").read_text()))
+
+
+def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    low, high = summary["ratio_p50_interval"]
+    told = f"`base` int8, one request at a time, 4 s of sound; {_where(summary['conditions'], 'bench.html')}"
+    yield (
+        "latency beside a conventional fusion in eager PyTorch",
+        f"p50 {summary['p50_ms']:.0f} ms against {summary['baseline_p50_ms']:.0f} ms: "
+        f"**{summary['ratio_p50']:.1f} times as fast** [{low:.1f}, {high:.1f}]",
+        told,
+    )
+    mean, saving = summary["claims"]["mean_ms"], summary["claims"]["saving"]
+    yield (
+        f"the paper's {mean['claimed']:.0f} ms and {-saving['claimed']:.0%}",
+        f"mean {mean['measured']:.0f} ms: {_met(mean)}; {-saving['measured']:.0%}: {_met(saving)}",
+        "as above",
+    )
+
+
+def _precision(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    found = {row["precision"]: row for row in result["rows"]}
+    full, small = found["fp32"], found["int8"]
+    return (
+        "what int8 costs",
+        f"weighted F1 {small['weighted_f1']:.3f} against {full['weighted_f1']:.3f} in fp32; "
+        f"{small['as_fp32']:.1%} the same label",
+        f"`mini`, {full['count']} generated items; {_where(result['conditions'], 'precision.json')}",
+    )
+
+
+def _upgrade(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    wrong = result["mixed"] + result["mislabelled"]
+    return (
+        "three moves between releases under load",
+        f"{result['answers']:,} answers, **{result['lost'] + result['errors']} lost, {wrong} wrong**; "
+        f"p99 during a flip {result['p99_ratio']:.2f} times that before",
+        f"`mini` bf16; {_where(result['conditions'], 'upgrade.md')}",
+    )
+
+
+def _capacity(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (
+        "predicted latency at up to 80 % of saturation",
+        f"p95 within {result['worst_p95_off']:.0%} of what was measured",
+        f"`mini` bf16; {_where(result['curve']['conditions'], 'capacity.json')}",
+    )
+
+
+def _quality(comparison: Comparison) -> tuple[str, str, str]:
+    claim = comparison.verdict["weighted_f1"]
+    ours, other = comparison.models["cmt"].weighted_f1, comparison.models[claim.baseline].weighted_f1
+    verdict = "better" if claim.significant and claim.found_percent > 0 else "no clear difference"
+    return (
+        "CMT beside its best baseline",
+        f"weighted F1 {ours.mean:.3f} against {other.mean:.3f} ({claim.baseline}): {verdict}; "
+        f"the paper's {claim.claimed_percent:+.0f} %: {'met' if claim.met else 'not met'}",
+        f"`mini`, generated corpus, {len(comparison.seeds)} seeds; [report](training/results/generated/report.html)",
+    )
+
+
+def _where(conditions: Mapping[str, Any], file: str) -> str:
+    return f"{conditions['cores']} cores {conditions['cpu']}, {conditions['date'][:10]}; [{file}]({ROOT / file})"
+
+
+def _met(claim: Mapping[str, Any]) -> str:
+    return "met" if claim["met"] else "not met"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    print(headline_table(), end="")

@@ -1,0 +1,108 @@
+"""Commands and code of the README and of docs/ run as they stand, against the session's server, or are parsed."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import command_lines
+from cmt_cli.state import RunningServer, State
+from cmt_engine.engine import Precision
+from cmt_release.release import Release
+from cmt_server.server import TritonServer
+from doc_blocks import LANGUAGES, PAGES, ROOT, TARGETS, Block, blocks, check
+
+#: Blocks until Ctrl-C; tests/server/test_lifecycle.py runs it.
+SERVE = "cmt serve"
+COMMANDS = sorted({line for block in blocks("sh") for line in block.lines} - {SERVE})
+CONSOLE = sorted({line for block in blocks("console") for line in block.lines})
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MOST_LINES = 40
+#: Options of `cmt` itself, which are no verb's.
+OWN_OPTIONS = {"--help", "--version"}
+
+
+@pytest.fixture(scope="module")
+def environment(server: TritonServer, state: State, release_of: Callable[[Precision], Release]) -> dict[str, str]:
+    """As a newcomer's shell, with the session's server where `cmt serve` would have put its own."""
+    release_of("bf16")  # what the README exports; shared with other tests
+    metrics = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    state.announce(RunningServer(os.getpid(), server.http_url, server.grpc_url, metrics, "unused"))
+    binaries = Path(sys.executable).parent
+    return {**os.environ, "CMT_STATE": str(state.root), "PATH": f"{binaries}:{os.environ['PATH']}"}
+
+
+def on_ports_of(server: TritonServer, text: str) -> str:
+    for usual, port in ((8000, server.http_port), (8001, server.grpc_port), (8002, server.metrics_port)):
+        text = text.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}")
+    return text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(server: TritonServer, environment: dict[str, str], command: str) -> None:
+    ran = subprocess.run(
+        on_ports_of(server, command),
+        shell=True,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout or "ready" in command
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_code_runs(server: TritonServer, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(on_ports_of(server, block.text), str(block), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), server.grpc_url, "0.5"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_examples_are_numbered_and_short() -> None:
+    assert [int(path.name[:2]) for path in EXAMPLES] == list(range(1, len(EXAMPLES) + 1))
+    assert all(len(path.read_text().splitlines()) < MOST_LINES for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("line", CONSOLE)
+def test_what_isnt_run_parses(line: str) -> None:
+    check(line)
+
+
+def test_what_doesnt_exist_is_refused() -> None:
+    for line in ("cmt serve --sing", "make coffee", "pip install '.[cheese]'", "kubectl apply -k k8s/nowhere", "rm x"):
+        with pytest.raises(BaseException):  # noqa: B017, PT011  # the assertion, or the parser's own
+            check(line)
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert {block.language for block in blocks()} <= LANGUAGES
+    assert SERVE in {line for block in blocks("sh") for line in block.lines}
+    for block in blocks("yaml"):
+        assert yaml.safe_load(block.text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_and_targets_in_the_text_are_there(page: Path) -> None:
+    known = {option for _, command in command_lines.verbs() for p in command.params for option in p.opts}
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
+    assert named <= known | OWN_OPTIONS
+    assert set(re.findall(r"`make ([a-z][\w-]*)", text)) <= TARGETS
