@@ -7,7 +7,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ import yaml
 
 import command_lines
 from cmt_cli.state import RunningServer, State
-from cmt_engine.engine import Precision
-from cmt_release.release import Release
 from cmt_server.server import TritonServer
 from doc_blocks import LANGUAGES, PAGES, ROOT, TARGETS, Block, blocks, check
 
@@ -31,9 +28,8 @@ OWN_OPTIONS = {"--help", "--version"}
 
 
 @pytest.fixture(scope="module")
-def environment(server: TritonServer, state: State, release_of: Callable[[Precision], Release]) -> dict[str, str]:
+def environment(server: TritonServer, state: State) -> dict[str, str]:
     """As a newcomer's shell, with the session's server where `cmt serve` would have put its own."""
-    release_of("bf16")  # what the README exports; shared with other tests
     metrics = f"http://127.0.0.1:{server.metrics_port}/metrics"
     state.announce(RunningServer(os.getpid(), server.http_url, server.grpc_url, metrics, "unused"))
     binaries = Path(sys.executable).parent
