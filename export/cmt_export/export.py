@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.samples import Batch
 
 
-PARITY_BATCHES = (1, 2, 3, 1, 2)  # one for each audio bucket
+PARITY_BATCHES = (1, 2, 3, 1, 2, 1, 2, 1, 1)  # one for each audio bucket
 CALIBRATION_ITEMS = 32
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmt_pipeline.buckets import AUDIO_SECONDS, SAMPLE_RATE_HZ
+from cmt_pipeline.buckets import AUDIO_SECONDS, SAMPLE_RATE_HZ, TEXT_TOKENS
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import Preprocessor, collate
 from cmt_pipeline.tensors import Array
@@ -31,6 +31,7 @@ SENTENCES = (
 )
 
 MAX_WORDS = 80  # of a generated text: within the 128 tokens that are accepted
+WORDS_A_TOKEN = 0.6  # of a text that fills more than half of its bucket and not more than the whole
 
 EXTENSIONS: dict[Modality, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".webp"),
@@ -50,29 +51,30 @@ class Batch:
         return len(next(iter(self.tensors.values())))
 
 
-def generated_bytes(modality: Modality, rng: np.random.Generator, seconds: float) -> bytes:
-    """One generated file of a modality; seconds matters to audio alone."""
+def generated_bytes(modality: Modality, rng: np.random.Generator, seconds: float, words: int | None = None) -> bytes:
+    """One generated file of a modality. seconds: of a sound; words: of a text, drawn at random without it."""
     if modality == "image":
         return _picture(rng)
     if modality == "audio":
         return _voice(rng, seconds)
-    words = " ".join(rng.choice(SENTENCES, int(rng.integers(1, 5)))).split()
-    return " ".join(words[:MAX_WORDS]).encode()
+    sentences = int(rng.integers(1, 5)) if words is None else words
+    return " ".join(" ".join(rng.choice(SENTENCES, sentences)).split()[: words or MAX_WORDS]).encode()
 
 
 def batches(preprocessors: dict[Modality, Preprocessor], sizes: Sequence[int], seed: int = 0) -> list[Batch]:
-    """One batch for each size, its lengths mixed: of every other audio bucket, from the shortest to the longest, then
-    of those between."""
+    """One batch for each size, its lengths mixed, the longest in a bucket of its own: of every other audio bucket from
+    the shortest to the longest, then of those between, and of every text bucket in turn. As many sizes as there are
+    audio buckets meet every bucket of either kind: a runtime may be wrong at one length alone."""
     rng = np.random.default_rng(seed)
     buckets = AUDIO_SECONDS[::2] + AUDIO_SECONDS[1::2]
     made = []
     for index, size in enumerate(sizes):
-        longest = buckets[index % len(buckets)]
-        seconds = [longest * (1.0 if item == 0 else float(rng.uniform(0.3, 1.0))) for item in range(size)]
+        seconds, words = buckets[index % len(buckets)], int(WORDS_A_TOKEN * TEXT_TOKENS[index % len(TEXT_TOKENS)])
+        shares = [1.0, *(float(rng.uniform(0.3, 1.0)) for _ in range(size - 1))]
         tensors: dict[str, Array] = {}
         for m in MODALITIES:
-            items = [preprocessors[m](generated_bytes(m, rng, s)) for s in seconds]
-            tensors |= collate(m, items)
+            files = [generated_bytes(m, rng, seconds * share, max(1, int(words * share))) for share in shares]
+            tensors |= collate(m, [preprocessors[m](data) for data in files])
         made.append(Batch(tensors))
     return made
 

@@ -38,7 +38,8 @@ def test_fp32_answers_as_pytorch_does(
 
 
 @pytest.mark.parametrize(
-    ("stage_name", "precision"), [("encode_image", "bf16"), ("encode_audio", "bf16"), ("encode_image", "int8")]
+    ("stage_name", "precision"),
+    [("encode_image", "bf16"), ("encode_audio", "bf16"), ("encode_image", "int8"), ("encode_text", "int8")],
 )
 def test_narrow_precisions_stay_within_their_tolerance(
     stage_name: str,
