@@ -11,20 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
-from cmt_client.canary import Canary, CanaryMode
+from cmt_client.canary import AsyncCanaryTransport, CanaryMode, CanaryTransport, Routing
 from cmt_client.encode import AudioInput, ImageInput, TextInput
-from cmt_client.errors import EmotionError, ServerUnavailable, ServiceError, identified
-from cmt_client.operations import GetModelConfig, Infer, Operation
+from cmt_client.errors import EmotionError, ServerUnavailable, identified
+from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
-from cmt_client.result import Emotion, Releases, emotions_from
+from cmt_client.result import Emotion, emotions_from
 from cmt_client.retry import Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
-
-T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRIES = 2
@@ -34,12 +32,10 @@ DEFAULT_CONCURRENCY = 8
 class _Client:
     """What both clients know."""
 
-    def __init__(self, timeout_s: float, retries: int, limits: Limits, canary: CanaryMode) -> None:
-        self._canary = Canary(canary)
+    def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
         self._timeout_s = timeout_s
         self._retries = retries
         self._limits = limits
-        self._releases = Releases()
 
     def _budget(self, timeout_s: float | None) -> Budget:
         return Budget(self._timeout_s if timeout_s is None else timeout_s, self._retries)
@@ -70,8 +66,11 @@ class EmotionClient(_Client):
         transport: Transport | None = None,
         root_certificates: Path | None = None,
     ) -> None:
+        routing = Routing(canary)
         self._transport = transport or connect(url, limits, root_certificates)
-        super().__init__(timeout_s, retries, limits, canary)
+        if canary != "off":
+            self._transport = CanaryTransport(self._transport, routing)
+        super().__init__(timeout_s, retries, limits)
 
     def predict(
         self,
@@ -175,31 +174,9 @@ class EmotionClient(_Client):
             return self._ask(request, budget)[0]
 
     def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
-        question = self._canary.question(request)
-        if question is not None:
-            try:
-                self._canary.learn(request, (self._call(question, budget)).parameters)
-            except ServiceError:
-                self._canary.learn(request, {})
-        routed = self._canary.routed(request)
-        if not self._canary.falls_back(request, routed):
-            return self._answered(routed, budget)
-        try:
-            return self._answered(routed, budget.half())
-        except ServiceError:
-            return self._answered(request, budget)
-
-    def _answered(self, request: Infer, budget: Budget) -> list[Emotion]:
-        answer = self._call(request, budget)
-        info = self._releases.of(answer)
-        if info is None:
-            info = self._releases.learn(answer, self._call(GetModelConfig(answer.model), budget))
-        return emotions_from(answer, info)
-
-    def _call(self, operation: Operation[T], budget: Budget) -> T:
         while True:
             try:
-                return self._transport.call(operation, budget.remaining_s())
+                return emotions_from(self._transport.call(request, budget.remaining_s()))
             except ServerUnavailable as error:
                 time.sleep(budget.pause_s(error))
 
@@ -218,8 +195,11 @@ class AsyncEmotionClient(_Client):
         transport: AsyncTransport | None = None,
         root_certificates: Path | None = None,
     ) -> None:
+        routing = Routing(canary)
         self._transport = transport or connect_async(url, limits, root_certificates)
-        super().__init__(timeout_s, retries, limits, canary)
+        if canary != "off":
+            self._transport = AsyncCanaryTransport(self._transport, routing)
+        super().__init__(timeout_s, retries, limits)
 
     async def predict(
         self,
@@ -308,31 +288,9 @@ class AsyncEmotionClient(_Client):
             return (await self._ask(request, budget))[0]
 
     async def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
-        question = self._canary.question(request)
-        if question is not None:
-            try:
-                self._canary.learn(request, (await self._call(question, budget)).parameters)
-            except ServiceError:
-                self._canary.learn(request, {})
-        routed = self._canary.routed(request)
-        if not self._canary.falls_back(request, routed):
-            return await self._answered(routed, budget)
-        try:
-            return await self._answered(routed, budget.half())
-        except ServiceError:
-            return await self._answered(request, budget)
-
-    async def _answered(self, request: Infer, budget: Budget) -> list[Emotion]:
-        answer = await self._call(request, budget)
-        info = self._releases.of(answer)
-        if info is None:
-            info = self._releases.learn(answer, await self._call(GetModelConfig(answer.model), budget))
-        return emotions_from(answer, info)
-
-    async def _call(self, operation: Operation[T], budget: Budget) -> T:
         while True:
             try:
-                return await self._transport.call(operation, budget.remaining_s())
+                return emotions_from(await self._transport.call(request, budget.remaining_s()))
             except ServerUnavailable as error:
                 await asyncio.sleep(budget.pause_s(error))
 

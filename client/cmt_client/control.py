@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cmt_client.errors import UnknownPipeline
 from cmt_client.operations import (
     GetIndex,
     GetModelConfig,
@@ -23,6 +24,7 @@ from cmt_client.operations import (
     ModelStatistics,
     UnloadModel,
 )
+from cmt_client.result import release_of
 from cmt_client.transport import Transport, connect
 from cmt_pipeline.limits import DEFAULT_LIMITS
 
@@ -74,6 +76,14 @@ class ModelControl:
     def describe(self, model: str) -> ModelDescription:
         """The configuration that a loaded model runs with."""
         return self._transport.call(GetModelConfig(model), self._timeout_s)
+
+    def release(self, pipeline: str) -> int | None:
+        """The release that a pipeline answers from; None if it isn't loaded, or doesn't say."""
+        try:
+            stamp = release_of(self.describe(pipeline)) if self.ready(pipeline) else None
+        except UnknownPipeline:
+            return None
+        return stamp.release if stamp else None
 
     def statistics(self, model: str = "") -> tuple[ModelStatistics, ...]:
         """Counts and times of each loaded version of a model, of all models by default."""

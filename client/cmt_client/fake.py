@@ -36,14 +36,14 @@ from cmt_client.operations import (
 )
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES
-from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINES, candidate_of, pipeline_of
-from cmt_pipeline.release_info import CANARY_SHARE, ReleaseInfo
+from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINE_VERSION, PIPELINES, candidate_of, pipeline_of
+from cmt_pipeline.release_info import CANARY_SHARE, RELEASE, ReleaseStamp
 from cmt_pipeline.stages import STAGES
 
 T = TypeVar("T")
 
 LABELS = labels_of(DEFAULT_LABEL_SET)
-FAKE_RELEASE = ReleaseInfo(1, DEFAULT_LABEL_SET, LABELS, "mini", "fake", "fp32", trained=False)
+FAKE_RELEASE = ReleaseStamp(1, DEFAULT_LABEL_SET, LABELS, "mini", "fake", "fp32", trained=False, digest="f" * 64)
 
 
 class FakeTransport:
@@ -54,9 +54,9 @@ class FakeTransport:
     requests; unloaded: models that it says it doesn't have; closed: whether it was.
     """
 
-    def __init__(self, release: ReleaseInfo = FAKE_RELEASE, label: str = "joy") -> None:
+    def __init__(self, release: ReleaseStamp = FAKE_RELEASE, label: str = "joy") -> None:
         self.release = release
-        self.candidate: ReleaseInfo | None = None
+        self.candidate: ReleaseStamp | None = None
         self.canary_share = 0.0
         self.label = label
         self.calls: list[Operation[Any]] = []
@@ -101,7 +101,7 @@ class FakeTransport:
         if isinstance(operation, ModelReady):
             return model in self._models()
         if isinstance(operation, GetIndex):
-            return tuple(IndexEntry(name, self.release.release, "READY", "") for name in self._models())
+            return tuple(IndexEntry(name, PIPELINE_VERSION, "READY", "") for name in self._models())
         if model and model not in self._models():
             raise UnknownPipeline(f"fake: Request for unknown model: '{model}' is not found")
         if isinstance(operation, GetStatistics):
@@ -114,7 +114,7 @@ class FakeTransport:
         on_trial = map(candidate_of, PIPELINES) if self.candidate else ()
         return [name for name in (*PIPELINES, *on_trial, *STAGES) if name not in self.unloaded]
 
-    def _release_of(self, model: str) -> ReleaseInfo:
+    def _release_of(self, model: str) -> ReleaseStamp:
         return self.candidate if self.candidate and model.startswith(CANDIDATE_PREFIX) else self.release
 
     def _infer(self, request: Infer) -> InferAnswer:
@@ -129,9 +129,10 @@ class FakeTransport:
             "probabilities": probabilities,
             "valence_arousal": np.array([0.5, -0.25], np.float32),
             "attention": present / present.sum(),
+            RELEASE: np.array([release.to_json().encode()], np.object_),
         }
         outputs = {name: np.tile(row[name], (batch, 1)) for name in request.outputs}
-        return InferAnswer(request.model, release.release, outputs, request.request_id)
+        return InferAnswer(request.model, outputs, request.request_id)
 
     def _describe(self, model: str) -> ModelDescription:
         part = STAGES[model] if model in STAGES else pipeline_of(model)
@@ -139,7 +140,7 @@ class FakeTransport:
             tuple(TensorInfo(spec.name, "STRING" if spec.dtype == "BYTES" else spec.dtype, spec.dims) for spec in specs)
             for specs in (part.inputs, part.outputs)
         )
-        parameters = dict([self._release_of(model).to_parameter()])
+        parameters = {RELEASE: self._release_of(model).to_json()}
         if model.startswith(CANDIDATE_PREFIX):
             parameters[CANARY_SHARE] = str(self.canary_share)
         return ModelDescription(model, 8, inputs, outputs, parameters)
@@ -149,7 +150,7 @@ class FakeTransport:
         took = Timing(count, 1_000_000 * count)
         return ModelStatistics(
             model,
-            self._release_of(model).release,
+            PIPELINE_VERSION,
             count,
             count,
             took,

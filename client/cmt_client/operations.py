@@ -55,10 +55,9 @@ class Operation(ABC, Generic[T]):
 
 @dataclass(frozen=True)
 class InferAnswer:
-    """Output tensors [batch, ...] by name, and the model version that made them."""
+    """Output tensors [batch, ...] by name. Which release made them is one of these."""
 
     model: str
-    version: int
     outputs: Arrays
     request_id: str = ""
 
@@ -86,11 +85,9 @@ class Infer(Operation[InferAnswer]):
 
     def decode(self, reply: Any) -> InferAnswer:
         response = reply.get_response()
-        version = response["model_version"] if isinstance(response, dict) else response.model_version
         request_id = response.get("id", "") if isinstance(response, dict) else response.id
         arrays = {name: reply.as_numpy(name) for name in self.outputs}
-        found = {name: array for name, array in arrays.items() if array is not None}
-        return InferAnswer(self.model, int(version), found, request_id)
+        return InferAnswer(self.model, {n: array for n, array in arrays.items() if array is not None}, request_id)
 
 
 def _tensor(module: ModuleType, name: str, array: Array) -> Any:

@@ -12,7 +12,8 @@ from cmt_client.errors import InferenceFailed
 from cmt_client.operations import InferAnswer, ModelDescription
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import pipeline_of
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.release_info import ReleaseStamp
+from cmt_pipeline.stages import ANSWER, RELEASE
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Emotion:
 
     label: the likeliest, with its probability; probabilities and logits: by label, in the order of the label
     set; valence, arousal: in [-1, 1]; modalities: what the answer was made from; attention: how much each of
-    them weighed, together 1; release: its number, and label_set, preset, engine and precision are that
-    release's; trained: False when its weights are random, so that the answer means nothing; request_id: as sent, to
-    find it in the server's log and trace.
+    them weighed, together 1; release and digest: its number and content address; label_set, preset, engine and
+    precision are that release's; trained: False when its weights are random, so that the answer means nothing;
+    request_id: as sent, to find it in the server's log and trace.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Emotion:
     logits: dict[str, float]
     label_set: str
     release: int
+    digest: str
     preset: str
     engine: str
     precision: str
@@ -47,44 +49,22 @@ class Emotion:
         return {**asdict(self), "modalities": list(self.modalities)}
 
 
-class Releases:
-    """What the pipelines of a server say of their releases; asked again when an unknown number turns up."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], ReleaseInfo] = {}
-
-    def of(self, answer: InferAnswer) -> ReleaseInfo | None:
-        return self._known.get((answer.model, answer.version))
-
-    def learn(self, answer: InferAnswer, description: ModelDescription) -> ReleaseInfo:
-        """The release of `answer`, after asking. Raises InferenceFailed if the server doesn't describe it."""
-        infos = releases_of(description)
-        self._known.update({(answer.model, release): info for release, info in infos.items()})
-        info = self.of(answer)
-        if info is None:
-            raise InferenceFailed(
-                f"{answer.model} answered from release {answer.version}, but its configuration describes "
-                f"{sorted(infos) or 'none'}; is it a repository of this project?"
-            )
-        return info
-
-
-def releases_of(description: ModelDescription) -> dict[int, ReleaseInfo]:
-    """The releases that a pipeline's configuration names. Raises InferenceFailed if they can't be read."""
+def release_of(description: ModelDescription) -> ReleaseStamp | None:
+    """The release that a pipeline's configuration names. Raises InferenceFailed if it can't be read."""
     try:
-        return ReleaseInfo.from_parameters(description.parameters)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InferenceFailed(f"{description.name} describes its releases in an unknown way ({error})") from error
+        return ReleaseStamp.from_parameters(description.parameters)
+    except ValueError as error:
+        raise InferenceFailed(f"{description.name} describes its release in an unknown way ({error})") from error
 
 
-def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
+def emotions_from(answer: InferAnswer) -> list[Emotion]:
     """One Emotion for each item of the batch. Raises InferenceFailed if the tensors aren't an answer's."""
-    spec_names = [spec.name for spec in pipeline_of(answer.model).outputs]
-    missing = [name for name in spec_names if name not in answer.outputs]
+    missing = [spec.name for spec in pipeline_of(answer.model).outputs if spec.name not in answer.outputs]
     if missing:
         raise InferenceFailed(f"{answer.model} answered without {', '.join(missing)}")
+    info = _release_of_answer(answer)
     logits, probabilities, valence_arousal, attention = (
-        np.asarray(answer.outputs[name], np.float64) for name in spec_names
+        np.asarray(answer.outputs[spec.name], np.float64) for spec in ANSWER
     )
     shapes = [array.shape for array in (logits, probabilities, valence_arousal, attention)]
     batch = shapes[0][:1]
@@ -99,9 +79,22 @@ def emotions_from(answer: InferAnswer, info: ReleaseInfo) -> list[Emotion]:
     return [replace(_emotion(modalities, info, *row), request_id=answer.request_id) for row in rows]
 
 
+def _release_of_answer(answer: InferAnswer) -> ReleaseStamp:
+    """Who made it: one release, whatever the batch."""
+    said = set(answer.outputs[RELEASE.name].ravel().tolist())
+    if len(said) != 1:
+        raise InferenceFailed(f"{answer.model} answered from {len(said)} releases at once")
+    try:
+        return ReleaseStamp.from_json(said.pop())
+    except ValueError as error:
+        raise InferenceFailed(
+            f"{answer.model} doesn't say which release answered ({error}); is it served by `cmt serve`?"
+        ) from error
+
+
 def _emotion(
     modalities: tuple[Modality, ...],
-    info: ReleaseInfo,
+    info: ReleaseStamp,
     logits: NDArray[np.float64],  # [labels]
     probabilities: NDArray[np.float64],  # [labels]
     valence_arousal: NDArray[np.float64],  # [2]
@@ -119,6 +112,7 @@ def _emotion(
         logits=dict(zip(info.labels, logits.tolist(), strict=True)),
         label_set=info.label_set,
         release=info.release,
+        digest=info.digest,
         preset=info.preset,
         engine=info.engine,
         precision=info.precision,

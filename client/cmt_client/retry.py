@@ -17,7 +17,7 @@ LONGEST_PAUSE_S = 2.0
 
 
 class Budget:
-    """One caller's seconds and retries, over all the calls that its answer takes."""
+    """One caller's seconds and retries, over all the tries that its answer takes."""
 
     def __init__(
         self,
@@ -39,10 +39,6 @@ class Budget:
         if left <= 0:
             raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s")
         return left
-
-    def half(self) -> Budget:
-        """Half of what is left and no retries, for a try that has another to fall back on."""
-        return Budget(self.remaining_s() / 2, 0, self._clock, self._jitter)
 
     def pause_s(self, error: ServerUnavailable) -> float:
         """Seconds to wait before the next try: twice as long each time, less a random part.

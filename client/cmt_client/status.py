@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cmt_client.operations import GetModelConfig, GetStatistics, ModelReady, ModelStatistics
-from cmt_client.result import releases_of
+from cmt_client.result import release_of
 from cmt_client.transport import Transport
 from cmt_pipeline.pipelines import PIPELINES, candidate_of
-from cmt_pipeline.release_info import CANARY_SHARE, ReleaseInfo
+from cmt_pipeline.release_info import CANARY_SHARE, ReleaseStamp
 from cmt_pipeline.stages import STAGES
 
 DEFAULT_STATUS_TIMEOUT_S = 10.0
@@ -17,11 +17,11 @@ DEFAULT_STATUS_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class PipelineStatus:
-    """One pipeline. release: that of its newest loaded version; None if none is loaded or described."""
+    """One pipeline. release: what it answers from; None if it isn't loaded or doesn't say."""
 
     name: str
     ready: bool
-    release: ReleaseInfo | None
+    release: ReleaseStamp | None
     statistics: tuple[ModelStatistics, ...]
 
 
@@ -29,7 +29,7 @@ class PipelineStatus:
 class TrialStatus:
     """A release on trial: its pipelines answer beside the live ones. canary_share: what following clients send it."""
 
-    release: ReleaseInfo | None
+    release: ReleaseStamp | None
     canary_share: float
 
 
@@ -76,20 +76,16 @@ def server_status(transport: Transport, timeout_s: float = DEFAULT_STATUS_TIMEOU
 
 
 def _trial_status(loaded: tuple[ModelStatistics, ...], transport: Transport, timeout_s: float) -> TrialStatus | None:
-    versions = [s.version for s in loaded if s.name == candidate_of("emotion")]
-    if not versions:
+    if not any(s.name == candidate_of("emotion") for s in loaded):
         return None
     description = transport.call(GetModelConfig(candidate_of("emotion")), timeout_s)
     share = description.parameters.get(CANARY_SHARE, "0")
-    return TrialStatus(releases_of(description).get(max(versions)), float(share))
+    return TrialStatus(release_of(description), float(share))
 
 
 def _pipeline_status(
     name: str, statistics: tuple[ModelStatistics, ...], transport: Transport, timeout_s: float
 ) -> PipelineStatus:
     ready = transport.call(ModelReady(name), timeout_s)
-    release = None
-    if ready and statistics:
-        infos = releases_of(transport.call(GetModelConfig(name), timeout_s))
-        release = infos.get(max(s.version for s in statistics))
+    release = release_of(transport.call(GetModelConfig(name), timeout_s)) if ready else None
     return PipelineStatus(name, ready, release, statistics)

@@ -3,6 +3,8 @@
 `emotion` takes all three, a subset is named for what it takes (`emotion_image_text`). The raw entrance takes files as
 bytes; the `_tensors` entrance takes what `preprocess` makes of them, for clients that preprocess themselves. While a
 release is on trial, its pipelines stand beside the live ones under names of their own (`candidate_emotion`).
+
+The version of a pipeline is that of its tensors, 1, whatever release answers: a client may pin it for good.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
-from cmt_pipeline.stages import ABSENT_FEATURES, ABSENT_MASK, FUSE, RAW, READY, STAGES, Stage
+from cmt_pipeline.stages import ABSENT_FEATURES, ABSENT_MASK, FUSE, RAW, READY, RELEASE, STAGES, Stage
 from cmt_pipeline.tensors import TensorSpec
 
 Entrance = Literal["raw", "tensors"]
 ENTRANCES: tuple[Entrance, ...] = ("raw", "tensors")
 
 CANDIDATE_PREFIX = "candidate_"
+PIPELINE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Pipeline:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return FUSE.outputs
+        return (*FUSE.outputs, RELEASE)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -59,8 +62,9 @@ class Pipeline:
         """The stage that may refuse; it runs alone, before the encoders start."""
         ready = [spec for m in self.modalities for spec in READY[m]]
         if self.entrance == "raw":
-            return Step(STAGES["preprocess"], _identity(self.inputs), _identity(ready))
-        return Step(STAGES["check"], _identity(self.inputs), {spec.name: _checked(spec.name) for spec in ready})
+            return Step(STAGES["preprocess"], _identity(self.inputs), _identity([*ready, RELEASE]))
+        checked = {spec.name: _checked(spec.name) for spec in ready}
+        return Step(STAGES["check"], _identity(self.inputs), checked | _identity([RELEASE]))
 
     def _encode_step(self, modality: Modality) -> Step:
         stage = STAGES[f"encode_{modality}"]

@@ -1,8 +1,8 @@
-"""What an answer's release is, as the pipelines themselves say it.
+"""What an answer's release is, as the answer itself says it.
 
-The version number of a pipeline is the number of the release that it serves. Its Triton configuration carries one
-parameter `release_{N}` for each release it may answer from, so that whoever holds an answer of version N can name its
-labels without asking anyone but the server.
+Each answer carries a tensor `release`: one JSON object an item, made by the stage that a request meets first, which is
+never shared between releases. The configuration of a pipeline names the same object in its parameter `release`, for
+whoever asks what is served rather than for an answer.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-PREFIX = "release_"
-
+#: Parameter of a pipeline: the release that it answers from, as `ReleaseStamp.to_json` writes it.
+RELEASE = "release"
 #: Parameter of the live pipelines: the release that they answered from before.
 PREVIOUS_RELEASE = "previous_release"
 #: Parameter of a candidate's pipelines: the share of requests that clients should send there, from 0 to 1.
 CANARY_SHARE = "canary_share"
+#: File beside the adapter of a stage that says its release: the same JSON object.
+STAMP_FILE = "release.json"
 
 
 @dataclass(frozen=True)
 class ReleaseInfo:
-    """The facts of a release that travel with its answers."""
+    """The facts of a release that whoever reads its answers needs."""
 
     release: int
     label_set: str
@@ -31,16 +34,42 @@ class ReleaseInfo:
     precision: str
     trained: bool
 
-    def to_parameter(self) -> tuple[str, str]:
-        return f"{PREFIX}{self.release}", json.dumps(asdict(self), sort_keys=True)
+
+@dataclass(frozen=True)
+class ReleaseStamp(ReleaseInfo):
+    """The same with the release's digest: what travels with an answer."""
+
+    digest: str
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> dict[int, ReleaseInfo]:
-        """Every release that a pipeline's parameters name, by number."""
-        found = {}
-        for key, text in parameters.items():
-            if key.startswith(PREFIX):
-                values = json.loads(text)
-                info = cls(**{**values, "labels": tuple(values["labels"])})
-                found[info.release] = info
-        return found
+    def of(cls, info: ReleaseInfo, digest: str) -> ReleaseStamp:
+        return cls(**vars(info), digest=digest)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ReleaseStamp:
+        """ValueError for anything else than a stamp."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"got {type(values).__name__}; expected a JSON object")
+        try:
+            stamp = cls(**{**values, "labels": tuple(map(str, values["labels"]))})
+            _check(stamp)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"got a release with other fields ({error}); is it of this version?") from None
+        return stamp
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> ReleaseStamp | None:
+        """The release that a pipeline's parameters name, if they do. ValueError where that can't be read."""
+        return cls.from_json(parameters[RELEASE]) if RELEASE in parameters else None
+
+
+def _check(stamp: ReleaseStamp) -> None:
+    texts: tuple[Any, ...] = (stamp.label_set, stamp.preset, stamp.engine, stamp.precision, stamp.digest)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name that is no text")
+    if not isinstance(stamp.release, int) or not isinstance(stamp.trained, bool):
+        raise TypeError("release is no number, or trained neither true nor false")

@@ -7,6 +7,9 @@ Whatever can refuse a request stands before the fan-out to the encoders, in one 
 Triton 2.51: when a step fails while a parallel one is in flight, the ensemble never lets go of the request, so that
 each bad file would leak its memory and its pipeline could neither be unloaded nor drained. (Fixed upstream in 2.66.)
 
+That stage, which every request meets first, also says which release answers: it is never shared between releases, and
+carries `release`, a tensor of its own, past all others (a TensorRT plan has no room for text).
+
 A Triton ensemble can't skip a step's input, and a TensorRT plan has no optional ones. So every encoder also offers a
 stand-in (`absent_features`, `absent_mask`: one token, masked out) that its pipeline passes to `fuse` for each
 modality the pipeline doesn't take. The mask says absent; the values are never read as data.
@@ -53,6 +56,11 @@ class Stage:
         """Whether an engine runs it; the others are Python, and take any subset of their inputs."""
         return self.kind in ("encode", "fuse")
 
+    @property
+    def stamped(self) -> bool:
+        """Whether it says which release answers; each release then has a version of its own, numbered as it is."""
+        return not self.compiled
+
 
 RAW: dict[Modality, TensorSpec] = {m: TensorSpec(m, "BYTES", (ITEM,)) for m in MODALITIES}
 
@@ -64,6 +72,9 @@ READY: dict[Modality, tuple[TensorSpec, ...]] = {
 }
 
 ALL_READY: tuple[TensorSpec, ...] = tuple(spec for m in MODALITIES for spec in READY[m])
+
+#: Which release answers, as JSON: `cmt_pipeline.release_info.ReleaseStamp`.
+RELEASE = TensorSpec("release", "BYTES", (ITEM,))
 
 FEATURE_AXIS: dict[Modality, Axis] = {"image": PATCHES, "audio": FRAMES, "text": TOKENS}
 
@@ -97,8 +108,8 @@ FUSE = Stage(
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("preprocess", "preprocess", None, tuple(RAW.values()), ALL_READY),
-        Stage("check", "check", None, ALL_READY, ALL_READY),
+        Stage("preprocess", "preprocess", None, tuple(RAW.values()), (*ALL_READY, RELEASE)),
+        Stage("check", "check", None, ALL_READY, (*ALL_READY, RELEASE)),
         *(
             Stage(
                 f"encode_{m}",

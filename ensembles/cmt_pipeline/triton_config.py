@@ -17,8 +17,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from cmt_pipeline.constants import LABELS_FILE
 from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, SUBSETS
-from cmt_pipeline.pipelines import Pipeline
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.pipelines import PIPELINE_VERSION, Pipeline
 from cmt_pipeline.stages import FEATURE_AXIS, FUSE, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
 
@@ -59,9 +58,7 @@ class Served:
     versions: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of each stage, as its version policy lists
     pins: Mapping[str, int] = field(default_factory=dict)  # stage -> version that the pipelines use; 1 if not named
     labels: int = -1
-    release: int = 1  # its number is the pipelines' version
-    releases: tuple[ReleaseInfo, ...] = ()  # all whose answers may still be under way, described for clients
-    parameters: Mapping[str, str] = field(default_factory=dict)  # further ones of the pipelines
+    parameters: Mapping[str, str] = field(default_factory=dict)  # of the pipelines: which release, and its place
     limits: Limits = DEFAULT_LIMITS
     tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
 
@@ -101,11 +98,11 @@ def tensorrt_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
 def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE, name: str | None = None) -> ModelConfig:
     """The ensemble of a pipeline. Its steps pin stage versions, so that no answer mixes two releases.
 
-    Its own version is pinned too. Seen on Triton 2.51: loading a stage reloads every ensemble above it with the
-    configuration it had, but with the newest version folder it finds; answers would name the wrong release.
+    A new release is a new configuration of the same version: Triton swaps the two, and a request in flight ends with
+    the one that it began with.
     """
     config = ModelConfig(name=name or pipeline.name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
-    config.version_policy.specific.versions.append(served.release)
+    config.version_policy.specific.versions.append(PIPELINE_VERSION)
     _add_tensors(config.input, pipeline.inputs, served.labels)
     _add_tensors(config.output, pipeline.outputs, served.labels)
     for step in pipeline.steps:
@@ -114,9 +111,6 @@ def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE, name: str | 
         )
         message.input_map.update(step.inputs)
         message.output_map.update(step.outputs)
-    for info in served.releases:
-        key, value = info.to_parameter()
-        config.parameters[key].string_value = value
     for key, value in served.parameters.items():
         config.parameters[key].string_value = value
     return config

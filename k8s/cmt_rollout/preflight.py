@@ -15,7 +15,7 @@ from pathlib import Path
 from cmt_client.operations import ModelDescription, TensorInfo
 from cmt_engine.engine import ENGINES
 from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.tensors import LABELS
 from cmt_release.manifest import Manifest, contract_tensors
 from cmt_release.release import Release, ReleaseError
@@ -62,8 +62,8 @@ def _fits_contract(manifest: Manifest) -> list[str]:
 def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
     info = manifest.info
     reasons = []
-    known = ReleaseInfo.from_parameters(served.parameters).values()
-    for running in known:
+    running = ReleaseStamp.from_parameters(served.parameters)
+    if running is not None:
         if (running.label_set, running.labels) != (info.label_set, info.labels):
             reasons.append(
                 f"its label set is {info.label_set} ({', '.join(info.labels)}); {running.label_set} is served. Clients "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 
-from cmt_client import ControlFailed, EmotionClient, ModelControl, UnknownPipeline
+from cmt_client import ControlFailed, EmotionClient, ModelControl
 from cmt_client.operations import IndexEntry
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINES, candidate_of
 from cmt_pipeline.stages import STAGES
@@ -58,7 +58,7 @@ class ServerTarget:
     def recover(self, wanted: int) -> str:
         live = self.live()
         done = []
-        if late := [name for name in PIPELINES if self._serves(name) != live]:
+        if late := [name for name in PIPELINES if self._control.release(name) != live]:
             self._load_pipelines(tuple(late), live)
             done.append(f"{len(late)} pipelines brought to release {live}, which the repository says is live")
         if self._candidates():
@@ -125,18 +125,8 @@ class ServerTarget:
     def _load_pipelines(self, names: tuple[str, ...], release: int) -> None:
         for name in names:
             self._control.load(name)
-        if wrong := [name for name in names if self._serves(name) != release]:
+        if wrong := [name for name in names if self._control.release(name) != release]:
             raise ControlFailed(f"{', '.join(wrong)} doesn't answer from release {release} after it was loaded")
-
-    def _serves(self, pipeline: str) -> int | None:
-        """The release that a loaded pipeline answers from; None if it isn't loaded."""
-        try:
-            ready = self._control.ready(pipeline)
-            loaded = self._control.statistics(pipeline) if ready else ()
-        except UnknownPipeline:
-            return None
-        versions = [s.version for s in loaded]
-        return max(versions) if versions else None
 
     def _unlike(self, numbers: tuple[int, ...]) -> list[str]:
         """Stages that aren't ready in just the versions that these releases have."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cmt_pipeline.constants import ADAPTER_FILE
 from cmt_pipeline.labels import labels_of
+from cmt_pipeline.stages import STAGES
 from cmt_release.locks import draft_folder
 from cmt_release.manifest import STAGES_FOLDER, Manifest, Tensor
 from cmt_release.release import Release, publish_draft, release_from_engines
@@ -101,7 +102,12 @@ def _remade(store: Path, base: Release, change: Callable[[Manifest], Manifest]) 
     manifest = change(whole.manifest)
     with draft_folder(store) as draft:
         _copy(whole, draft)
-        return publish_draft(store, draft, replace(manifest, info=replace(manifest.info, release=whole.number + 1)))
+        return publish_draft(store, draft, _numbered(manifest, whole.number + 1))
+
+
+def _numbered(manifest: Manifest, number: int) -> Manifest:
+    stages = {name: replace(s, version=number) if STAGES[name].stamped else s for name, s in manifest.stages.items()}
+    return replace(manifest, info=replace(manifest.info, release=number), stages=stages)
 
 
 def _copy(base: Release, draft: Path) -> None:

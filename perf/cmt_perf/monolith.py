@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
+from cmt_engine.engine import sha256_of
 from cmt_export.checkpoint import load_checkpoint
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.release_info import RELEASE, ReleaseInfo, ReleaseStamp
 from cmt_pipeline.triton_config import Served, pipeline_config, to_pbtxt
 from cmt_server.server import ServerOptions, TritonServer
 
@@ -40,7 +41,8 @@ def write_monolith(checkpoint: Path, repository: Path, threads: int = 0) -> None
     found = load_checkpoint(checkpoint).config
     labels = labels_of(found.label_set)
     info = ReleaseInfo(1, found.label_set, labels, found.preset, "pytorch", "fp32", found.trained)
-    config = pipeline_config(PIPELINES[NAME], Served(labels=len(labels), releases=(info,)))
+    stamp = ReleaseStamp.of(info, sha256_of(checkpoint)).to_json()
+    config = pipeline_config(PIPELINES[NAME], Served(labels=len(labels), parameters={RELEASE: stamp}))
     config.ClearField("ensemble_scheduling")
     config.ClearField("platform")
     config.backend = "python"

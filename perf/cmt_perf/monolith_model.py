@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb
 from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.release_info import RELEASE
 
 
 class MonolithModel:
@@ -21,6 +22,7 @@ class MonolithModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         values = {name: parameter["string_value"] for name, parameter in parameters.items()}
+        self._release = values[RELEASE].encode()
         self._model = WholeModel(Path(values["checkpoint"]), int(values["threads"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -32,4 +34,5 @@ class MonolithModel:
             outputs = self._model.answer(files)
         except InvalidInput as error:
             return pb.InferenceResponse(error=pb.TritonError(error.to_wire(), pb.TritonError.INVALID_ARG))
+        outputs[RELEASE] = np.full((len(files["text"]), 1), self._release, np.object_)
         return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()])

@@ -185,6 +185,11 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"stage {name} has the digest {stage.digest}; its files give {digest}")
         if not 1 <= stage.version <= manifest.number:
             raise ValueError(f"stage {name} has version {stage.version}; expected 1 to {manifest.number}")
+        if STAGES[name].stamped and stage.version != manifest.number:
+            raise ValueError(
+                f"stage {name} has version {stage.version}; expected {manifest.number}, as it says which release "
+                "answers: export again"
+            )
     if wrong := sorted(manifest.golden_files.keys() - set(MODALITIES)):
         raise ValueError(f"golden_files names {', '.join(wrong)}; expected some of {', '.join(MODALITIES)}")
     _check_files("golden_files", manifest.golden_files)

@@ -4,8 +4,9 @@
     releases/3/stages/encode_text/...     one folder a stage: adapter, engine or preprocessing
     releases/3/golden/{image,audio,text}  the files that the manifest's golden answers are for, where it has some
 
-A stage whose files equal those of an earlier release keeps that release's version number and shares its files on disk
-(hard links). A release folder appears whole or not at all, and nothing in it changes afterwards.
+A stage whose files equal those of an earlier release shares them on disk (hard links), and a compiled one keeps that
+release's version number; the stages that say which release answers have a version for each. A release folder appears
+whole or not at all, and nothing in it changes afterwards.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def _stage_version(folder: Path, name: str, number: int, earlier: Sequence[Relea
         known = release.manifest.stages[name]
         if known.digest == digest:
             _share(release.stage_folder(name), folder, files)
-            return known
+            return replace(known, version=number) if STAGES[name].stamped else known
     return StageVersion(number, digest, files)
 
 

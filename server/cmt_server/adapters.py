@@ -1,7 +1,7 @@
 """What Triton's python backend runs: thin adapters from its requests to preprocessing and engines.
 
 A request is answered or refused on its own: whatever one carries, the others of its batch get the answer that they
-would have got alone.
+would have got alone. The stages that a request meets first say which release answers, and count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,53 @@ from cmt_engine.engine import open_engine
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.pipelines import Entrance, pipeline_name
 from cmt_pipeline.preprocess import Preprocessor, collate, open_config, open_preprocessors
-from cmt_pipeline.stages import ALL_READY, STAGES, Stage
+from cmt_pipeline.release_info import STAMP_FILE, ReleaseStamp
+from cmt_pipeline.stages import ALL_READY, READY, RELEASE, STAGES, Stage
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
+from cmt_server.counts import LoadedRelease, RequestCounts, warm_ups
 
 #: What became of one item: its ready tensors, or why it is refused.
 Outcome = dict[str, Array] | InvalidInput
+
+
+class Entry:
+    """What both stages do that a request meets first: answer with the release's stamp, or refuse; and count."""
+
+    def __init__(self, args: Mapping[str, str], entrance: Entrance) -> None:
+        _, folder, _ = _opened(args)
+        path = folder / STAMP_FILE
+        text = path.read_text() if path.is_file() else "{}"  # the repository in git serves no release
+        stamp = ReleaseStamp.from_json(text) if path.is_file() else None
+        self._text, self._entrance = text.encode(), entrance
+        self._loaded = LoadedRelease(stamp) if stamp and entrance == "raw" else None
+        self._counts = RequestCounts(stamp, warm_ups(json.loads(args["model_config"])))
+
+    def answered(self, modalities: Sequence[Modality], run: Callable[[], Outcome]) -> Any:
+        """The response to a request of these modalities: the tensors that `run` gives, or its refusal."""
+        try:
+            outcome = run()
+        except InvalidInput as error:
+            outcome = _untraced(error)
+        except Exception as error:
+            return _refusal(error)
+        refused = outcome if isinstance(outcome, InvalidInput) else None
+        self._counts.note(pipeline_name(modalities, self._entrance) if modalities else "none", refused)
+        if isinstance(outcome, InvalidInput):
+            return _refusal(outcome)
+        batch = max((len(array) for array in outcome.values()), default=1)
+        return _response({**outcome, RELEASE.name: np.full((batch, 1), self._text, np.object_)})
+
+    def counted(self, responses: list[Any]) -> list[Any]:
+        """The responses of one batch, whose counts now show."""
+        self._counts.publish()
+        return responses
+
+    def leave(self) -> None:
+        if self._loaded:
+            self._loaded.leave()
 
 
 class PreprocessModel:
@@ -40,14 +81,16 @@ class PreprocessModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         _, folder, parameters = _opened(args)
+        self._entry = Entry(args, "raw")
         self._preprocessors = open_preprocessors(folder, Limits.from_text(parameters))
         self._pool = ThreadPoolExecutor(len(MODALITIES), "preprocess")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         started = [self._start(request) for request in requests]
-        return [_answer(lambda futures=futures: _collected(futures)) for futures in started]  # type: ignore[misc]
+        return self._entry.counted([self._entry.answered([*one], partial(_collected, one)) for one in started])
 
     def finalize(self) -> None:
+        self._entry.leave()
         self._pool.shutdown()
 
     def _start(self, request: Any) -> dict[Modality, list[Future[Outcome]]]:
@@ -65,13 +108,18 @@ class CheckModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         _, folder, _ = _opened(args)
+        self._entry = Entry(args, "tensors")
         self._vocabulary = open_config(folder).vocabulary
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return [_answer(lambda request=request: self._run(request)) for request in requests]  # type: ignore[misc]
+        return self._entry.counted([self._answer(request) for request in requests])
 
-    def _run(self, request: Any) -> dict[str, Array]:
+    def _answer(self, request: Any) -> Any:
         inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
+        modalities = [m for m in MODALITIES if any(spec.name in inputs for spec in READY[m])]
+        return self._entry.answered(modalities, partial(self._checked, inputs))
+
+    def _checked(self, inputs: dict[str, Array]) -> dict[str, Array]:
         check_ready_tensors(inputs, self._vocabulary)
         return inputs
 
@@ -132,7 +180,12 @@ def _prepared(prepare: Preprocessor, data: bytes) -> Outcome:
     try:
         return prepare(data)
     except InvalidInput as error:
-        return InvalidInput(error.field, error.code, error.message)
+        return _untraced(error)
+
+
+def _untraced(error: InvalidInput) -> InvalidInput:
+    """The same without a traceback, which would hold on to the request and its tensors."""
+    return InvalidInput(error.field, error.code, error.message)
 
 
 def _collected(started: Mapping[Modality, Sequence[Future[Outcome]]]) -> Outcome:
@@ -148,14 +201,6 @@ def _collected(started: Mapping[Modality, Sequence[Future[Outcome]]]) -> Outcome
             items.append(outcome)
         outputs |= collate(modality, items)
     return outputs
-
-
-def _answer(run: Callable[[], Outcome]) -> Any:
-    try:
-        outcome = run()
-        return _refusal(outcome) if isinstance(outcome, InvalidInput) else _response(outcome)
-    except Exception as error:
-        return _refusal(error)
 
 
 def _response(outputs: Mapping[str, Array]) -> Any:

@@ -15,7 +15,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from google.protobuf.text_format import ParseError
 from cmt_engine.engine import ENGINES, sha256_of
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.limits import Limits
-from cmt_pipeline.pipelines import CANDIDATE_PREFIX
+from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINE_VERSION
 from cmt_pipeline.reference import pipeline_files, stage_files, write_files
-from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE
+from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE, RELEASE, STAMP_FILE, ReleaseStamp
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import (
     DEFAULT_TUNING,
@@ -110,10 +110,11 @@ class Repository:
         try:
             config = from_pbtxt(path.read_text())
             previous = config.parameters[PREVIOUS_RELEASE].string_value
-            return Live(config.version_policy.specific.versions[0], int(previous) if previous else None)
+            stamp = ReleaseStamp.from_json(config.parameters[RELEASE].string_value)
+            return Live(stamp.release, int(previous) if previous else None)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, IndexError, ParseError) as error:
+        except (OSError, ValueError, ParseError) as error:
             raise RepositoryError(f"{path} can't be read ({error}); serve a release afresh: --release N") from error
 
     def manifests(self) -> dict[int, Manifest]:
@@ -176,7 +177,7 @@ class Repository:
         """The pipelines of a release on trial, under names of their own. canary_share: for clients that follow it."""
         served = self._served(number, {CANARY_SHARE: f"{canary_share:g}"})
         for name, content in pipeline_files(served, CANDIDATE_PREFIX).items():
-            publish_folder(self.candidate / Path(name).parent, _pipeline_writer(content, (number,)), self._drafts())
+            publish_folder(self.candidate / Path(name).parent, _pipeline_writer(content), self._drafts())
 
     def remove_candidate(self) -> None:
         """The pipelines of a release on trial go."""
@@ -189,12 +190,11 @@ class Repository:
         target = self.root / f".pipelines-{max(numbers, default=0) + 1}"
         parameters = {} if previous is None else {PREVIOUS_RELEASE: str(previous)}
         files = pipeline_files(self._served(number, parameters))
-        resident = tuple(self.manifests())
 
         def fill(folder: Path) -> None:
             for name, content in files.items():
                 (folder / name).parent.mkdir()
-                _pipeline_writer(content, resident)((folder / name).parent)
+                _pipeline_writer(content)((folder / name).parent)
 
         publish_folder(target, fill, self._drafts())
         point_link(self.pipelines, target.name)
@@ -222,13 +222,15 @@ class Repository:
         for name, stage in stages.items():
             source = release.stage_folder(name)
 
-            def fill(folder: Path, source: Path = source) -> None:
+            def fill(folder: Path, name: str = name, source: Path = source) -> None:
                 # Copies: a link elsewhere would change the file's ctime, which Triton takes for a new version.
                 try:
                     shutil.copytree(source, folder, dirs_exist_ok=True)
                 except shutil.Error as error:  # of every file that failed; the first says enough
                     raise OSError(error.args[0][0][2]) from error
                 (folder / NO_BYTECODE).touch()
+                if STAGES[name].stamped:
+                    (folder / STAMP_FILE).write_text(ReleaseStamp.of(release.manifest.info, release.digest).to_json())
 
             publish_folder(self.version_folder(name, stage.version), fill, self._drafts())
             self._verify(name, stage)
@@ -250,14 +252,11 @@ class Repository:
 
     def _served(self, number: int, parameters: Mapping[str, str]) -> Served:
         """What the pipelines of a release that lies here say."""
-        manifests = self.manifests()
-        info = manifests[number].info
+        manifest = self.manifests()[number]
         return Served(
-            pins={name: stage.version for name, stage in manifests[number].stages.items()},
-            labels=len(info.labels),
-            release=number,
-            releases=tuple(manifest.info for manifest in manifests.values()),
-            parameters=parameters,
+            pins={name: stage.version for name, stage in manifest.stages.items()},
+            labels=len(manifest.info.labels),
+            parameters={RELEASE: ReleaseStamp.of(manifest.info, manifest.digest).to_json(), **parameters},
         )
 
     def _verify(self, name: str, stage: StageVersion) -> None:
@@ -302,15 +301,11 @@ class Repository:
         return folder
 
 
-def _pipeline_writer(config: bytes, numbers: Iterable[int]) -> Callable[[Path], None]:
-    """Fills a pipeline's folder: its configuration, and a folder for each release that may be asked for.
-
-    Triton reloads ensembles when a stage beneath them loads, each with the version that it has, and needs its folder.
-    """
+def _pipeline_writer(config: bytes) -> Callable[[Path], None]:
+    """Fills a pipeline's folder: its configuration, and the folder of its version, which Triton wants."""
 
     def fill(folder: Path) -> None:
         (folder / TRITON_CONFIG_FILE).write_bytes(config)
-        for number in numbers:
-            (folder / str(number)).mkdir()
+        (folder / str(PIPELINE_VERSION)).mkdir()
 
     return fill

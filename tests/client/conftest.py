@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
 
 from cmt_client import FakeTransport
 from cmt_client.operations import Infer
@@ -35,13 +36,13 @@ class Wired:
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
-    def infer(self, model: str) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
+    def infer(self, model: str) -> dict[str, np.ndarray[Any, Any]]:
         request = Infer(model, {"any": np.zeros((1, 1))}, tuple(s.name for s in PIPELINES[model].outputs))
         answer = self.fake.call(request, 1.0)
-        return str(answer.version), {name: np.asarray(array) for name, array in answer.outputs.items()}
+        return {name: np.asarray(array) for name, array in answer.outputs.items()}
 
     def parameter(self) -> tuple[str, str]:
-        return self.fake.release.to_parameter()
+        return "release", self.fake.release.to_json()
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,13 @@ class GrpcServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):  # noqa: N802
         self.heard(context)
-        version, outputs = self.wired.infer(request.model_name)
-        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=version)
-        for name, array in outputs.items():
-            response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-            response.raw_output_contents.append(array.astype(np.float32).tobytes())
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+        for name, array in self.wired.infer(request.model_name).items():
+            text = array.dtype == np.object_
+            response.outputs.add(name=name, datatype="BYTES" if text else "FP32", shape=array.shape)
+            response.raw_output_contents.append(
+                serialize_byte_tensor(array).item() if text else array.astype(np.float32).tobytes()
+            )
         return response
 
     def ModelConfig(self, request, context):  # noqa: N802
@@ -97,11 +100,13 @@ class HttpHandler(BaseHTTPRequestHandler):
         if self.path.endswith("/index"):
             self.reply([{"name": "emotion", "version": "3", "state": "READY"}, {"name": "fuse"}])
             return
-        version, outputs = self.wired.infer(self.path.split("/")[3])
         tensors = [
-            {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()} for n, a in outputs.items()
+            {"name": n, "datatype": "BYTES", "shape": a.shape, "data": [text.decode() for text in a.ravel()]}
+            if a.dtype == np.object_
+            else {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()}
+            for n, a in self.wired.infer(self.path.split("/")[3]).items()
         ]
-        self.reply({"model_name": "any", "model_version": version, "outputs": tensors})
+        self.reply({"model_name": "any", "model_version": "1", "outputs": tensors})
 
     def reply(self, body: Any) -> None:
         self.wired.headers.append({key.lower(): value for key, value in self.headers.items()})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cmt_client import AsyncEmotionClient, AsyncFakeTransport, EmotionClient, FakeTransport, UnknownPipeline
-from cmt_client.canary import Canary, CanaryMode
-from cmt_client.errors import DeadlineExceeded, InferenceFailed, ServerUnavailable
+from cmt_client.canary import CanaryMode, Routing
+from cmt_client.errors import DeadlineExceeded, InferenceFailed, InvalidInput, ServerUnavailable
 from cmt_client.fake import FAKE_RELEASE
 from cmt_client.operations import GetModelConfig, Infer, InferAnswer
 
@@ -58,7 +59,14 @@ def test_without_a_candidate_following_costs_one_question(fake: FakeTransport) -
 
 
 @pytest.mark.parametrize(
-    "error", [InferenceFailed("NaN"), UnknownPipeline("gone"), ServerUnavailable("dead"), DeadlineExceeded("slow")]
+    "error",
+    [
+        InferenceFailed("boom"),
+        UnknownPipeline("gone"),
+        ServerUnavailable("dead"),
+        DeadlineExceeded("slow"),
+        InvalidInput("text", "too_long", "got what the live release takes"),
+    ],
 )
 def test_the_live_release_makes_a_candidates_failure_good(fake: FakeTransport, error: Exception) -> None:
     fake.canary_share = 1.0
@@ -70,6 +78,36 @@ def test_the_live_release_makes_a_candidates_failure_good(fake: FakeTransport, e
 
     fake.answer(Infer, infer)
     assert set(releases(fake, "follow")) == {1}
+
+
+def test_a_candidates_nan_never_reaches_a_caller(fake: FakeTransport) -> None:
+    fake.canary_share = 1.0
+
+    def infer(request: Infer) -> InferAnswer:
+        answer = fake._infer(request)
+        if request.model.startswith("candidate_"):
+            return replace(answer, outputs={**answer.outputs, "attention": np.full((1, 3), np.nan)})
+        return answer
+
+    fake.answer(Infer, infer)
+    assert set(releases(fake, "follow")) == {1}
+
+
+def test_what_the_live_release_refuses_is_refused(fake: FakeTransport) -> None:
+    fake.canary_share = 1.0
+    fake.fail(*[InvalidInput("text", "too_long", "got a lot")] * 3)
+    with pytest.raises(InvalidInput):
+        releases(fake, "follow", 1)
+
+
+def test_a_question_that_fails_costs_no_retry(fake: FakeTransport) -> None:
+    """Nor more than a quarter of the caller's time."""
+    gone = ServerUnavailable("gone")
+    fake.fail(gone, gone, gone)  # the question, then two of the three tries
+    with EmotionClient("fake:1", transport=fake, canary="follow", retries=2, timeout_s=2.0) as client:
+        assert client.predict(text="hello").release == 1
+    assert fake.timeouts_s[0] <= 0.5
+    assert [type(call) for call in fake.calls] == [GetModelConfig, Infer, Infer, Infer]
 
 
 def test_half_of_the_deadline_is_left_for_the_live_release(fake: FakeTransport) -> None:
@@ -94,22 +132,23 @@ def test_the_asyncio_client_follows_too(fake: FakeTransport) -> None:
 
 def test_the_share_is_asked_for_again_after_a_while() -> None:
     now = [0.0]
-    canary = Canary("follow", draw=lambda: 0.5, clock=lambda: now[0])
-    assert canary.question(REQUEST) == GetModelConfig("candidate_emotion_text")
-    canary.learn(REQUEST, {"canary_share": "0.6"})
-    assert canary.question(REQUEST) is None
-    assert canary.routed(REQUEST).model == "candidate_emotion_text"
+    routing = Routing("follow", draw=lambda: 0.5, clock=lambda: now[0])
+    assert routing.question(REQUEST) == GetModelConfig("candidate_emotion_text")
+    assert routing.question(REQUEST) is None  # somebody asks already
+    routing.learn(REQUEST, {"canary_share": "0.6"})
+    assert routing.question(REQUEST) is None
+    assert next(routing.plan(REQUEST, 1.0))[0].model == "candidate_emotion_text"
     now[0] = 2.5
-    assert canary.question(REQUEST) is not None
-    canary.learn(REQUEST, {"canary_share": "0.4"})
-    assert canary.routed(REQUEST) is REQUEST
+    assert routing.question(REQUEST) is not None
+    routing.learn(REQUEST, {"canary_share": "0.4"})
+    assert next(routing.plan(REQUEST, 1.0))[0] is REQUEST
 
 
 @pytest.mark.parametrize("said", ["", "much", "nan", "-1"])
 def test_a_share_that_is_none_counts_as_nothing(said: str) -> None:
-    canary = Canary("follow", draw=lambda: 0.0)
-    canary.learn(REQUEST, {"canary_share": said})
-    assert canary.routed(REQUEST) is REQUEST
+    routing = Routing("follow", draw=lambda: 0.0)
+    routing.learn(REQUEST, {"canary_share": said})
+    assert next(routing.plan(REQUEST, 1.0))[0] is REQUEST
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -27,9 +28,9 @@ from cmt_client import (
     ServerUnavailable,
     UnknownPipeline,
 )
-from cmt_client.operations import GetModelConfig, Infer, InferAnswer, ModelDescription
+from cmt_client.operations import Infer, InferAnswer
 from cmt_pipeline.modality import MODALITIES, SUBSETS
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.release_info import ReleaseStamp
 
 ITEM: Item = {"image": b"an image", "audio": b"a sound", "text": "a text"}
 GONE = ServerUnavailable("gone")
@@ -76,6 +77,7 @@ def test_an_answer_says_what_it_is_made_of(ask: Ask, fake: FakeTransport, subset
     assert sum(emotion.attention.values()) == pytest.approx(1)
     assert (emotion.valence, emotion.arousal) == (0.5, -0.25)
     assert (emotion.release, emotion.label_set, emotion.preset) == (1, "meld", "mini")
+    assert emotion.digest == fake.release.digest
     assert (emotion.engine, emotion.precision, emotion.trained) == ("fake", "fp32", False)
     assert fake.closed
 
@@ -89,7 +91,7 @@ def test_an_answer_becomes_json(ask: Ask) -> None:
 def test_a_batch_of_tensors_is_one_request(ask: Ask, fake: FakeTransport) -> None:
     answers = ask("predict_tensors", {}, pixel_values=np.zeros((3, 3, 224, 224), np.float32))
     assert [emotion.modalities for emotion in answers] == [("image",)] * 3
-    assert [type(call) for call in fake.calls] == [Infer, GetModelConfig]
+    assert [type(call) for call in fake.calls] == [Infer]
 
 
 def test_invalid_input_is_never_sent(ask: Ask, fake: FakeTransport) -> None:
@@ -150,7 +152,7 @@ def test_many_are_in_flight_at_once_but_no_more_than_asked(fake: FakeTransport) 
 def test_unavailability_is_tried_again(ask: Ask, fake: FakeTransport) -> None:
     fake.fail(GONE, ConnectionResetError(104, "reset"))
     assert predict(ask, retries=2).label == "joy"
-    assert [type(call) for call in fake.calls] == [Infer, Infer, Infer, GetModelConfig]
+    assert [type(call) for call in fake.calls] == [Infer, Infer, Infer]
 
 
 def test_retries_end(ask: Ask, fake: FakeTransport) -> None:
@@ -199,29 +201,44 @@ def test_an_unknown_pipeline_is_said(ask: Ask, fake: FakeTransport) -> None:
         predict(ask)
 
 
-def test_a_release_is_asked_about_once_and_again_after_an_upgrade(fake: FakeTransport) -> None:
-    labels = ("anger", "happiness", "neutral", "sadness")
-    with EmotionClient("fake:1", transport=fake) as client:
-        assert [client.predict(text="a").release for _ in range(3)] == [1, 1, 1]
-        assert sum(isinstance(call, GetModelConfig) for call in fake.calls) == 1
-        fake.release = ReleaseInfo(2, "iemocap4", labels, "mini", "openvino", "int8", trained=True)
-        fake.label = "anger"
-        upgraded = client.predict(text="a")
-        assert (upgraded.release, upgraded.label, upgraded.label_set) == (2, "anger", "iemocap4")
-        assert tuple(upgraded.probabilities) == labels
-        assert client.predict(text="a").trained
-        assert sum(isinstance(call, GetModelConfig) for call in fake.calls) == 2
+def test_each_answer_says_who_made_it(ask: Ask, fake: FakeTransport) -> None:
+    """Whatever came before: behind a balancer every answer may be another server's, with other labels."""
+    other = ReleaseStamp(
+        1,
+        "iemocap4",
+        ("anger", "happiness", "neutral", "sadness"),
+        "mini",
+        "openvino",
+        "int8",
+        trained=True,
+        digest="b",
+    )
+    releases = itertools.cycle([fake.release, replace(other, labels=other.labels[::-1]), other])
+
+    def answer(request: Infer) -> InferAnswer:
+        fake.release = next(releases)
+        fake.label = fake.release.labels[0]
+        return fake._infer(request)
+
+    fake.answer(Infer, answer)
+    results = ask("predict_many", {}, [{"text": "a"}] * 6, concurrency=1)
+    assert [(r.digest, r.label, tuple(r.probabilities)) for r in results] == [
+        (stamp.digest, stamp.labels[0], stamp.labels) for stamp in [next(releases) for _ in range(6)]
+    ]
+    assert {type(call) for call in fake.calls} == {Infer}
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [{}, dict([FakeTransport().release.to_parameter()]), {"release_7": "no json"}, {"release_7": "{}"}],
-    ids=["none", "another", "no json", "no release"],
-)
-def test_an_answer_of_an_undescribed_release_fails(ask: Ask, fake: FakeTransport, parameters: dict[str, str]) -> None:
-    fake.release = replace(fake.release, release=7)
-    fake.answer(GetModelConfig, lambda op: ModelDescription(op.model, 8, (), (), parameters))
-    with pytest.raises(InferenceFailed, match="describes"):
+@pytest.mark.parametrize("said", [b"", b"{}", b"[1]", b'{"release": 7}', b"\xff"])
+def test_an_answer_that_doesnt_say_who_made_it_fails(ask: Ask, fake: FakeTransport, said: bytes) -> None:
+    fake.answer(Infer, outputs(release=np.array([[said]], np.object_)))
+    with pytest.raises(InferenceFailed, match="doesn't say which release answered"):
+        predict(ask)
+
+
+def test_an_answer_of_two_releases_fails(ask: Ask, fake: FakeTransport) -> None:
+    one, two = (replace(fake.release, release=number).to_json().encode() for number in (1, 2))
+    fake.answer(Infer, outputs(release=np.array([[one], [two]], np.object_)))
+    with pytest.raises(InferenceFailed, match="from 2 releases at once"):
         predict(ask)
 
 
@@ -238,6 +255,7 @@ def outputs(**changes: Any) -> Callable[[Infer], InferAnswer]:
     ("changes", "said"),
     [
         ({"logits": None}, "without logits"),
+        ({"release": None}, "without release"),
         ({"probabilities": np.zeros((1, 4))}, "7 labels"),
         ({"attention": np.zeros((2, 3))}, "shapes"),
         ({"probabilities": np.full((1, 7), np.nan)}, "NaN"),

@@ -73,7 +73,10 @@ def test_loading_and_unloading() -> None:
         assert not control.ready("emotion")
         control.load("emotion", {"max_batch_size": 4})
         assert control.ready("emotion")
-        assert control.describe("emotion").parameters.keys() == {"release_1"}
+        assert control.describe("emotion").parameters.keys() == {"release"}
+        assert control.release("emotion_text") == 1
+        control.unload("emotion_text")
+        assert control.release("emotion_text") is None
         assert [s.name for s in control.statistics("fuse")] == ["fuse"]
     assert fake.calls[0] == UnloadModel("emotion", dependents=True, token="s3cret")
     assert fake.calls[2] == LoadModel("emotion", {"max_batch_size": 4}, token="s3cret")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 import string
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from cmt_pipeline.labels import LABEL_SETS, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, ordered
 from cmt_pipeline.pipelines import ENTRANCES, PIPELINES, Pipeline, Step, pipeline_name
 from cmt_pipeline.presets import preset_of
-from cmt_pipeline.release_info import ReleaseInfo
+from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.stages import FUSE, STAGES
 from cmt_pipeline.tensors import Axis, TensorSpec
 
@@ -205,8 +205,8 @@ def test_a_refusal_survives_pickling() -> None:
     assert (came.field, came.code, came.message) == ("audio", "too_long", "got 20 s")
 
 
-infos = st.builds(
-    ReleaseInfo,
+stamps = st.builds(
+    ReleaseStamp,
     release=st.integers(1, 10**6),
     label_set=st.text(),
     labels=st.lists(st.text(), min_size=1).map(tuple),
@@ -214,21 +214,28 @@ infos = st.builds(
     engine=st.text(),
     precision=st.text(),
     trained=st.booleans(),
+    digest=st.text(),
 )
 
 
-@given(st.lists(infos, unique_by=lambda info: info.release), st.dictionaries(names, st.text()))
-def test_releases_are_read_back_from_parameters(releases: list[ReleaseInfo], others: dict[str, str]) -> None:
-    others = {key: value for key, value in others.items() if not key.startswith("release_")}
-    parameters = others | dict(info.to_parameter() for info in releases)
-    assert ReleaseInfo.from_parameters(parameters) == {info.release: info for info in releases}
+@given(stamps, st.dictionaries(names, st.text()))
+def test_a_release_is_read_back_from_an_answer_and_from_parameters(stamp: ReleaseStamp, others: dict[str, str]) -> None:
+    assert ReleaseStamp.from_json(stamp.to_json().encode()) == stamp
+    assert ReleaseStamp.from_parameters({**others, "release": stamp.to_json()}) == stamp
+    assert ReleaseStamp.from_parameters({key: text for key, text in others.items() if key != "release"}) is None
 
 
-def test_a_release_is_a_parameter_of_its_number() -> None:
-    info = ReleaseInfo(3, "meld", ("joy", "anger"), "mini", "openvino", "fp32", trained=False)
-    assert info.to_parameter()[0] == "release_3"
-    assert ReleaseInfo.from_parameters({}) == {}
-    assert replace(info, release=4).to_parameter()[0] == "release_4"
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"release": 3}', '{"labels": 5}'])
+def test_what_is_no_release_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"got|Expecting"):
+        ReleaseStamp.from_json(text)
+
+
+@pytest.mark.parametrize("changes", [{"release": "3"}, {"trained": 1}, {"digest": None}, {"more": "x"}, {"labels": 3}])
+def test_a_release_with_other_fields_is_refused(changes: dict[str, object]) -> None:
+    stamp = ReleaseStamp(3, "meld", ("joy", "anger"), "mini", "openvino", "fp32", trained=False, digest="ab")
+    with pytest.raises(ValueError, match="got a release with other fields"):
+        ReleaseStamp.from_json(json.dumps({**json.loads(stamp.to_json()), **changes}))
 
 
 def test_label_sets_and_presets_are_known_by_name() -> None:

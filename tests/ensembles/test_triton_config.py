@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from cmt_pipeline.labels import LABEL_SETS, labels_of
+from cmt_pipeline.labels import labels_of
 from cmt_pipeline.limits import MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.pipelines import PIPELINES, Pipeline
 from cmt_pipeline.reference import reference_files, stage_files, write_files
-from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
 from cmt_pipeline.triton_config import (
@@ -246,23 +245,13 @@ def test_labels_are_those_of_the_set() -> None:
 hostile = st.text() | st.lists(st.sampled_from(["{", "}", " }\n", '"', "\\", "\n}\n", "name: 1", "é", "\x00"])).map(
     "".join
 )
-infos = st.builds(
-    ReleaseInfo,
-    release=st.integers(1, 99),
-    label_set=st.sampled_from(list(LABEL_SETS)),
-    labels=st.lists(hostile).map(tuple),
-    preset=hostile,
-    engine=hostile,
-    precision=hostile,
-    trained=st.booleans(),
-)
 by_stage = st.sampled_from(list(STAGES))
 served = st.builds(
     Served,
     versions=st.dictionaries(by_stage, st.lists(st.integers(1, 2**40), min_size=1, unique=True)),
     pins=st.dictionaries(by_stage, st.integers(1, 2**40)),
     labels=st.sampled_from([-1, 4, 8]),
-    releases=st.lists(infos, max_size=2, unique_by=lambda info: info.release).map(tuple),
+    parameters=st.dictionaries(st.sampled_from(["release", "previous_release", "canary_share"]), hostile),
     limits=st.builds(Limits, max_audio_s=st.floats(1, 16), max_text_bytes=st.integers(1, 10**6)),
     tuning=st.dictionaries(
         by_stage,
@@ -310,7 +299,7 @@ def test_a_pipeline_comes_back_out_of_its_text(served: Served, pipeline: Pipelin
     for step in came.ensemble_scheduling.step:
         assert step.model_version == served.pins.get(step.model_name, 1)
     parameters = {key: parameter.string_value for key, parameter in came.parameters.items()}
-    assert ReleaseInfo.from_parameters(parameters) == {info.release: info for info in served.releases}
+    assert parameters == served.parameters
 
 
 @pytest.mark.parametrize("text", ["name: 1", 'nam: "x"', "instance_group { count: 1", "max_batch_size: 8 8"])

@@ -133,15 +133,19 @@ def test_tensors_have_the_label_count(tmp_path: Path) -> None:
     }
 
 
+#: Each release has its own of the stages that say which release answers.
+STAMPED_2 = {"preprocess": 2, "check": 2}
+
+
 def test_unchanged_stages_are_shared(tmp_path: Path) -> None:
     first = make(tmp_path, fuse="a", encode_text="a")
     second = make(tmp_path, fuse="b", encode_text="a")
     assert versions(first) == dict.fromkeys(STAGES, 1)
-    assert versions(second) == dict.fromkeys(STAGES, 1) | {"fuse": 2}
+    assert versions(second) == dict.fromkeys(STAGES, 1) | STAMPED_2 | {"fuse": 2}
     for name in STAGES:
         assert (inode(first, name) == inode(second, name)) == (name != "fuse")
     third = make(tmp_path, fuse="a", encode_text="c")  # back to what the first release had
-    assert versions(third) == dict.fromkeys(STAGES, 1) | {"encode_text": 3}
+    assert versions(third) == dict.fromkeys(STAGES, 1) | {"preprocess": 3, "check": 3, "encode_text": 3}
     assert inode(third, "fuse") == inode(first, "fuse")
     for release in (first, second, third):
         release.verify()
@@ -153,7 +157,7 @@ def test_without_hard_links_each_release_has_its_copy(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "link", refuse)
     first, second = make(tmp_path), make(tmp_path, fuse="b")
-    assert versions(second) == dict.fromkeys(STAGES, 1) | {"fuse": 2}
+    assert versions(second) == dict.fromkeys(STAGES, 1) | STAMPED_2 | {"fuse": 2}
     assert inode(first, "check") != inode(second, "check")
     second.verify()
     assert not list(tmp_path.rglob("*.shared"))
@@ -244,6 +248,11 @@ def put(values: dict[str, Any], value: object, *path: str) -> None:
     functools.reduce(dict.__getitem__, parents, values)[last] = value
 
 
+def renumber(values: dict[str, Any]) -> None:
+    for path in (("info", "release"), ("stages", "preprocess", "version"), ("stages", "check", "version")):
+        put(values, 9, *path)
+
+
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "parent": (lambda v: with_file(v, "../../../../etc/cron.d/x"), r"'\.\./.*', which leaves its folder"),
     "parent inside": (lambda v: with_file(v, "a/../b"), "'a/../b', which leaves its folder"),
@@ -272,7 +281,11 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "huge number": (lambda v: put(v, 1 << 80, "info", "release"), "a very large integer"),
     "terminal codes": (lambda v: put(v, "\x1b[2J", "info", "preset"), "expected printable characters"),
     "release 0": (lambda v: put(v, 0, "info", "release"), "release: got 0"),
-    "another's number": (lambda v: put(v, 9, "info", "release"), "holds the manifest of release 9"),
+    "another's number": (renumber, "holds the manifest of release 9"),
+    "another's stamp": (
+        lambda v: put(v, 9, "info", "release"),
+        "stage preprocess has version 1; expected 9, as it says",
+    ),
     "stage of the future": (lambda v: put(v, 2, "stages", "fuse", "version"), "version 2; expected 1 to 1"),
     "modality": (lambda v: put(v["golden"][0], ["smell"], "modalities"), "expected one of image, audio, text"),
 }
@@ -329,7 +342,7 @@ def test_a_damaged_file_is_not_shared(tmp_path: Path) -> None:
     rewrite(make(tmp_path).stage_folder("fuse") / "model.bin", b"damaged")
     second = make(tmp_path)
     second.verify()
-    assert versions(second) == dict.fromkeys(STAGES, 1)
+    assert versions(second) == dict.fromkeys(STAGES, 1) | STAMPED_2
 
 
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import from_pbtxt
 from cmt_release.release import Release, ReleaseError
@@ -47,15 +48,23 @@ def versions_there(repository: Repository, stage: str) -> set[str]:
 
 
 def pins(repository: Repository, folder: str = "pipelines", prefix: str = "") -> set[tuple[int, int]]:
-    """(version of the pipeline, version of `fuse` that it pins), over all pipelines."""
+    """(release that the pipeline says answers, version of `fuse` that it pins), over all pipelines."""
     found = set()
     for name in PIPELINES:
         config = from_pbtxt((repository.root / folder / f"{prefix}{name}" / "config.pbtxt").read_text())
         versions = {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
-        number = config.version_policy.specific.versions[0]
-        assert (repository.root / folder / f"{prefix}{name}" / str(number)).is_dir()
-        found.add((number, versions["fuse"]))
+        assert list(config.version_policy.specific.versions) == [1]  # whatever the release
+        assert (repository.root / folder / f"{prefix}{name}" / "1").is_dir()
+        stamp = ReleaseStamp.from_json(config.parameters["release"].string_value)
+        for stage in ("preprocess", "check"):
+            assert stamp == stamp_of(repository, stage, versions.get(stage, stamp.release))
+        found.add((stamp.release, versions["fuse"]))
     return found
+
+
+def stamp_of(repository: Repository, stage: str, version: int) -> ReleaseStamp:
+    """What a stage version says of the release that it answers for."""
+    return ReleaseStamp.from_json((repository.version_folder(stage, version) / "release.json").read_text())
 
 
 def drafts(repository: Repository) -> list[str]:
@@ -93,21 +102,23 @@ def test_a_release_comes_beside_takes_over_and_the_old_one_leaves(store: Path, r
     repository.add(second)
     assert loaded(repository, "fuse") == [1]  # lying there loads nothing
     repository.load_only([1, 2])
-    assert (loaded(repository, "fuse"), loaded(repository, "check")) == ([1, 2], [1])
+    assert (loaded(repository, "fuse"), loaded(repository, "encode_text")) == ([1, 2], [1])
     repository.write_candidate(2, 0.25)
     assert pins(repository, "candidate", "candidate_") == {(2, 2)}
     assert pins(repository) == {(1, 1)}
 
     repository.flip(2, previous=1)
     assert (repository.live(), pins(repository)) == (Live(2, 1), {(2, 2)})
-    for name in PIPELINES:  # Triton may still load the old configuration, which asks for the old version
-        assert (repository.pipelines / name / "1").is_dir()
     repository.remove_candidate()
     assert not list(repository.candidate.iterdir())
     repository.load_only([2])
     repository.remove(1)
     assert (loaded(repository, "fuse"), versions_there(repository, "fuse")) == ([2], {"2"})
-    assert (loaded(repository, "check"), versions_there(repository, "check")) == ([1], {"1"})  # still needed
+    assert (loaded(repository, "check"), versions_there(repository, "check")) == ([2], {"2"})
+    assert (loaded(repository, "encode_text"), versions_there(repository, "encode_text")) == (
+        [1],
+        {"1"},
+    )  # still needed
     assert list(repository.manifests()) == [2]
     assert len(list(repository.root.glob(".pipelines-*"))) == 1
     assert not drafts(repository)
@@ -128,13 +139,18 @@ def test_everything_may_be_repeated(store: Path, repository: Repository) -> None
     assert (repository.live(), list(repository.manifests())) == (Live(2, 1), [2])
 
 
-def test_the_config_of_a_pipeline_names_every_release_that_may_answer(store: Path, repository: Repository) -> None:
+def test_a_stage_that_a_request_meets_first_says_its_release(store: Path, repository: Repository) -> None:
+    """Though both releases have the same files of it: an answer names the release that its pipeline is pinned to."""
     first, second = two(store)
     repository.install(first)
     repository.add(second)
+    for release in (first, second):
+        for stage in ("preprocess", "check"):
+            stamp = stamp_of(repository, stage, release.number)
+            assert (stamp.release, stamp.digest, stamp.labels) == (release.number, release.digest, ("joy", "anger"))
     repository.flip(2, 1)
     config = from_pbtxt((repository.pipelines / "emotion" / "config.pbtxt").read_text())
-    assert {"release_1", "release_2", "previous_release"} == set(config.parameters)
+    assert {"release", "previous_release"} == set(config.parameters)
 
 
 def test_a_damaged_release_stays_out(store: Path, repository: Repository) -> None:
@@ -150,8 +166,8 @@ def test_a_damaged_release_stays_out(store: Path, repository: Repository) -> Non
 def test_a_version_that_was_damaged_where_it_is_served_is_noticed(store: Path, repository: Repository) -> None:
     first, second = two(store)
     repository.install(first)
-    rewrite(repository.version_folder("check", 1) / "model.bin", b"damaged")
-    with pytest.raises(RepositoryError, match="damaged, or another release brought version 1 of check"):
+    rewrite(repository.version_folder("encode_text", 1) / "model.bin", b"damaged")
+    with pytest.raises(RepositoryError, match="damaged, or another release brought version 1 of encode_text"):
         repository.add(second)
 
 
