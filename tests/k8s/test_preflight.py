@@ -11,6 +11,7 @@ import pytest
 
 from cmt_client.operations import ModelDescription, TensorInfo
 from cmt_pipeline.labels import labels_of
+from cmt_pipeline.release_info import ReleaseStamp
 from cmt_release.manifest import Manifest, Tensor
 from cmt_release.release import Release
 from cmt_rollout import preflight as module
@@ -43,7 +44,7 @@ def repository(running: Release, tmp_path: Path) -> Repository:
 
 def served(running: Release, **changes: Any) -> ModelDescription:
     info = replace(running.manifest.info, **changes)
-    return ModelDescription("emotion", 8, (), OUTPUTS, dict([info.to_parameter()]))
+    return ModelDescription("emotion", 8, (), OUTPUTS, {"release": ReleaseStamp.of(info, "ab").to_json()})
 
 
 def changed(release: Release, **changes: Any) -> Release:
@@ -115,7 +116,7 @@ def test_too_little_memory(
 ) -> None:
     monkeypatch.setattr(module, "available_memory", lambda: 100 << 20)
     (reason,) = preflight(release, repository, served(running))
-    assert reason == "it needs about 200 MB of memory beside the live release; 100 are available"
+    assert reason == "it needs about 600 MB of memory beside the live release; 100 are available"
     monkeypatch.setattr(module, "available_memory", lambda: None)  # nothing says so: nothing is claimed
     assert preflight(release, repository, served(running)) == []
 

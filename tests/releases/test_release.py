@@ -284,7 +284,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another's number": (renumber, "holds the manifest of release 9"),
     "another's stamp": (
         lambda v: put(v, 9, "info", "release"),
-        "stage preprocess has version 1; expected 9, as it says",
+        "has version 1; expected 9, as it says",
     ),
     "stage of the future": (lambda v: put(v, 2, "stages", "fuse", "version"), "version 2; expected 1 to 1"),
     "modality": (lambda v: put(v["golden"][0], ["smell"], "modalities"), "expected one of image, audio, text"),
