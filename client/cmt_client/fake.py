@@ -49,7 +49,7 @@ FAKE_RELEASE = ReleaseStamp(1, DEFAULT_LABEL_SET, LABELS, "mini", "fake", "fp32"
 class FakeTransport:
     """Answers as a healthy server with one release would; every pipeline is ready and says `label`.
 
-    calls: the operations that came, in order; timeouts_s: what each was given; release: what it serves, may
+    calls: the operations received, in order; timeouts_s: what each was given; release: what it serves, may
     be replaced; candidate: a release on trial beside it, if any, which clients should send canary_share of their
     requests; unloaded: models that it says it doesn't have; closed: whether it was.
     """

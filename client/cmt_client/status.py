@@ -37,7 +37,7 @@ class TrialStatus:
 class ServerStatus:
     """Every pipeline in contract order, and each loaded version of every stage; the release on trial, if any.
 
-    Triton's own readiness isn't asked: on 2.51 it says no for as long as any model loads or has failed to.
+    Triton's own readiness isn't asked: on 2.51 it is false for as long as any model loads or has failed to.
     """
 
     pipelines: tuple[PipelineStatus, ...]

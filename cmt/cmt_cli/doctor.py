@@ -88,7 +88,7 @@ def _show(found: Diagnosis) -> None:
             colour = "red" if one.severity == "error" else "yellow"
             console.print(f"[bold {colour}]{one.severity}[/] [bold]{one.rule.id}[/]", highlight=False)
             console.print(f"  why:  {escape(one.rule.why)}", highlight=False)
-            console.print(f"  mend: {escape(one.rule.mend)}", highlight=False)
+            console.print(f"  fix: {escape(one.rule.fix)}", highlight=False)
             last = one.rule, one.severity
         about = f"{one.model}: " if one.model else ""
         console.print(f"  - {one.where}: {about}{one.what}", markup=False, highlight=False, soft_wrap=True)
@@ -110,9 +110,9 @@ def _list_rules(as_json: bool) -> None:
         listed = [{**vars(rule), "versions": str(rule.versions)} for rule in RULES]
         typer.echo(json.dumps(listed))
         return
-    table = Table("rule", "why", "mend", show_lines=True)
+    table = Table("rule", "why", "fix", show_lines=True)
     for rule in RULES:
         name = f"[bold]{rule.id}[/]\n{rule.severity}\nTriton: {rule.versions}"
-        table.add_row(name, escape(rule.why), escape(rule.mend))
+        table.add_row(name, escape(rule.why), escape(rule.fix))
     table.columns[0].no_wrap = True
     console.print(table)

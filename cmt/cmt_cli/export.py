@@ -54,7 +54,7 @@ def export(
 
 
 def run_export(options: ExportOptions, state: State) -> Release:
-    """Exports with a progress bar and prints what came of it."""
+    """Exports with a progress bar and prints the release."""
     from cmt_cli.show import console, parity_table, progress_bar
     from cmt_export.export import export as export_release
     from cmt_export.parity import ParityError

@@ -64,8 +64,8 @@ def pull(store: StoreOption, number: NumberArgument = None, state: StateOption =
     from cmt_release.store import open_store
 
     with progress_bar("pull") as progress:
-        came = open_store(store).pull(State(state).releases, number, progress)
-    console.print(f"release {came.number} ({came.digest[:12]}) is in {came.folder}", highlight=False)
+        pulled = open_store(store).pull(State(state).releases, number, progress)
+    console.print(f"release {pulled.number} ({pulled.digest[:12]}) is in {pulled.folder}", highlight=False)
 
 
 @release.command("list")

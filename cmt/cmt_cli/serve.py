@@ -80,7 +80,7 @@ def serve(
 def chosen_release(state: State, number: int | None) -> Release:
     """The release asked for; else the one that was live here last, which an upgrade may have chosen; else the newest.
 
-    A release that an upgrade turned down is never served because it is the newest.
+    A release that an upgrade rejected is never served because it is the newest.
     """
     from cmt_release.release import open_release, release_numbers
     from cmt_server.repository import Repository

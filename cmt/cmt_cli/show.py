@@ -57,7 +57,7 @@ def fail(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar that is told what is being done and how far along it is, from 0 to 1; plain lines without a terminal."""
+    """A progress bar; plain lines without a terminal."""
     if logs_are_json() or not errors.is_terminal:
         seen: list[str] = []
 

@@ -24,7 +24,7 @@ DEFAULT_URL = f"grpc://{LOOPBACK}:{GRPC_PORT}"
 class RunningServer:
     """server.json: how to reach the server that runs on this state. Readable by its owner alone: it has the token.
 
-    pid: of the process that looks after it.
+    pid: of the process that supervises it.
     """
 
     pid: int

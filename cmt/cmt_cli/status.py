@@ -47,8 +47,8 @@ def status(
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         raise typer.Exit(0 if found.ready else 1)
-    for name, told in _summary(found, State(state), url):
-        console.print(f"[bold]{name:<9}[/]{told}", highlight=False)
+    for name, value in _summary(found, State(state), url):
+        console.print(f"[bold]{name:<9}[/]{value}", highlight=False)
     console.print(_pipeline_table(found))
     console.print(_stage_table(found))
     raise typer.Exit(0 if found.ready else 1)

@@ -102,9 +102,9 @@ def train(
     from cmt_training.train import train as run
 
     with world_of_environment() as world, progress_bar("train") as progress:
-        told = progress if world.first else no_progress
-        prepared = prepared_data(data, preset, label_set, State(state), told, world)
-        reached = run(prepared, options, out, told, resume=resume, world=world)
+        report = progress if world.first else no_progress
+        prepared = prepared_data(data, preset, label_set, State(state), report, world)
+        reached = run(prepared, options, out, report, resume=resume, world=world)
     if world.first:
         best = reached.history[reached.best_epoch - 1]
         console.print(

@@ -93,7 +93,7 @@ def upgrade(
 ) -> None:
     """Moves servers or pods to another release without losing a request.
 
-    A step that fails leads back to the release before, and says why.
+    A step that fails rolls back to the release before, and says why.
 
     Example: [bold]cmt upgrade 2 --canary-share 0.1 --canary-s 60 --keep[/]
     """

@@ -145,7 +145,7 @@ class Engine(ABC):
 
     @abstractmethod
     def compile(self, build: Build) -> EngineSidecar:
-        """Writes what `open` takes into the folder, which is there; what came of it (see `sidecar`)."""
+        """Writes what `open` takes into the folder, which exists; returns its sidecar (see `sidecar`)."""
 
     @abstractmethod
     def open(self, path: Path, precision: Precision, threads: int) -> Runner:

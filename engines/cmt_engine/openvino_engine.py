@@ -1,6 +1,6 @@
 """OpenVINO on the CPU, in fp32, bf16 or int8.
 
-bf16 is a way of computing that the CPU plugin is told of (AMX or AVX-512 where the CPU has them); the file holds fp32.
+bf16 is a way of computing that is set for the CPU plugin (AMX or AVX-512 where the CPU has them); the file holds fp32.
 int8 is NNCF's post-training quantisation of the matrix products, the rest in bf16: the graph itself carries the
 quantisers that calibration data set.
 """

@@ -3,7 +3,7 @@
 A plan opens with a tag, a size and the version that made it; trtexec reads the version from the same place
 (`--getPlanVersionOnly`, NVIDIA/TensorRT samples/common/sampleEngines.cpp). Behind the header lies a table of
 the engine's inputs and outputs. That table's layout isn't documented: it is as seen in plans of TensorRT for
-RTX 1.7, and where it isn't recognised no tensors are told, rather than guessed.
+RTX 1.7, and where it isn't recognised no tensors are reported, rather than guessed.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from cmt_pipeline.tensors import ABSENT_TOKENS, Axis
 PLAN_FILE = "model.plan"  # the name that Triton's TensorRT backend looks for
 TYPICAL_BATCH = 4
 
-#: What an engine of TensorRT for RTX runs on unless it is told otherwise ("and later", says its documentation
+#: What an engine of TensorRT for RTX runs on unless set otherwise ("and later", says its documentation
 #: of CPU-only engines). 9.0 is no target of version 1.7.
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 
@@ -182,7 +182,7 @@ def build_plan(
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None and reported.failure is None:
-        raise EngineError(f"{tensorrt.name} couldn't build {stage.name}: {_told(log.errors)}")
+        raise EngineError(f"{tensorrt.name} couldn't build {stage.name}: {_joined_errors(log.errors)}")
     reported.end()
     if options.timing_cache and not tensorrt.rtx:
         _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
@@ -200,9 +200,9 @@ def _parse(parser: Any, onnx_path: Path, errors: list[str]) -> None:
     if parser.parse_from_file(str(onnx_path)):
         return
     found = [parser.get_error(index) for index in range(parser.num_errors)]
-    told = [f"{e.node_operator() or 'graph'} {e.node_name()}: {e.desc()}" for e in found]
+    faults = [f"{e.node_operator() or 'graph'} {e.node_name()}: {e.desc()}" for e in found]
     raise EngineError(
-        f"TensorRT can't parse {onnx_path}, {len(told)} of its nodes: {_told(told or errors)}. "
+        f"TensorRT can't parse {onnx_path}, {len(faults)} of its nodes: {_joined_errors(faults or errors)}. "
         "Export the model without these operators."
     )
 
@@ -213,7 +213,7 @@ def _config(tensorrt: TensorRt, builder: Any, options: TensorRtOptions, profile:
     for name, shape in profile.items():
         shapes.set_shape(name, shape["min"], shape["opt"], shape["max"])
     if config.add_optimization_profile(shapes) < 0:
-        raise EngineError(f"TensorRT refuses the profile {profile}: {_told(log_of(trt).errors)}")
+        raise EngineError(f"TensorRT refuses the profile {profile}: {_joined_errors(log_of(trt).errors)}")
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
@@ -275,7 +275,7 @@ def _typical(axis: Axis) -> int:
     return real[len(real) // 2]
 
 
-def _told(errors: list[str]) -> str:
+def _joined_errors(errors: list[str]) -> str:
     return "; ".join(dict.fromkeys(errors)) or "it gave no reason"
 
 

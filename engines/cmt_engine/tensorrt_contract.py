@@ -64,9 +64,11 @@ def inspect_engine(folder: Path, gpus: Callable[[], tuple[Gpu, ...]] = find_gpus
         plan = read_plan(path)
     except (OSError, ValueError) as error:
         raise EngineError(f"{error}. Build the engine again.") from error
-    flavour, said = next(iter(sidecar.versions.items()))
-    if plan.version.split(".")[:3] != said.split(".")[:3]:
-        raise EngineError(f"{path} was made by {plan.version}; engine.json says {flavour} {said}. Build it again.")
+    flavour, built_with = next(iter(sidecar.versions.items()))
+    if plan.version.split(".")[:3] != built_with.split(".")[:3]:
+        raise EngineError(
+            f"{path} was made by {plan.version}; engine.json says {flavour} {built_with}. Build it again."
+        )
     tensors = plan.tensors
     read_from: ReadFrom = "plan" if tensors else "header"
     tensorrt = _opener(sidecar, gpus)

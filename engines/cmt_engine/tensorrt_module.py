@@ -70,8 +70,8 @@ def load_tensorrt(
             "that will run it. Run this on that machine (in a container: with --gpus all), or try the build "
             f"here with TensorRT for RTX, which needs no GPU: {PIP_LINES['tensorrt_rtx']}"
         )
-    wanted = PIP_LINES if flavour == "auto" else {flavour: PIP_LINES[flavour]}
-    raise EngineError(f"{' and '.join(wanted)} not installed: {' or '.join(wanted.values())}")
+    expected = PIP_LINES if flavour == "auto" else {flavour: PIP_LINES[flavour]}
+    raise EngineError(f"{' and '.join(expected)} not installed: {' or '.join(expected.values())}")
 
 
 def network_flags(module: Any) -> int:
@@ -111,12 +111,12 @@ class BuildProgress:
 
     def start(self, phase: str, steps: int) -> None:
         self._phases[phase] = [0, max(steps, 1)]
-        self._tell()
+        self._notify()
 
     def step(self, phase: str, step: int) -> bool:
         if phase in self._phases:
             self._phases[phase][0] = step + 1
-        self._tell()
+        self._notify()
         return self.failure is None
 
     def finish(self, phase: str) -> None:
@@ -125,11 +125,11 @@ class BuildProgress:
     def end(self) -> None:
         """Says that all is done. Raises what stopped the build."""
         self._phases = {"Built": [1, 1]}
-        self._tell()
+        self._notify()
         if self.failure is not None:
             raise self.failure
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         fraction = 0.0
         for done, steps in reversed(self._phases.values()):
             fraction = min(1.0, (done + fraction) / steps)

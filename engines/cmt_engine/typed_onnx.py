@@ -112,10 +112,10 @@ class _Typing:
         for node in nodes:
             if node.op_type in TYPELESS:
                 continue
-            wanted = self.narrow if node in self.narrow_nodes else ir.DataType.FLOAT
+            target_type = self.narrow if node in self.narrow_nodes else ir.DataType.FLOAT
             for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == ir.DataType.FLOAT and self._type_of(value) != wanted:
-                    node.replace_input_with(index, self._cast(value, wanted))
+                if value is not None and value.dtype == ir.DataType.FLOAT and self._type_of(value) != target_type:
+                    node.replace_input_with(index, self._cast(value, target_type))
         self._restore_outputs()
         for value in self.narrow_values:
             value.dtype = self.narrow

@@ -1,6 +1,6 @@
 """Length buckets: audio and text are padded up to one of a few lengths, so that requests meet in a batch.
 
-Triton batches only requests of equal shape together, and a compiled engine is tuned for the shapes it was told of.
+Triton batches only requests of equal shape together, and a compiled engine is tuned for the shapes it was built with.
 """
 
 from __future__ import annotations

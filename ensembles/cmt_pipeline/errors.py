@@ -14,7 +14,7 @@ class InvalidInput(ValueError):
     """A value the service doesn't take.
 
     field: the offending input (`image`, `audio`, `text`, or a tensor's name); code: what is wrong with it, for
-    programs (`too_large`, `not_decodable`, …); the message says what came, what is accepted and how to mend it.
+    programs (`too_large`, `not_decodable`, …); the message says what was got, what is accepted and how to fix it.
     """
 
     def __init__(self, field: str, code: str, message: str) -> None:

@@ -21,6 +21,6 @@ def ordered(modalities: Iterable[str]) -> tuple[Modality, ...]:
     given = set(modalities)
     unknown = given - set(MODALITIES)
     if unknown or not given:
-        came = ", ".join(sorted(given)) or "none"
-        raise ValueError(f"modalities: got {came}; expected one or more of {', '.join(MODALITIES)}")
+        got = ", ".join(sorted(given)) or "none"
+        raise ValueError(f"modalities: got {got}; expected one or more of {', '.join(MODALITIES)}")
     return tuple(m for m in MODALITIES if m in given)

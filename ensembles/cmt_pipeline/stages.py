@@ -4,7 +4,7 @@
 features of MODEL_WIDTH, `fuse` turns the features of all modalities into the answer.
 
 Whatever can refuse a request stands before the fan-out to the encoders, in one stage for all modalities. Seen on
-Triton 2.51: when a step fails while a parallel one is in flight, the ensemble never lets go of the request, so that
+Triton 2.51: when a step fails while a parallel one is in flight, the ensemble never releases the request, so that
 each bad file would leak its memory and its pipeline could neither be unloaded nor drained. (Fixed upstream in 2.66.)
 
 That stage, which every request meets first, also says which release answers: it is never shared between releases, and

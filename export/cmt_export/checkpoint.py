@@ -67,8 +67,8 @@ class CheckpointConfig:
     def from_json(cls, text: str) -> CheckpointConfig:
         try:
             values = json.loads(text)
-            if (came := values.pop("format", None)) != FORMAT:
-                raise CheckpointError(f"got a checkpoint of format {came}; this version reads format {FORMAT}")
+            if (got := values.pop("format", None)) != FORMAT:
+                raise CheckpointError(f"got a checkpoint of format {got}; this version reads format {FORMAT}")
             values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
             values["fusion"] = FusionSize(**values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
@@ -274,5 +274,5 @@ def _tokenizer_of(preset: Preset, random_weights: bool) -> Path:
 
 
 def _check_digest(path: Path, expected: str) -> None:
-    if (came := sha256_of(path)) != expected:
-        raise CheckpointError(f"{path} has sha256 {came}; expected {expected}: it isn't the file that was named")
+    if (got := sha256_of(path)) != expected:
+        raise CheckpointError(f"{path} has sha256 {got}; expected {expected}: it isn't the file that was named")

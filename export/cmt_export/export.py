@@ -248,9 +248,9 @@ class _Build:
         }
         answers = []
         for subset in SUBSETS:
-            came = run_model(self.checkpoint.model, {k: v for m in subset for k, v in ready[m].items()})
-            named = dict(zip(labels, came["probabilities"][0].tolist(), strict=True))
-            valence, arousal = came["valence_arousal"][0].tolist()
+            answer = run_model(self.checkpoint.model, {k: v for m in subset for k, v in ready[m].items()})
+            named = dict(zip(labels, answer["probabilities"][0].tolist(), strict=True))
+            valence, arousal = answer["valence_arousal"][0].tolist()
             answers.append(GoldenAnswer(subset, named, valence, arousal))
         return answers
 

@@ -66,12 +66,12 @@ class CrossModalFusion(nn.Module):
     def weigh(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """What is believed of each modality [batch, 3, width], its weight and whether it is there [batch, 3]."""
         presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)
-        said = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
-        streams = said
+        summaries = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
+        streams = summaries
         for layer in self.layers:
             streams = layer(streams, presence)
         context = self.context_norm(torch.cat(streams, dim=1))
-        believed = self.norm(torch.cat(said, dim=1)) * 2 * torch.sigmoid(self.belief(context))
+        believed = self.norm(torch.cat(summaries, dim=1)) * 2 * torch.sigmoid(self.belief(context))
         return believed, masked_softmax(self.gate(context)[..., 0], presence), presence
 
     def answer(self, believed: Tensor, attention: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -58,10 +58,10 @@ def check_contract(path: Path, stage: Stage) -> None:
         ("inputs", graph.input, stage.inputs),
         ("outputs", graph.output, stage.outputs),
     ):
-        came = [_describe(info) for info in infos]
-        if len(came) != len(specs) or not all(_fits(c, s) for c, s in zip(came, specs, strict=True)):
+        got = [_describe(info) for info in infos]
+        if len(got) != len(specs) or not all(_fits(c, s) for c, s in zip(got, specs, strict=True)):
             expected = [spec.describe() for spec in specs]
-            raise ValueError(f"{path}: {side}: got {came}; the contract of {stage.name} expects {expected}")
+            raise ValueError(f"{path}: {side}: got {got}; the contract of {stage.name} expects {expected}")
 
 
 def example(spec: TensorSpec) -> Tensor:
@@ -107,8 +107,8 @@ def _describe(info: onnx.ValueInfoProto) -> tuple[str, int, list[int]]:
     )
 
 
-def _fits(came: tuple[str, int, list[int]], spec: TensorSpec) -> bool:
-    name, elem_type, dims = came
+def _fits(got: tuple[str, int, list[int]], spec: TensorSpec) -> bool:
+    name, elem_type, dims = got
     expected = {"FP32": onnx.TensorProto.FLOAT, "INT64": onnx.TensorProto.INT64}[spec.dtype]
     sizes = zip(dims[1:], spec.axes, strict=False)
     return (

@@ -68,7 +68,7 @@ def stage_parity(
     runner: Runner, engine: Engine, stage: Stage, precision: Precision, expected: References, name: str | None = None
 ) -> ParityRow:
     """The stage's largest relative error, under its engine's tolerance. name: for the table, where not the engine's."""
-    errors = [_stage_error(stage, wanted, runner.run(inputs)) for inputs, wanted in expected]
+    errors = [_stage_error(stage, reference, runner.run(inputs)) for inputs, reference in expected]
     tolerance = engine.tolerance(precision).relative
     return ParityRow(stage.name, name or engine.name, precision, len(errors), _worst(errors), tolerance)
 
@@ -85,11 +85,11 @@ def pipeline_parity(
 
     errors: dict[tuple[Modality, ...], list[float]] = {subset: [] for subset in SUBSETS}
     for batch in batches:
-        wanted = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
-        came = {m: runners[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
+        reference = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
+        actual = {m: runners[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
         for subset in SUBSETS:
-            expected = run_stage(model, FUSE, wired({m: wanted[m] for m in subset}))["probabilities"]
-            got = runners["fuse"].run(wired({m: came[m] for m in subset}))["probabilities"]
+            expected = run_stage(model, FUSE, wired({m: reference[m] for m in subset}))["probabilities"]
+            got = runners["fuse"].run(wired({m: actual[m] for m in subset}))["probabilities"]
             errors[subset].append(float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()))
     tolerance = engine.tolerance(precision).probability
     return [
@@ -125,19 +125,19 @@ def wired(encoded: Mapping[Modality, Arrays]) -> dict[str, Array]:
     return {name: available[source] for name, source in pipeline.steps[-1].inputs.items()}
 
 
-def _stage_error(stage: Stage, expected: Arrays, came: Arrays) -> float:
+def _stage_error(stage: Stage, expected: Arrays, actual: Arrays) -> float:
     """Largest relative error over the stage's floating outputs; infinite when a mask differs."""
     errors = []
     for spec in stage.outputs:
-        wanted, got = expected[spec.name], came[spec.name]
+        reference, got = expected[spec.name], actual[spec.name]
         if spec.dtype == "INT64":
-            if not np.array_equal(wanted, got):
+            if not np.array_equal(reference, got):
                 return float("inf")
         elif spec.name != "absent_features":
             if spec.axes[0] in FEATURE_AXIS.values():
                 real = expected[f"{stage.modality}_mask"].astype(bool)
-                wanted, got = wanted[real], got[real]
-            errors.append(_relative(wanted, got))
+                reference, got = reference[real], got[real]
+            errors.append(_relative(reference, got))
         elif np.any(got):
             return float("inf")
     return _worst(errors)
@@ -148,6 +148,6 @@ def _worst(errors: Sequence[float]) -> float:
     return float(np.max(errors))
 
 
-def _relative(expected: Array, came: Array) -> float:
-    wanted = expected.astype(np.float64)
-    return float(np.sqrt(np.mean((came.astype(np.float64) - wanted) ** 2) / np.mean(wanted**2)))
+def _relative(expected: Array, actual: Array) -> float:
+    reference = expected.astype(np.float64)
+    return float(np.sqrt(np.mean((actual.astype(np.float64) - reference) ** 2) / np.mean(reference**2)))

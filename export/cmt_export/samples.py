@@ -85,9 +85,9 @@ def batches_from_folder(preprocessors: dict[Modality, Preprocessor], folder: Pat
     ValueError when a modality has no file there.
     """
     files = {m: sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS[m])[:limit] for m in MODALITIES}
-    lacking = [m for m in MODALITIES if not files[m]]
-    if lacking:
-        raise ValueError(f"{folder} has no {' and no '.join(lacking)} files; expected some of each modality")
+    missing = [m for m in MODALITIES if not files[m]]
+    if missing:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)} files; expected some of each modality")
     made = []
     for index in range(max(map(len, files.values()))):
         tensors: dict[str, Array] = {}

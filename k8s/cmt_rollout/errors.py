@@ -2,8 +2,8 @@
 
 RolloutError
 ├── StepFailed      a step found a reason against the release; `step`, `target` and `reason` say which
-├── RollbackFailed  a release was turned down and rolling back failed too: somebody must look
-└── ClusterError    a Kubernetes API server says no, or can't be reached; has `status`, its HTTP code
+├── RollbackFailed  a release was rejected and the rollback failed too: somebody must look
+└── ClusterError    a Kubernetes API server refuses, or can't be reached; has `status`, its HTTP code
     ├── ApplyConflict   others own the fields; `managers` names them
     └── Stuck           a rollout on the cluster doesn't come to its end
 """
@@ -16,7 +16,7 @@ class RolloutError(RuntimeError):
 
 
 class StepFailed(RolloutError):
-    """A step said no. What it says is meant for people."""
+    """A step rejected the release; the reason is meant for people."""
 
     def __init__(self, step: str, target: str, reason: str) -> None:
         super().__init__(f"{step} on {target}: {reason}")
@@ -28,7 +28,7 @@ class RollbackFailed(RolloutError):
 
 
 class ClusterError(RolloutError):
-    """The API server's no, or its silence. status: its HTTP code, None where no answer came."""
+    """The API server refused or didn't answer. status: its HTTP code, None where there was no answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)

@@ -111,7 +111,7 @@ class Comparison:
 
 
 def timed(client: EmotionClient, item: Item) -> tuple[Emotion, float]:
-    """An answer and the milliseconds until it came."""
+    """An answer and its latency in milliseconds."""
     start = time.perf_counter()
     emotion = client.predict(**item)
     return emotion, (time.perf_counter() - start) * 1e3

@@ -1,4 +1,4 @@
-"""StepRun: one step on one target, told to whoever follows the upgrade."""
+"""StepRun: one step on one target, reported to whoever follows the upgrade."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cmt_rollout.errors import ClusterError, StepFailed
 from cmt_rollout.options import Event, Report, State, Step
 from cmt_server.errors import ServerError
 
-#: What a target may raise; anything of it is a no.
+#: What a target may raise; any of it fails the step.
 FAULTS = (EmotionError, ServerError, ReleaseError, ClusterError, OSError)
 
 

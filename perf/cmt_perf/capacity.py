@@ -1,6 +1,6 @@
 """How long requests take at a rate: a queueing model of one server, from what was measured of it.
 
-Triton's ensemble, its batching and its stages' fight for the cores are not modelled one by one. The whole server is one
+Triton's ensemble, its batching and its stages' contention for cores are not modelled one by one. The server is one
 station whose speed depends on how many requests are inside (flow-equivalent server, Chandy, Herzog & Woo 1975): with n
 inside it completes X(n) a second, the throughput of n closed loops. Requests come at random (Poisson); each brings an
 amount of work, as one alone shows it, and all inside share the speed evenly. Percentiles come from simulating that.
@@ -138,7 +138,7 @@ def _shared_evenly(arrivals: Latencies, work: Latencies, speeds: Latencies) -> L
     """Seconds that each request is inside while all inside share the speed evenly (processor sharing).
 
     `done` is the work that a request which was there from the beginning would have got: one leaves when that has grown
-    by its own work since it came, so requests leave in the order of `done` at their arrival plus their work.
+    by its own work since it arrived, so requests leave in the order of `done` at their arrival plus their work.
     """
     inside: list[tuple[float, int]] = []
     spent = np.empty(len(arrivals))

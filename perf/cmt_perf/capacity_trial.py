@@ -66,11 +66,11 @@ def trial(
     curves: list[ServiceCurve] = []
     loads: list[Load] = []
     for number in range(rounds):
-        told = part_of(progress, number / rounds, (number + 1) / rounds, f"round {number + 1}")
-        curves.append(measured(part_of(told, 0, 0.5)))
+        report = part_of(progress, number / rounds, (number + 1) / rounds, f"round {number + 1}")
+        curves.append(measured(part_of(report, 0, 0.5)))
         loads = loads or [Load(share, share * curves[0].saturation) for share in shares]
         for load in loads:
-            told(f"open loop at {load.rate:.1f}/s", 0.5)
+            report(f"open loop at {load.rate:.1f}/s", 0.5)
             requests = round(seconds * load.rate)
             opened = replace(plan, closed_grpc=0, closed_http=0, open_rate=load.rate, seed=plan.seed + 1 + number)
             load.measured += [one.latency_ms for one in ask(opened, WARM_UP + requests)[WARM_UP:]]
@@ -95,7 +95,7 @@ def main(state: Path, out: Path = RESULT) -> None:
     """Serves the newest release of a state folder, measures and predicts, and writes `out`."""
     release = open_release(state / "releases")
 
-    def told(what: str, done: float) -> None:
+    def report(what: str, done: float) -> None:
         print(f"{done:4.0%} {what}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder, rig_on(release, Path(folder)) as rig:
@@ -108,7 +108,7 @@ def main(state: Path, out: Path = RESULT) -> None:
         def measured(progress: Progress) -> ServiceCurve:
             return measure(plan, progress, cores=cores, conditions=described, answers=200)
 
-        curve, rows = trial(plan, measured, LOADS, ROUNDS, OPEN_S, told)
+        curve, rows = trial(plan, measured, LOADS, ROUNDS, OPEN_S, report)
     worst = max(abs(row["off_p95"]) for row in rows)
     result = {"worst_p95_off": worst, "rows": rows, "curve": json.loads(curve.to_json())}
     out.write_text(to_text(result))

@@ -21,7 +21,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "am
 
 def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
     """Machine, versions, commit, command and load average; of a release its preset, engine and precision."""
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
@@ -35,8 +35,8 @@ def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
     }
     if release is not None:
         info = release.manifest.info
-        told["release"] = {name: getattr(info, name) for name in ("preset", "engine", "precision", "trained")}
-    return told | more
+        found["release"] = {name: getattr(info, name) for name in ("preset", "engine", "precision", "trained")}
+    return found | more
 
 
 def to_text(result: Mapping[str, Any]) -> str:
@@ -52,8 +52,8 @@ def to_text(result: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:

@@ -63,8 +63,8 @@ class Person(User):
             self._client.predict(**item)
         except EmotionError as error:
             failed = error
-        self._tell(item, (time.perf_counter() - start) * 1e3, failed)
+        self._record(item, (time.perf_counter() - start) * 1e3, failed)
 
-    def _tell(self, item: Item, latency_ms: float, failed: EmotionError | None) -> None:
-        told: dict[str, Any] = {"request_type": "gRPC", "name": pipeline_name(ordered(item))}
-        events.request.fire(**told, response_time=latency_ms, response_length=0, exception=failed, context={})
+    def _record(self, item: Item, latency_ms: float, failed: EmotionError | None) -> None:
+        event: dict[str, Any] = {"request_type": "gRPC", "name": pipeline_name(ordered(item))}
+        events.request.fire(**event, response_time=latency_ms, response_length=0, exception=failed, context={})

@@ -51,7 +51,7 @@ def measure(
 
 
 def ask(plan: TrafficPlan, answers: int) -> list[Asked]:
-    """So many answers of a plan's traffic, by when they came. InferenceFailed when a request fails."""
+    """So many answers of a plan's traffic, by when they were answered. InferenceFailed when a request fails."""
     with tempfile.TemporaryDirectory() as folder, Traffic(plan, Path(folder) / "asked") as traffic:
         traffic.wait_for(answers, TIMEOUT_S)
         outcome: Outcome = traffic.stop()

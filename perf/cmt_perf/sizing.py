@@ -156,9 +156,7 @@ def _limits(needed: int, replicas: int, nodes: int, clusters: int, surge: int) -
     if replicas > ENDPOINTS_A_SLICE:
         found.append(f"{replicas} endpoints: a client that connects to all holds as many connections; balance by proxy")
     if replicas > MANY_ENDPOINTS:
-        found.append(
-            "every pod that comes or goes is told to every node: several Services, each with a part of the pods"
-        )
+        found.append("every change of pods is propagated to every node: several Services, each with a part of the pods")
     if clusters > 1:
         found.append(f"{nodes} nodes need {clusters} clusters of {MOST_NODES}, and something before them that divides")
     return found

@@ -170,8 +170,8 @@ def fault_rows(trial: Trial) -> Iterator[FaultRow]:
 def _bad_release(trial: Trial, name: str, release: Release) -> FaultRow:
     options = [*UNLIKE[:-1], "2", "--canary-s", "2", "--watch-s", "2"]
     with trial.under_load("fault") as (rig, traffic):
-        said = rig.driver("upgrade", str(release.number), *options).finish()
-        return _row(trial, name, said or "NOT NOTICED", rig, traffic, trial.releases[0])
+        output = rig.driver("upgrade", str(release.number), *options).finish()
+        return _row(trial, name, output or "NOT NOTICED", rig, traffic, trial.releases[0])
 
 
 def _full_disk(trial: Trial) -> Iterator[FaultRow]:
@@ -199,11 +199,11 @@ def _server_killed(trial: Trial) -> FaultRow:
             if (event["step"], event["state"]) == ("load", "started"):
                 time.sleep(1.0)
                 os.kill(rig.server.pid or 0, signal.SIGKILL)
-        said = driver.finish()
+        output = driver.finish()
         _until(lambda: rig.live() != 0)
         again = rig.driver("upgrade", str(trial.releases[1].number), *SHORT).finish()
-        told = f"{said or 'NOT NOTICED'}; {_mended(rig)}; the upgrade again: {again or 'passed'}"
-        return _row(trial, "server killed during load", told, rig, traffic, trial.releases[1])
+        what_happened = f"{output or 'NOT NOTICED'}; {_mended(rig)}; the upgrade again: {again or 'passed'}"
+        return _row(trial, "server killed during load", what_happened, rig, traffic, trial.releases[1])
 
 
 def _driver_killed(trial: Trial, step: str, after_s: float) -> FaultRow:
@@ -213,10 +213,12 @@ def _driver_killed(trial: Trial, step: str, after_s: float) -> FaultRow:
         killed = rig.driver("upgrade", number, *SHORT).kill_in(step, after_s)
         left = rig.live()
         again = rig.driver("upgrade", number, *SHORT)
-        said = again.finish()
+        output = again.finish()
         recovered = next(e["detail"] for e in again.events if (e["step"], e["state"]) == ("recover", "passed"))
-        told = f"{'' if killed else 'NOT KILLED; '}release {left} served on; the next: {recovered}; {said or 'passed'}"
-        return _row(trial, f"driver killed in {step}", told, rig, traffic, trial.releases[1])
+        what_happened = (
+            f"{'' if killed else 'NOT KILLED; '}release {left} served on; the next: {recovered}; {output or 'passed'}"
+        )
+        return _row(trial, f"driver killed in {step}", what_happened, rig, traffic, trial.releases[1])
 
 
 def _stage_killed(trial: Trial) -> FaultRow:
@@ -227,18 +229,20 @@ def _stage_killed(trial: Trial) -> FaultRow:
             os.kill(process, signal.SIGKILL)
         _until(lambda: bool(rig.mends) and rig.live() != 0)
         traffic.wait_for(len(traffic.so_far()) + SETTLE_ANSWERS)
-        said = rig.driver("upgrade", str(trial.releases[1].number), *SHORT).finish()
-        told = f"{_mended(rig)}; an upgrade after it: {said or 'passed'}"
-        return _row(trial, "process of a stage killed under load", told, rig, traffic, trial.releases[1])
+        output = rig.driver("upgrade", str(trial.releases[1].number), *SHORT).finish()
+        what_happened = f"{_mended(rig)}; an upgrade after it: {output or 'passed'}"
+        return _row(trial, "process of a stage killed under load", what_happened, rig, traffic, trial.releases[1])
 
 
-def _row(trial: Trial, name: str, said: str, rig: Rig, traffic: Traffic, expected: Release) -> FaultRow:
+def _row(trial: Trial, name: str, output: str, rig: Rig, traffic: Traffic, expected: Release) -> FaultRow:
     traffic.wait_for(len(traffic.so_far()) + SETTLE_ANSWERS)
     live = rig.live()
     verdict, _ = trial.judged(traffic)
     row = FaultRow(
         fault=name,
-        what_happened=" ".join(said.replace(str(trial.folder), "").replace(rig.server.grpc_url, "the server").split()),
+        what_happened=" ".join(
+            output.replace(str(trial.folder), "").replace(rig.server.grpc_url, "the server").split()
+        ),
         answers=verdict.answers,
         requests_lost=verdict.errors + verdict.lost,
         mixed=verdict.mixed + verdict.mislabelled,
@@ -310,8 +314,8 @@ def _window(driver: Driver, step: str) -> tuple[float, float]:
 
 
 def _done(driver: Driver) -> Driver:
-    if said := driver.finish():
-        raise RuntimeError(f"the upgrade failed: {said}")
+    if output := driver.finish():
+        raise RuntimeError(f"the upgrade failed: {output}")
     return driver
 
 

@@ -130,9 +130,9 @@ class Driver:
         for _ in self.steps():
             pass
         assert self.process.stderr is not None
-        said = self.process.stderr.read().strip()
+        output = self.process.stderr.read().strip()
         self.process.wait(DRIVER_TIMEOUT_S)
-        return said if self.process.returncode else ""
+        return output if self.process.returncode else ""
 
     def kill_in(self, step: str, after_s: float) -> bool:
         """SIGKILL some seconds into a step; whether it came to that."""
@@ -210,9 +210,9 @@ def verdict_on(outcome: Outcome, truth: Truth, tolerance: float) -> Verdict:
 
 def _makers(asked: Asked, truth: Truth, tolerance: float) -> list[int]:
     """The releases that give this answer to this request."""
-    came = np.array(asked.probabilities)
+    got = np.array(asked.probabilities)
     return [
         release
         for release, answers in truth.items()
-        if len(answers[asked.item]) == len(came) and np.abs(came - answers[asked.item]).max() <= tolerance
+        if len(answers[asked.item]) == len(got) and np.abs(got - answers[asked.item]).max() <= tolerance
     ]

@@ -1,7 +1,7 @@
-"""Folders that a process locks while it works in them, so that others can tell what a killed one left behind.
+"""Folders that a process locks while it works in them, so that others recognise what a killed one left behind.
 
 A lock is a flock on the folder itself. It ends with its process however that ends, and it doesn't mistake a
-process of another container, or a process number that came round again, for its own.
+process of another container, or a reused process number, for its own.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _lock(folder: Path) -> int:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue
-        with contextlib.suppress(OSError):  # without locks nobody removes what others hold either
+        with contextlib.suppress(OSError):  # without locks nobody removes what others use either
             fcntl.flock(lock, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):  # removed between the making and the lock
             if os.path.samestat(os.fstat(lock), folder.stat()):

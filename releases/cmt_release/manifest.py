@@ -119,9 +119,9 @@ class Manifest:
             values = parsed(text)
             if not isinstance(values, dict):
                 raise ValueError("it is no JSON object")
-            if (came := values.pop("format", None)) != FORMAT:
+            if (got := values.pop("format", None)) != FORMAT:
                 raise ValueError(
-                    f"got a manifest of format {ascii(came)[:20]}; this version reads format {FORMAT}: export again"
+                    f"got a manifest of format {ascii(got)[:20]}; this version reads format {FORMAT}: export again"
                 )
             manifest = typed(cls, values, "manifest")
             _check(manifest)

@@ -1,6 +1,6 @@
 """Objects at a URL: what a store of releases needs of a file system, the same for folders, S3 and Google Cloud Storage.
 
-    StoreError(ReleaseError)   everything that a file system raises, told once, with the object's URL
+    StoreError(ReleaseError)   everything that a file system raises, with the object's URL
 
 A write is seen whole or not at all: object stores give that for each object; in a folder a draft is written, synced
 and renamed. Errors of a remote file system that may pass are tried again, a bounded number of times.
@@ -51,7 +51,7 @@ PERMANENT_NAMES = ("NoCredentialsError", "ParamValidationError")  # of botocore,
 
 
 class StoreError(ReleaseError):
-    """A store can't be reached, isn't sound or refuses; the message says what came and how to go on."""
+    """A store can't be reached, isn't sound or refuses; the message says what was got and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Objects:
                 self.fs.put_file(str(source), place)
 
         self._write_call(path, send)
-        if (came := self.size(path)) != size:
-            raise StoreError(f"{self.url}/{path} has {came} bytes after {size} were sent; push again")
+        if (got := self.size(path)) != size:
+            raise StoreError(f"{self.url}/{path} has {got} bytes after {size} were sent; push again")
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes an object that must not be there yet; whether it wasn't."""

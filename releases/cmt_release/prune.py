@@ -113,7 +113,7 @@ class _References:
         self.blobs: set[str] = set()
 
     def update(self) -> None:
-        """Reads the manifests that came meanwhile. StoreError for one that can't be read."""
+        """Reads the manifests that were added meanwhile. StoreError for one that can't be read."""
         for number in self._store.numbers():
             if number in self._manifests or number in self.going:
                 continue
@@ -121,7 +121,7 @@ class _References:
                 self._manifests[number] = self._store.show(number)
             except ReleaseError as error:
                 raise StoreError(
-                    f"{error}. Nobody knows which blobs release {number} refers to: prune it by number, or mend it"
+                    f"{error}. Nobody knows which blobs release {number} refers to: prune it by number, or repair it"
                 ) from error
             self.blobs |= {blob_path(sha256) for sha256 in self._manifests[number].sizes}
 

@@ -87,11 +87,11 @@ class Release:
     def verify(self) -> None:
         """ReleaseError unless every file is there with the digest that the manifest names, and nothing else is."""
         self._expect_same(read_manifest(self.folder / MANIFEST_FILE).digest, self.digest, self.folder / MANIFEST_FILE)
-        came = _digests(self.folder)
-        came.pop(MANIFEST_FILE, None)
+        got = _digests(self.folder)
+        got.pop(MANIFEST_FILE, None)
         expected = self.manifest.files
-        for path in (*expected, *sorted(came.keys() - expected.keys())):
-            self._expect_same(came.get(path), expected.get(path), self.folder / path)
+        for path in (*expected, *sorted(got.keys() - expected.keys())):
+            self._expect_same(got.get(path), expected.get(path), self.folder / path)
         folders = {parent for path in (*expected, f"{STAGES_FOLDER}/-") for parent in Path(path).parents}
         for folder in sorted(path for path in self.folder.rglob("*") if path.is_dir()):
             if folder.relative_to(self.folder) not in folders:
@@ -106,10 +106,10 @@ class Release:
         self._expect_same(hashlib.sha256(data).hexdigest(), self.manifest.golden_files[modality], path)
         return data
 
-    def _expect_same(self, came: str | None, expected: str | None, path: Path) -> None:
-        if came != expected:
+    def _expect_same(self, got: str | None, expected: str | None, path: Path) -> None:
+        if got != expected:
             raise ReleaseError(
-                f"release {self.number}: {path} has sha256 {came}, the manifest says {expected}; "
+                f"release {self.number}: {path} has sha256 {got}, the manifest says {expected}; "
                 "export the release again, or pull it again"
             )
 

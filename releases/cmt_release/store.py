@@ -74,7 +74,7 @@ def manifest_path(number: int) -> str:
 
 
 def _quiet(what: str, done: float) -> None:
-    """No progress is told."""
+    """Reports no progress."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Store:
         sent = self._send_missing(release, progress)
         path = manifest_path(release.number)
         if not self.objects.create(path, release.manifest.to_json().encode()):
-            came = self.show(release.number).digest
-            if came != release.digest:
-                raise _taken(release.manifest, came, self.url)
+            got = self.show(release.number).digest
+            if got != release.digest:
+                raise _taken(release.manifest, got, self.url)
         sent += self._send_missing(release, progress)  # those that a prune has taken meanwhile
         sizes = release.manifest.sizes
         return Pushed(tuple(sent), sum(sizes[sha256] for sha256 in sent), len(sizes) - len(set(sent)))
@@ -143,9 +143,9 @@ class Store:
         except OSError as error:
             raise ReleaseError(f"{folder} can't be written ({error}); make room there or name another") from error
         except ReleaseError:
-            if (came_first := _known(folder, manifest)) is None or not _whole(came_first):
+            if (first := _known(folder, manifest)) is None or not _whole(first):
                 raise
-            return came_first  # by another pull
+            return first  # by another pull
 
     def verify(self, number: int | None = None, progress: Progress = _quiet) -> Checked:
         """Reads every blob of a release, of all by default. StoreError names each that is missing or damaged."""
@@ -223,12 +223,12 @@ class Store:
     def _fetch(self, sha256: str, size: int, target: BinaryIO | None) -> None:
         """Reads a blob, into a file where one is given. StoreError unless it is what its name says."""
         path = blob_path(sha256)
-        mend = "remove it, then push a release that has it"
-        came = self.objects.size(path)
-        if came is None:
+        repair = "remove it, then push a release that has it"
+        got = self.objects.size(path)
+        if got is None:
             raise StoreError(f"{self.url}/{path} is missing; push a release that has it")
-        if came != size:
-            raise StoreError(f"{self.url}/{path} has {came} bytes, the manifest says {size}; {mend}")
+        if got != size:
+            raise StoreError(f"{self.url}/{path} has {got} bytes, the manifest says {size}; {repair}")
         digest = hashlib.sha256()
         try:
             for piece in self.objects.read(path, size):
@@ -238,7 +238,7 @@ class Store:
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{path} was removed meanwhile; push a release that has it") from None
         if digest.hexdigest() != sha256:
-            raise StoreError(f"{self.url}/{path} has sha256 {digest.hexdigest()}; {mend}")
+            raise StoreError(f"{self.url}/{path} has sha256 {digest.hexdigest()}; {repair}")
 
 
 def _known(folder: Path, manifest: Manifest) -> Release | None:
@@ -262,15 +262,15 @@ def _whole(release: Release) -> bool:
     return True
 
 
-def _taken(manifest: Manifest, came: str, where: str) -> StoreError:
+def _taken(manifest: Manifest, got: str, where: str) -> StoreError:
     return StoreError(
-        f"release {manifest.number} of {where} is another one: digest {came[:12]} is there, {manifest.digest[:12]} "
+        f"release {manifest.number} of {where} is another one: digest {got[:12]} is there, {manifest.digest[:12]} "
         "came. A number is given once: pull into a folder of its own (--state), or pull what the store has, "
         "then export again for the next number"
     )
 
 
-def _refuse_clash(manifest: Manifest, others: Iterable[Manifest], where: str, mend: str) -> None:
+def _refuse_clash(manifest: Manifest, others: Iterable[Manifest], where: str, repair: str) -> None:
     """StoreError if the release's number or a stage version of it means something else among the others."""
     for other in others:
         if other.number == manifest.number and other.digest != manifest.digest:
@@ -280,7 +280,7 @@ def _refuse_clash(manifest: Manifest, others: Iterable[Manifest], where: str, me
             if theirs.version == stage.version and theirs.digest != stage.digest:
                 raise StoreError(
                     f"release {manifest.number} has version {stage.version} of stage {name}, which in release "
-                    f"{other.number} of {where} is another one: they were exported apart; {mend}"
+                    f"{other.number} of {where} is another one: they were exported apart; {repair}"
                 )
 
 

@@ -26,7 +26,7 @@ def parsed(text: str) -> Any:
 
 
 def typed(kind: type[T], value: Any, where: str) -> T:
-    """What json.loads gave, as a dataclass. ValueError says where something else came and what was expected."""
+    """What json.loads gave, as a dataclass. ValueError says where something else was got and what was expected."""
     made: T = _typed(kind, value, where)
     return made
 
@@ -78,8 +78,8 @@ def _expect(kind: type, value: Any, where: str) -> None:
 
 
 def _refuse(where: str, value: Any, expected: str) -> NoReturn:
-    came = ascii(value)
-    raise ValueError(f"{where}: got {came if len(came) <= 60 else came[:57] + '...'}; expected {expected}")
+    got = ascii(value)
+    raise ValueError(f"{where}: got {got if len(got) <= 60 else got[:57] + '...'}; expected {expected}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -42,6 +42,6 @@ def _check_text(input_ids: Array, attention_mask: Array, vocabulary: int) -> Non
 
 
 def _check_range(name: str, array: Array, low: int, high: int) -> None:
-    came_low, came_high = int(array.min()), int(array.max())
-    if came_low < low or came_high > high:
-        raise InvalidInput(name, "out_of_range", f"got values {came_low} to {came_high}; expected {low} to {high}")
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < low or highest > high:
+        raise InvalidInput(name, "out_of_range", f"got values {lowest} to {highest}; expected {low} to {high}")

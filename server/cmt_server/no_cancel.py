@@ -2,7 +2,7 @@
 
 When a client's deadline passes, or its connection breaks, Triton cancels the request. Seen on 2.51: the queue of a
 dynamic batcher then refuses that request's step while a parallel one is in flight, and the server dies of a
-segmentation fault; one client with a short time-out is enough. (A refused step beside others is mended upstream in
+segmentation fault; one client with a short time-out is enough. (A refused step beside others is fixed upstream in
 2.66.) No option turns this off.
 
 So the server is started with a library before its own whose `TRITONSERVER_InferenceRequestCancel` does nothing: the

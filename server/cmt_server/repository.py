@@ -262,10 +262,10 @@ class Repository:
     def _verify(self, name: str, stage: StageVersion) -> None:
         folder = self.version_folder(name, stage.version)
         for path, sha256 in stage.files.items():
-            came = sha256_of(folder / path) if (folder / path).is_file() else None
-            if came != sha256:
+            got = sha256_of(folder / path) if (folder / path).is_file() else None
+            if got != sha256:
                 raise RepositoryError(
-                    f"{folder / path} has sha256 {came}, the manifest says {sha256}: damaged, or another release "
+                    f"{folder / path} has sha256 {got}, the manifest says {sha256}: damaged, or another release "
                     f"brought version {stage.version} of {name}. Serve a release afresh (--release N), or export anew"
                 )
 

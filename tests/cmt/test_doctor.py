@@ -51,7 +51,7 @@ def test_our_own_repository_is_clean() -> None:
 def test_findings_name_the_file_the_step_and_the_remedy(ill: Path) -> None:
     shown = doctor(str(ill))
     assert shown.returncode == 1
-    for part in ("error refusal-beside-sibling", "mend: Refuse before the fan-out", "warning no-warmup", "errors: 1"):
+    for part in ("error refusal-beside-sibling", "fix: Refuse before the fan-out", "warning no-warmup", "errors: 1"):
         assert part in shown.stdout
     assert f"{ill}/e/config.pbtxt: e: step 1 (a) runs beside step 2 (b)" in shown.stdout
 

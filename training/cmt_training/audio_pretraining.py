@@ -1,4 +1,4 @@
-"""How an audio encoder that nobody published weights for learns to hear, before it is told what to listen for.
+"""How an audio encoder that nobody published weights for learns to represent sound, before it is trained on emotions.
 
 Few labels teach convolutions from nothing almost nothing: all that they see at first is noise. So the convolutions
 start as a cascade of wavelets and rectifiers, each channel a path of its own through the bands (a scattering transform,
@@ -90,8 +90,8 @@ def sounds_of(input_values: Tensor, bands: Tensor, lags: Tensor) -> Tensor:
     spectrum = (power @ bands + QUIET).log()
     correlation = torch.fft.irfft(power, FFT)
     periodic = correlation[..., lags] / (correlation[..., :1] + QUIET)
-    heard = (frames.abs().amax(dim=2) > 0).to(spectrum.dtype)
-    return torch.cat([_standard(spectrum, heard), 2 * periodic], dim=2)
+    audible = (frames.abs().amax(dim=2) > 0).to(spectrum.dtype)
+    return torch.cat([_standard(spectrum, audible), 2 * periodic], dim=2)
 
 
 def mel_bands() -> Tensor:
@@ -123,20 +123,20 @@ def _fit(
     counts = torch.full((BATCH, 1), STRETCH)
     for step in range(steps):
         progress("audio encoder learns to hear", step / steps)
-        heard = np.zeros((BATCH, STRETCH), np.float32)
+        batch = np.zeros((BATCH, STRETCH), np.float32)
         for row, choice in enumerate(rng.integers(len(spans), size=BATCH)):
             start, count = spans[choice]
             offset = int(rng.integers(0, max(1, count - STRETCH)))
             stretch = samples[start + offset : start + min(offset + STRETCH, count)]
-            heard[row, : len(stretch)] = stretch
-        sounds = torch.from_numpy(heard)
+            batch[row, : len(stretch)] = stretch
+        sounds = torch.from_numpy(batch)
         found = head(encoder.convolve(sounds, counts))
-        wanted = sounds_of(sounds, bands, lags)[:, : found.shape[1]]
+        targets = sounds_of(sounds, bands, lags)[:, : found.shape[1]]
         share = (step + 1) / steps
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, share / WARM_UP) * (1 + math.cos(math.pi * share)) / 2
         optimizer.zero_grad()
-        torch.autograd.backward(functional.mse_loss(found, wanted))
+        torch.autograd.backward(functional.mse_loss(found, targets))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 

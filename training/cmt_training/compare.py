@@ -131,8 +131,8 @@ def compare(data: Prepared, options: CompareOptions, work: Path, progress: Progr
     share = 1 / len(options.seeds)
     for number, seed in enumerate(options.seeds):
         folder = work / f"{data.name}-{digest}" / f"seed-{seed}"
-        told = part_of(progress, number * share, (number + 1) * share, f"seed {seed}")
-        seeded = _Seed(data, options, seed, folder, told)
+        report = part_of(progress, number * share, (number + 1) * share, f"seed {seed}")
+        seeded = _Seed(data, options, seed, folder, report)
         for model, run in seeded.runs().items():
             runs[model].append(run)
     return summary(data, options, runs)
@@ -198,9 +198,9 @@ class _Seed:
         """Of what trained encoders make of every item; the heads under which they learnt."""
         options = self.options
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
-        told = part_of(self.progress, 0, 0.5, "encoders")
-        reader, _ = opened(checkpoint, self.data, options, told)
-        return encoders_first(checkpoint.model, reader, self.data, options, self.folder, told, resume=True)
+        report = part_of(self.progress, 0, 0.5, "encoders")
+        reader, _ = opened(checkpoint, self.data, options, report)
+        return encoders_first(checkpoint.model, reader, self.data, options, self.folder, report, resume=True)
 
     def _run(self, model: Model, reader: Reader, heads: LateFusion) -> Run:
         options = replace(self.options, model=model)
@@ -211,8 +211,8 @@ class _Seed:
         trainee = trainee_of(learning, reader, self.data, options, features=True)
         task = task_of(trainee, reader, self.data, options)
         start = 0.5 + MODELS.index(model) / (2 * len(MODELS))
-        told = part_of(self.progress, start, start + 0.5 / len(MODELS), model)
-        state = fit(task, options, self.folder / model, told, resume=True)
+        report = part_of(self.progress, start, start + 0.5 / len(MODELS), model)
+        state = fit(task, options, self.folder / model, report, resume=True)
         only = modalities_of(model)
         temperature = calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=only))
         found = predict(trainee.model, reader, self.data.of("test"), only=only)

@@ -62,4 +62,4 @@ class DataSet:
 
 
 class DataError(ValueError):
-    """Data that can't be used; the message names the file, what came, what was expected and how to mend it."""
+    """Data that can't be used; the message names the file, what was got, what was expected and how to fix it."""

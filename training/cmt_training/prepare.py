@@ -138,7 +138,7 @@ def _item_of(values: dict[str, Any]) -> Item:
 
 
 def check(data: DataSet) -> None:
-    """Raises DataError for what no training can use, naming the example and the mend."""
+    """Raises DataError for what no training can use, naming the example and how to fix it."""
     labels = labels_of(data.label_set)
     for example in data.examples:
         if example.label not in labels:
@@ -220,7 +220,7 @@ def _item(example: Example, arrays: _Arrays, ready: _Ready) -> Item:
 def _in_parallel(
     examples: Sequence[Example], config: PreprocessConfig, tokenizer: Path, workers: int
 ) -> Iterator[tuple[Example, _Ready]]:
-    """Examples and what became of them, in order; a bounded number is under way at a time."""
+    """Examples and their outcomes, in order; a bounded number is under way at a time."""
     work = partial(_prepare_chunk, config, tokenizer)
     chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
     if workers == 1 or len(chunks) < MANY_CHUNKS:

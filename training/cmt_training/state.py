@@ -74,12 +74,12 @@ def load_state(
     if not states:
         return None
     state = TrainState(**json.loads((states[-1] / PROGRESS_FILE).read_text()))
-    if state.recipe != (wanted := json.loads(json.dumps(recipe))):
-        differ = sorted(key for key in {*wanted, *state.recipe} if wanted.get(key) != state.recipe.get(key))
+    if state.recipe != (expected := json.loads(json.dumps(recipe))):
+        differ = sorted(key for key in {*expected, *state.recipe} if expected.get(key) != state.recipe.get(key))
         raise ValueError(
             f"{run} holds a training with other {', '.join(differ)}: "
             f"got { {key: state.recipe.get(key) for key in differ} }, "
-            f"expected { {key: wanted.get(key) for key in differ} }; name another folder, or train as it began"
+            f"expected { {key: expected.get(key) for key in differ} }; name another folder, or train as it began"
         )
     tensors = load_file(states[-1] / TENSORS_FILE)
     module.load_state_dict(_under("model.", tensors))

@@ -202,7 +202,7 @@ def fit(
         while not finished(state, options):
             start = time.perf_counter()
             step = _Step(wrapped, loss, optimizer, options, world)
-            training_loss = _epoch(task, options, state.epoch, step, _told(progress, state, options))
+            training_loss = _epoch(task, options, state.epoch, step, _epoch_progress(progress, state, options))
             row = {"training_loss": training_loss} | _validate(task, options, world)
             state.epoch += 1
             row |= {"epoch": float(state.epoch), "seconds": time.perf_counter() - start}
@@ -280,7 +280,7 @@ class _Step:
         return whole
 
 
-def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Callable[[float], None]) -> float:
+def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, report: Callable[[float], None]) -> float:
     """One pass over the training items; the mean loss of its steps."""
     world = step.world
     seed = np.random.SeedSequence((options.seed, epoch, world.rank)).generate_state(1)[0]
@@ -298,7 +298,7 @@ def _epoch(task: Task, options: TrainOptions, epoch: int, step: _Step, told: Cal
         done = (epoch + number / len(order)) / options.epochs
         rate = share_of_peak(epoch * len(order) + number + 1, options.epochs * len(order), options)
         total += step(batch, counts_here, rate)
-        told(done)
+        report(done)
     return total / len(order)
 
 
@@ -334,7 +334,7 @@ def _validate(task: Task, options: TrainOptions, world: World) -> dict[str, floa
     }
 
 
-def _told(progress: Progress, state: TrainState, options: TrainOptions) -> Callable[[float], None]:
+def _epoch_progress(progress: Progress, state: TrainState, options: TrainOptions) -> Callable[[float], None]:
     what = f"epoch {state.epoch + 1} of {options.epochs}"
     if state.history:
         what += ", validation F1 {validation_weighted_f1:.3f}, loss {validation_cross_entropy:.3f}".format(

@@ -171,9 +171,9 @@ class Loss(nn.Module):
     def _cues(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over items of the mean squared errors, where a modality is there and has cues, and how many those are."""
         error = count = answers.logits.new_zeros((), dtype=torch.float32)
-        for found, (m, wanted) in zip(answers.cues, batch.cues.items(), strict=bool(answers.cues)):
-            known = torch.isfinite(wanted[:, 0]) * answers.presence[:, MODALITIES.index(m)]
-            each = ((found.float() - wanted.nan_to_num()) ** 2).mean(dim=1)
+        for found, (m, target) in zip(answers.cues, batch.cues.items(), strict=bool(answers.cues)):
+            known = torch.isfinite(target[:, 0]) * answers.presence[:, MODALITIES.index(m)]
+            each = ((found.float() - target.nan_to_num()) ** 2).mean(dim=1)
             error, count = error + (each * known).sum(), count + known.sum()
         return error, count
 

@@ -1,7 +1,7 @@
 """Cluster: a namespace of a Kubernetes cluster, through the official client; its objects are plain JSON.
 
 An API server may be away for a while (a restart, a lost connection) or busy (429, with Retry-After): it is asked again
-until `patience_s` is over. Whatever it says no to is a ClusterError with its own words.
+until `patience_s` is over. Whatever it refuses is a ClusterError with its own words.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class Cluster:
 
     def _events(self, collection: str, query: Query, tick_s: int) -> Iterator[tuple[str, Object]]:
         """What a watch says until it ends: the server ends it after tick_s, or a connection is lost."""
-        wanted = [*query, ("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", tick_s)]
+        watch_query = [*query, ("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", tick_s)]
         try:
-            stream = self._patiently("GET", collection, None, wanted, "", (CONNECT_S, tick_s + ANSWER_S))
+            stream = self._patiently("GET", collection, None, watch_query, "", (CONNECT_S, tick_s + ANSWER_S))
         except ClusterError as error:
             if error.status != 410:
                 raise
@@ -189,24 +189,24 @@ def in_cluster() -> bool:
 def _passes(method: str, error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, ApiException):
-        said = _status(error)
-        met = error.status == 409 and said.get("reason") == "Conflict" and not _causes(said)
+        kube_status = _status(error)
+        conflict = error.status == 409 and kube_status.get("reason") == "Conflict" and not _causes(kube_status)
         # A patch that met another change applies to the new state as well; a replacement must be made anew from it.
-        return error.status in PASSING or (met and method == "PATCH")
+        return error.status in PASSING or (conflict and method == "PATCH")
     return isinstance(error, (urllib3.exceptions.HTTPError, OSError))
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
     """What the server asks for, else longer and longer."""
     error = state.outcome.exception() if state.outcome else None
-    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    return float(asked) if asked.isdigit() else BACKOFF(state)
+    retry_after = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    return float(retry_after) if retry_after.isdigit() else BACKOFF(state)
 
 
 def _ours(error: ApiException) -> ClusterError:
-    said = _status(error)
-    message = said.get("message") or f"{error.status} {error.reason}"
-    if causes := _causes(said):
+    kube_status = _status(error)
+    message = kube_status.get("message") or f"{error.status} {error.reason}"
+    if causes := _causes(kube_status):
         managers = tuple(dict.fromkeys(cause["message"].split('"')[1] for cause in causes))
         fields = ", ".join(cause.get("field", "?") for cause in causes)
         return ApplyConflict(
@@ -219,12 +219,12 @@ def _ours(error: ApiException) -> ClusterError:
 
 def _status(error: ApiException) -> Object:
     try:
-        said = json.loads(error.body or "{}")
+        kube_status = json.loads(error.body or "{}")
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return kube_status if isinstance(kube_status, dict) else {}
 
 
-def _causes(said: Object) -> list[Object]:
-    causes = (said.get("details") or {}).get("causes") or []
+def _causes(kube_status: Object) -> list[Object]:
+    causes = (kube_status.get("details") or {}).get("causes") or []
     return [cause for cause in causes if cause.get("reason") == "FieldManagerConflict" and '"' in cause["message"]]

@@ -76,7 +76,7 @@ def release_fields(
 ) -> Object:
     """All that an upgrade owns of a Deployment, for server-side apply under ROLLOUT_MANAGER.
 
-    Applied as a whole each time: what is left out is given up. Containers that the Deployment hasn't aren't added.
+    Applied as a whole each time: what is left out is released. Containers that the Deployment hasn't aren't added.
     """
     spec: Object = {} if replicas is None else {"replicas": replicas}
     if release is not None:

@@ -170,15 +170,15 @@ def variables_are_defined(manifests: Manifests) -> Iterator[str]:
 def releases_agree(manifests: Manifests) -> Iterator[str]:
     """What is pulled is what is served is what the pod's label says."""
     for deployment in manifests.deployments:
-        said = {
+        values = {
             f"{container['name']}: {variable.get('value')}"
             for container in deployment.containers
             for variable in container.get("env", ())
             if variable["name"] == RELEASE_VARIABLE
         }
         label = deployment.labels.get(RELEASE)
-        if len(said) < len(deployment.containers) or any(each.rpartition(": ")[2] != label for each in said):
-            yield f"{deployment.name} is labelled release {label}; {RELEASE_VARIABLE} is {', '.join(sorted(said))}"
+        if len(values) < len(deployment.containers) or any(each.rpartition(": ")[2] != label for each in values):
+            yield f"{deployment.name} is labelled release {label}; {RELEASE_VARIABLE} is {', '.join(sorted(values))}"
 
 
 def resources_are_said(manifests: Manifests) -> Iterator[str]:

@@ -71,7 +71,7 @@ def read_patch(path: Path) -> Object:
 
 
 def in_order(items: Sequence[Object]) -> list[Object]:
-    """Sorted as ORDER says; otherwise as they came."""
+    """Sorted as ORDER says; otherwise in their own order."""
     places = {kind: place for place, kind in enumerate(ORDER)}
     return sorted(items, key=lambda item: places.get(item["kind"], len(ORDER)))
 

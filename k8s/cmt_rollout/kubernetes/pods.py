@@ -114,7 +114,10 @@ def wait_for_rollout(cluster: Cluster, name: str, options: ClusterOptions, say: 
             return
         template = deployment["spec"]["template"]["metadata"].get("labels", {})
         pods = pods_of(cluster, {**deployment["spec"]["selector"]["matchLabels"], **_release(template)})
-        say(f"{name}: {progress}" + "".join(f"; {told}" for told in sorted({_told(pod) for pod in pods if pod.fault})))
+        say(
+            f"{name}: {progress}"
+            + "".join(f"; {message}" for message in sorted({_message_of(pod) for pod in pods if pod.fault}))
+        )
         if lasting := faults.lasting(pods):
             raise Stuck(f"{name}: {lasting} ({progress})")
         if progress.overdue and progress.seen:
@@ -136,17 +139,17 @@ class _Faults:
         now = time.monotonic()
         faulty = {pod.uid: pod for pod in pods if pod.fault and not pod.waits_for_room and not pod.leaving}
         self._since = {uid: self._since.get(uid, now) for uid in faulty}
-        told = [_told(faulty[uid]) for uid, since in self._since.items() if now - since >= self._grace_s]
-        return told[0] if told else ""
+        messages = [_message_of(faulty[uid]) for uid, since in self._since.items() if now - since >= self._grace_s]
+        return messages[0] if messages else ""
 
 
-def _told(pod: Pod) -> str:
+def _message_of(pod: Pod) -> str:
     return f"pod {pod.name}: {pod.fault}"
 
 
 def _first_fault(pods: Sequence[Pod]) -> str:
-    told = [_told(pod) for pod in pods if pod.fault]
-    return f"; {told[0]}" if told else ""
+    messages = [_message_of(pod) for pod in pods if pod.fault]
+    return f"; {messages[0]}" if messages else ""
 
 
 def _release(labels: dict[str, str]) -> dict[str, str]:
@@ -167,10 +170,10 @@ def _container_fault(container: Object) -> str:
     waiting = container.get("state", {}).get("waiting", {})
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
     last = f"; last with exit code {ended['exitCode']}, {ended.get('reason', '')}" if ended.get("exitCode") else ""
-    said = ended.get("message", "").strip() or waiting.get("message", "")
+    message = ended.get("message", "").strip() or waiting.get("message", "")
     if waiting.get("reason") in WAITING:
-        told = WAITING[waiting["reason"]].format(image=container.get("image", "?"))
-        return f"{told} ({waiting['reason']}{last}{f': {said}' if said else ''})"
+        meaning = WAITING[waiting["reason"]].format(image=container.get("image", "?"))
+        return f"{meaning} ({waiting['reason']}{last}{f': {message}' if message else ''})"
     if last and (container.get("state", {}).get("terminated") or container.get("restartCount", 0) >= RESTARTS):
-        return f"it fails{last}{f': {said}' if said else ''}" if not container.get("ready") else ""
+        return f"it fails{last}{f': {message}' if message else ''}" if not container.get("ready") else ""
     return ""

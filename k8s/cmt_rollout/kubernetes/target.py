@@ -48,7 +48,7 @@ class KubernetesTarget:
     """One namespace that `cmt deploy` set up.
 
     connector: how a single pod is asked; in_store: looks into the store that the pods pull from, where it can be read
-    from here; say: told what is under way. Raises ClusterError beside what a Target may.
+    from here; say: called with what is under way. Raises ClusterError beside what a Target may.
     """
 
     def __init__(

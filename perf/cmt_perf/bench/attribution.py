@@ -22,7 +22,7 @@ NS_PER_MS = 1e6
 
 @dataclass(frozen=True)
 class Step:
-    """Milliseconds since the request came: queued from, computed from and to."""
+    """Milliseconds since the request arrived: queued from, computed from and to."""
 
     queued: float
     started: float
@@ -61,7 +61,7 @@ class Traced:
 
 
 def read_trace(path: Path, pipeline: str = "emotion") -> list[Traced]:
-    """The requests of a pipeline that were answered, in the order in which they came.
+    """The requests of a pipeline that were answered, in the order of their arrival.
 
     ValueError for a file that isn't a trace.
     """

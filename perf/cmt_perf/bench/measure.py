@@ -81,15 +81,15 @@ def interleaved(
 
 def one_round(system: System, scenario: Scenario, seed: int) -> Round:
     """One turn of a system in a scenario."""
-    wanted = WARM_UP + MORE_WARM_UP * (scenario.concurrency - 1) + scenario.requests
+    needed = WARM_UP + MORE_WARM_UP * (scenario.concurrency - 1) + scenario.requests
     plan = scenario.plan(system.kind, system.url, seed)
     with tempfile.TemporaryDirectory() as folder, _peak_of(system.pid) as peak:
         used = cpu_seconds(system.pid)
         with Traffic(plan, Path(folder) / "asked") as traffic:
-            traffic.wait_for(wanted, TIMEOUT_S)
+            traffic.wait_for(needed, TIMEOUT_S)
             outcome = traffic.stop()
         cpu_s = (cpu_seconds(system.pid) - used) / max(1, outcome.sent)
-    before, *asked = sorted(outcome.asked, key=lambda one: one.came_s)[wanted - scenario.requests - 1 : wanted]
+    before, *asked = sorted(outcome.asked, key=lambda one: one.came_s)[needed - scenario.requests - 1 : needed]
     failed = [one.error for one in asked if one.error]
     return Round(
         tuple(one.latency_ms for one in asked if not one.error),

@@ -34,7 +34,9 @@ def write_page(folder: Path) -> None:
     if (folder / "bench.json").is_file():
         result = json.loads((folder / "bench.json").read_text())
         further = {
-            told: path.read_bytes() for name, told in FURTHER.items() if (path := folder / f"{name}.png").is_file()
+            caption: path.read_bytes()
+            for name, caption in FURTHER.items()
+            if (path := folder / f"{name}.png").is_file()
         }
         (folder / "bench.html").write_text(page(result, plots_of(result) | further))
 
@@ -126,7 +128,7 @@ def _timeline(axes: Any, result: Mapping[str, Any]) -> None:
         axes.text(stage["ended_at_ms"], row, f" {stage['compute_ms']:.1f} ms", va="center")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, 1.15 * max(stage["ended_at_ms"] for stage in stages.values()))
-    axes.set(xlabel="ms since the request came (medians; grey: queued)", title="One request in the server")
+    axes.set(xlabel="ms since the request arrived (medians; grey: queued)", title="One request in the server")
 
 
 def _load(axes: Any, result: Mapping[str, Any]) -> None:

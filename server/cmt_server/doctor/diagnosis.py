@@ -14,7 +14,7 @@ from cmt_server.doctor.repository import Repository, read_repositories
 from cmt_server.doctor.running import Observation
 
 CONFIG_CHECKS = ensemble_rules.CHECKS | model_rules.CHECKS
-#: Every rule, in the order in which findings are told.
+#: Every rule, in the order in which findings are listed.
 RULES: tuple[Rule, ...] = (
     repository.UNREADABLE,
     repository.NAME_DIFFERS,
@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """version: of Triton, as told or as the server says; models: how many were read; notes: what couldn't be seen."""
+    """version: of Triton, given or as the server reports; models: how many were read; notes: what couldn't be seen."""
 
     findings: tuple[Finding, ...]
     version: TritonVersion | None

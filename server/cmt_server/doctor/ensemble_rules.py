@@ -16,7 +16,7 @@ REFUSAL_BESIDE_SIBLING = Rule(
     "refusal-beside-sibling",
     "error",
     "When a step refuses a request while a parallel step works on it, the server crashes (full queue) or the request "
-    "is never let go of (time-out): the ensemble can't be unloaded any more.",
+    "is never released (time-out): the ensemble can't be unloaded any more.",
     "Refuse before the fan-out: give max_queue_size and time-outs to a first step, a last one, or a proxy in front.",
     Versions(last=(2, 68)),
 )
@@ -168,8 +168,8 @@ def _maps_amiss(repository: Repository, ensemble: Model) -> Iterator[str]:
                 if name not in declared:
                     yield f"{step_name(ensemble, index)}: its model has no {side} {name!r}"
                 elif types.setdefault(names[name], _data_type(declared[name])) != _data_type(declared[name]):
-                    came = f"{types[names[name]]} elsewhere and {_data_type(declared[name])}"
-                    yield f"{step_name(ensemble, index)}: tensor {names[name]!r} is {came} here"
+                    types_met = f"{types[names[name]]} elsewhere and {_data_type(declared[name])}"
+                    yield f"{step_name(ensemble, index)}: tensor {names[name]!r} is {types_met} here"
         for tensor in model.config.input:
             if not tensor.optional and tensor.name not in step.input_map:
                 yield f"{step_name(ensemble, index)}: input {tensor.name!r} of its model is not mapped"
@@ -235,7 +235,7 @@ def step_unavailable(repository: Repository) -> Iterator[Finding]:
 
 
 def _missing(repository: Repository, name: str, version: int) -> str:
-    """What a step lacks; "" when nothing, or when it can't be told."""
+    """What a step lacks; "" when nothing, or when that isn't known."""
     if not repository.has(name):
         return "its model isn't in the repository"
     model = repository.models.get(name)

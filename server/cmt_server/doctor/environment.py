@@ -68,7 +68,7 @@ def _runs_on_stub(model: Model) -> bool:
 def _numpy_of(python: str) -> str:
     """Version of a Python's NumPy; "" when it has none or doesn't say."""
     try:
-        asked = subprocess.run([python, "-c", ASK_NUMPY], capture_output=True, text=True, timeout=TIMEOUT_S)
+        answered = subprocess.run([python, "-c", ASK_NUMPY], capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return asked.stdout.strip()
+    return answered.stdout.strip()

@@ -33,12 +33,12 @@ ALL_VERSIONS = Versions()
 
 @dataclass(frozen=True)
 class Rule:
-    """A known trap. id: stable, for scripts; why: what happens; mend: what to do about it."""
+    """A known trap. id: stable, for scripts; why: what happens; fix: what to do about it."""
 
     id: str
     severity: Severity
     why: str
-    mend: str
+    fix: str
     versions: Versions = ALL_VERSIONS
 
 
@@ -61,13 +61,13 @@ class Finding:
             "model": self.model,
             "what": self.what,
             "why": self.rule.why,
-            "mend": self.rule.mend,
+            "fix": self.rule.fix,
             "triton_versions": str(self.rule.versions),
         }
 
 
 def finding(rule: Rule, where: str, model: str, what: str, severity: Severity | None = None) -> Finding:
-    """A finding of the rule's own severity unless told otherwise. Foreign text is made printable and cut."""
+    """A finding of the rule's own severity unless given otherwise. Foreign text is made printable and cut."""
     return Finding(rule, severity or rule.severity, printable(where), printable(model), printable(what))
 
 

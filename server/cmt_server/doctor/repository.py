@@ -49,7 +49,7 @@ DUPLICATE = Rule(
 
 @dataclass(frozen=True)
 class Model:
-    """file: where its configuration lies; versions: of the folders that hold it, None when a server told of it."""
+    """file: where its configuration lies; versions: of the folders that hold it, None when a server described it."""
 
     name: str
     file: str

@@ -105,11 +105,11 @@ class RunningTriton:
 
     def _version(self) -> TritonVersion | None:
         status, body = self._call("GET", "/v2")
-        told = _json(body)
-        if status != OK or not isinstance(told, dict) or "version" not in told:
+        answer = _json(body)
+        if status != OK or not isinstance(answer, dict) or "version" not in answer:
             raise ServerError(f"{self.url}/v2 answered with status {status}, not as Triton does; is it the HTTP port?")
         try:
-            return triton_version(str(told["version"]))
+            return triton_version(str(answer["version"]))
         except ValueError:
             return None
 
@@ -119,15 +119,15 @@ class RunningTriton:
         if status != OK or not isinstance(entries, list):
             return None
         fields = ("name", "version", "state", "reason")
-        told = [entry for entry in entries if isinstance(entry, dict) and entry.get("name")]
-        return tuple(IndexEntry(**{key: str(entry.get(key, "")) for key in fields}) for entry in told)
+        answer = [entry for entry in entries if isinstance(entry, dict) and entry.get("name")]
+        return tuple(IndexEntry(**{key: str(entry.get(key, "")) for key in fields}) for entry in answer)
 
     def _control_open(self) -> bool:
         """Whether anybody may load models: a name that nothing can have is looked for in the repository."""
         nobody = f"cmt-doctor-{secrets.token_hex(8)}"
         _, body = self._call("POST", f"/v2/repository/models/{nobody}/load", b"{}", token=False)
-        told = _json(body)
-        return isinstance(told, dict) and f"failed to load '{nobody}'" in str(told.get("error"))
+        answer = _json(body)
+        return isinstance(answer, dict) and f"failed to load '{nobody}'" in str(answer.get("error"))
 
     def _stuck(self, index: tuple[IndexEntry, ...] | None, patience_s: float) -> tuple[IndexEntry, ...]:
         waiting = {entry for entry in index or () if entry.state == "UNLOADING"}

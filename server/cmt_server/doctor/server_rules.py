@@ -28,7 +28,7 @@ SHARED_MEMORY_OPEN = Rule(
 READINESS_POISONED = Rule(
     "readiness-poisoned",
     "warning",
-    "/v2/health/ready says no though every model answers: one version that failed to load keeps it so until that very "
+    "/v2/health/ready is 400 though every model answers: one version that failed to load keeps it so until that very "
     "version loads, and an orchestrator takes a working server out of service.",
     "Probe /v2/models/NAME/ready, or start Triton with --strict-readiness=false; load or unload what failed.",
 )

@@ -253,7 +253,7 @@ def test_every_rule_about_configurations_has_both_kinds_of_cases() -> None:
 
 def test_rules_are_named_once_and_advise() -> None:
     assert len({rule.id for rule in RULES}) == len(RULES)
-    assert all(rule.why.endswith(".") and rule.mend.endswith(".") for rule in RULES)
+    assert all(rule.why.endswith(".") and rule.fix.endswith(".") for rule in RULES)
 
 
 def test_a_rule_for_other_triton_versions_is_left_out(found: Found, tmp_path: Path) -> None:

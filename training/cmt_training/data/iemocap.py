@@ -61,7 +61,7 @@ def load_iemocap(
     test_session: int = TEST_SESSION,
     validation_session: int = VALIDATION_SESSION,
 ) -> DataSet:
-    """The folder IEMOCAP_full_release or the one it lies in; `iemocap4` unless told otherwise. Raises DataError."""
+    """The folder IEMOCAP_full_release or the one it lies in; `iemocap4` unless given otherwise. Raises DataError."""
     require_folder(folder)
     chosen = check_label_set("IEMOCAP", label_set, tuple(LABELS))
     root = folder / RELEASE_FOLDER if (folder / RELEASE_FOLDER).is_dir() else folder

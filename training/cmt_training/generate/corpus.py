@@ -121,7 +121,7 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
         "audio": None if audio.missing else f"audio/{plan.split}/{plan.id}.flac",
     }
     cues = {}
-    said = sentence(text.emotion, text.strength, plan.split, rng_of(options.seed, "text", plan.id))
+    spoken = sentence(text.emotion, text.strength, plan.split, rng_of(options.seed, "text", plan.id))
     if names["image"]:
         rng = rng_of(options.seed, "image", plan.id)
         actions = actions_of(image.emotion, image.strength, person.face.rest, rng)
@@ -131,9 +131,9 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
     if names["audio"]:
         rng = rng_of(options.seed, "audio", plan.id)
         prosody = prosody_of(audio.emotion, audio.strength, rng)
-        (draft / names["audio"]).write_bytes(speech(said, person.voice, prosody, audio.noise, rng))
+        (draft / names["audio"]).write_bytes(speech(spoken, person.voice, prosody, audio.noise, rng))
         cues["audio"] = _rounded(prosody)
-    written = misheard(said, text.noise, rng_of(options.seed, "typing", plan.id)) if text.noise else said
+    written = misheard(spoken, text.noise, rng_of(options.seed, "typing", plan.id)) if text.noise else spoken
     row = {
         "id": plan.id,
         "label": plan.label,

@@ -20,7 +20,7 @@ _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 FULL_VOLUME = 100
 SEMITONES_PER_PITCH = 0.24  # its pitch and range go from 0 to 100, 50 is the voice's own
 
-_Heard = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def speak(utterance: Utterance) -> NDArray[np.int16]:
 def _spoken(library: ctypes.CDLL, utterance: Utterance) -> bytes:
     pieces: list[bytes] = []
 
-    def heard(samples: ctypes._Pointer[ctypes.c_short], count: int, _: int) -> int:
+    def on_samples(samples: ctypes._Pointer[ctypes.c_short], count: int, _: int) -> int:
         if samples and count:
             pieces.append(ctypes.string_at(samples, 2 * count))
         return 0
 
-    callback = _Heard(heard)
+    callback = _SynthCallback(on_samples)
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(utterance.voice.encode()):
         return b""

@@ -101,9 +101,9 @@ def speech(text: str, voice: Voice, prosody: Prosody, noise: float, rng: np.rand
 
 def prosody_of(emotion: str, strength: float, rng: np.random.Generator) -> Prosody:
     """What an emotion makes of somebody's voice this time. strength: 0 to 1."""
-    wanted = np.array(astuple(PROSODY[emotion]))
+    target = np.array(astuple(PROSODY[emotion]))
     spread = np.array(astuple(SPREAD))
-    return Prosody(*(float(value) for value in strength * wanted + rng.normal(0, 1, len(spread)) * spread))
+    return Prosody(*(float(value) for value in strength * target + rng.normal(0, 1, len(spread)) * spread))
 
 
 def _spoken(text: str, voice: Voice, prosody: Prosody) -> Sound:
