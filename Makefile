@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
+.PHONY: demo help test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
 
-demo: $(VENV)/.installed  ## exports the mini preset, starts Triton, asks it, stops it
-	$(BIN)/cmt demo
+demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
+	@$(BIN)/cmt demo
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
 
 test: $(VENV)/.installed  ## every test, on the real Triton
 	$(BIN)/pytest
@@ -40,10 +43,17 @@ format: $(VENV)/.installed
 model-repository: $(VENV)/.installed  ## writes model_repository/ from the contract
 	$(BIN)/python -m cmt_pipeline.reference model_repository
 
+$(VENV)/.demo: pyproject.toml  # what exports and serves, without what tests and measures
+	@echo "Installing PyTorch, OpenVINO and Triton into $(VENV); the first time takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[export]"
+	@touch $@
+
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	touch $@
+	@echo "Installing everything that tests and measurements need into $(VENV); the first time takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
 
 perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for `make bench` to be checked against
 
