@@ -30,7 +30,10 @@ def parse(line: str) -> None:
     words = shlex.split(line, comments=True)
     assert words[0] == "cmt", line
     command, words = root(), words[1:]
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+    while hasattr(command, "commands") and words not in (["--help"], ["--version"]):
+        context = command.make_context("cmt", [], resilient_parsing=True)
+        _, words, _ = command.make_parser(context).parse_args(words)  # what isn't the group's own option
+        assert words, f"expected a verb: {line}"
         assert words[0] in command.commands, f"cmt has no verb {words[0]}: {line}"
         command, words = command.commands[words[0]], words[1:]
     if words not in (["--help"], ["--version"]):

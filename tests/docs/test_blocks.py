@@ -23,8 +23,6 @@ COMMANDS = sorted({line for block in blocks("sh") for line in block.lines} - {SE
 CONSOLE = sorted({line for block in blocks("console") for line in block.lines})
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MOST_LINES = 40
-#: Options of `cmt` itself, which are no verb's.
-OWN_OPTIONS = {"--help", "--version"}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +95,9 @@ def test_every_block_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_and_targets_in_the_text_are_there(page: Path) -> None:
-    known = {option for _, command in command_lines.verbs() for p in command.params for option in p.opts}
+    commands = [command_lines.root(), *(command for _, command in command_lines.verbs())]
+    known = {"--help"} | {option for command in commands for p in command.params for option in p.opts}
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
-    assert named <= known | OWN_OPTIONS
+    assert named <= known
     assert set(re.findall(r"`make ([a-z][\w-]*)", text)) <= TARGETS
