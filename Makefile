@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo help test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity clean
+.PHONY: demo help test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -90,6 +90,10 @@ bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes p
 bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: writes perf/results/capacity.json; 20 minutes
 	$(BIN)/cmt export --precision bf16 --state .cmt/capacity
 	$(BIN)/python -m cmt_perf.capacity_trial .cmt/capacity
+
+bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
+	$(BIN)/cmt export --precision bf16 --state .cmt/hostile
+	$(BIN)/python -m cmt_perf.hostile .cmt/hostile
 
 clean:
 	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

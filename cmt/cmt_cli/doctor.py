@@ -45,9 +45,9 @@ def doctor(
     Example: [bold]cmt doctor model_repository --triton-version 2.51[/]
     """
     from cmt_pipeline.constants import CONTROL_HEADER
+    from cmt_server.binary import triton_version as parse_version
     from cmt_server.doctor.diagnosis import diagnose
     from cmt_server.doctor.environment import stub_environment
-    from cmt_server.doctor.finding import triton_version as parse_version
     from cmt_server.doctor.running import RunningTriton
 
     if rules:

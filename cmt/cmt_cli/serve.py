@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmt_cli.signals import Stopped, StopSignal, stop_signal
 from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
 from cmt_pipeline.constants import GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, TOKEN_VARIABLE
 
@@ -31,7 +31,17 @@ def serve(
     release: Annotated[
         int | None, typer.Option(help="Release number; by default the one served last here, otherwise the newest.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need it said.")] = LOOPBACK,
+    host: Annotated[
+        str, typer.Option(help="IPv4 address to listen on. Others than this machine's own need a Triton without holes.")
+    ] = LOOPBACK,
+    expose_vulnerable_triton: Annotated[
+        bool,
+        typer.Option(
+            "--expose-vulnerable-triton",
+            envvar="CMT_EXPOSE_VULNERABLE_TRITON",
+            help="Let others reach a Triton with published vulnerabilities.",
+        ),
+    ] = False,
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = HTTP_PORT,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = GRPC_PORT,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = METRICS_PORT,
@@ -42,39 +52,83 @@ def serve(
     ] = None,
     tuning: Annotated[Path | None, typer.Option(help="File that `cmt tune` wrote for this machine.")] = None,
     drain_timeout_s: Annotated[float, typer.Option(help="Seconds that stopping waits for requests in flight.")] = 30.0,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(envvar="CMT_TLS_CERTIFICATE", help="PEM file: TLS on the gRPC port; HTTP needs a proxy."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="CMT_TLS_KEY", help="PEM file: the certificate's key.")] = None,
+    latency_quantiles: Annotated[
+        str, typer.Option(envvar="CMT_LATENCY_QUANTILES", help="Quantiles of latency in the metrics, as 0.5,0.95,0.99.")
+    ] = "",
+    traces_url: Annotated[
+        str, typer.Option(envvar="CMT_TRACES_URL", help="OTLP/HTTP collector of OpenTelemetry traces.")
+    ] = "",
+    traces_every: Annotated[int, typer.Option(envvar="CMT_TRACES_EVERY", help="Trace one of so many requests.")] = 100,
+    triton_log_level: Annotated[
+        str, typer.Option(envvar="CMT_TRITON_LOG_LEVEL", help="Triton's own: error, warning, info, or verbose=N.")
+    ] = "info",
+    triton_log: Annotated[
+        bool, typer.Option("--triton-log", envvar="CMT_TRITON_LOG", help="Log Triton's lines here too.")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Serves a release until Ctrl-C or SIGTERM, then finishes what is in flight and stops.
+
+    Exits with 0 when it was told to stop, 1 when it can't start, 2 for options that make no sense, and 3 when what died
+    again and again was given up.
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
     from cmt_engine.engine import ENGINES
     from cmt_pipeline.triton_config import DEFAULT_TUNING
+    from cmt_server.options import Tls, Traces
     from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions, new_token
-    from cmt_server.supervise import Supervisor
+    from cmt_server.triton_log import log_line
     from cmt_server.tuning import read_tuning
 
+    if (tls_certificate is None) != (tls_key is None):
+        raise ValueError("TLS: expected both --tls-certificate and --tls-key")
     chosen = State(state)
-    served = chosen_release(chosen, release)
-    options = ServerOptions(
-        repository=chosen.repository.absolute(),
-        work=chosen.server.absolute(),
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        model_config_name=model_config_name or ENGINES[served.manifest.info.engine].variant,
-        drain_timeout_s=drain_timeout_s,
-        control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
-    )
-    install = InstallOptions(limits_from(limit), read_tuning(tuning) if tuning else DEFAULT_TUNING)
-    with stop_signal() as stopped, serving(chosen, served, options, install) as server:
-        _announce_table(server)
-        supervisor = Supervisor(server, _say)
-        while not stopped.wait(WATCH_S):
-            supervisor.look()
-        _say("draining: requests in flight finish, new ones are refused")
+    level, verbose = log_level_from(triton_log_level)
+    with stop_signal() as stop, contextlib.suppress(Stopped):
+        with stop.at_once():
+            served = chosen_release(chosen, release)
+            install = InstallOptions(limits_from(limit), read_tuning(tuning) if tuning else DEFAULT_TUNING)
+        options = ServerOptions(
+            repository=chosen.repository.absolute(),
+            work=chosen.server.absolute(),
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            model_config_name=model_config_name or ENGINES[served.manifest.info.engine].variant,
+            drain_timeout_s=drain_timeout_s,
+            control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
+            expose_vulnerable=expose_vulnerable_triton,
+            tls=Tls(tls_certificate, tls_key) if tls_certificate and tls_key else None,
+            traces=Traces(traces_url, traces_every) if traces_url else None,
+            latency_quantiles=quantiles_from(latency_quantiles),
+            log_level=level,
+            verbose=verbose,
+        )
+        with serving(chosen, served, options, install, stop, log_line if triton_log else None) as server:
+            _keep_up(server, stop)
+
+
+def _keep_up(server: TritonServer, stop: StopSignal) -> None:
+    """Says where the server is, and looks after it until somebody wants it to stop."""
+    from cmt_server.supervise import Supervisor
+
+    for note in server.notes:
+        LOG.warning(note)
+    for what, where in (("gRPC ", server.grpc_url), ("HTTP ", server.http_url), ("log  ", server.log)):
+        LOG.info(f"{what} {where}")
+    LOG.info("Ctrl-C drains and stops.")
+    supervisor = Supervisor(server, LOG.warning, stop.check)
+    while not stop.wait(WATCH_S):
+        supervisor.look()
+    LOG.info("draining: requests in flight finish, new ones are refused")
 
 
 def chosen_release(state: State, number: int | None) -> Release:
@@ -88,26 +142,42 @@ def chosen_release(state: State, number: int | None) -> Release:
     live = Repository(state.repository).live() if number is None else None
     newer = [n for n in release_numbers(state.releases) if live and n > live.release]
     if live and newer:
-        _say(
+        LOG.info(
             f"serving release {live.release}, as last time; {', '.join(map(str, newer))} newer: --release, cmt upgrade"
         )
     return open_release(state.releases, number if live is None else live.release)
 
 
 @contextlib.contextmanager
-def serving(state: State, release: Release, options: ServerOptions, install: InstallOptions) -> Iterator[TritonServer]:
-    """A server on this release, announced in the state folder while it runs. Only one at a time for a state folder."""
+def serving(
+    state: State,
+    release: Release,
+    options: ServerOptions,
+    install: InstallOptions,
+    stop: StopSignal | None = None,
+    on_log_line: Callable[[str], None] | None = None,
+) -> Iterator[TritonServer]:
+    """A server on this release, announced in the state folder while it runs. Only one at a time for a state folder.
+
+    stop: ends the start with Stopped when it is set.
+    """
     from cmt_cli.show import progress_bar
     from cmt_server.repository import Repository
     from cmt_server.server import TritonServer
 
+    stop = stop or StopSignal()
     with only_one(state.root / "serve.lock"):
+        server = TritonServer(options, on_log_line)
         repository = Repository(options.repository)
-        with repository.lock():
+        with stop.at_once(), repository.lock():
             repository.install(release, install)
-        server = TritonServer(options)
-        with progress_bar("serve") as progress:
-            server.start(lambda ready, total: progress("waiting until every pipeline answers", ready / total))
+        with progress_bar("serve") as show:
+
+            def progress(ready: int, total: int) -> None:
+                stop.check()
+                show("waiting until every pipeline answers", ready / total)
+
+            server.start(progress)
         try:
             state.announce(
                 RunningServer(
@@ -140,20 +210,6 @@ def only_one(path: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, from now on."""
-    stopped = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def limits_from(pairs: list[str] | None) -> Limits:
     """Limits with some set by NAME=VALUE. ValueError for an unknown name or a value of another kind."""
     from dataclasses import fields
@@ -168,19 +224,28 @@ def limits_from(pairs: list[str] | None) -> Limits:
             raise ValueError(f"--limit: got {pair!r}; expected NAME=VALUE with one of {', '.join(known)}")
         chosen[name] = value
     try:
+        for value in chosen.values():
+            if not (math.isfinite(float(value)) and float(value) > 0):
+                raise ValueError(f"{value} is no size")
         return Limits.from_text(chosen)
     except ValueError as error:
-        raise ValueError(f"--limit: got {' '.join(pairs or [])}; expected whole numbers or seconds ({error})") from None
+        got = " ".join(pairs or [])
+        raise ValueError(f"--limit: got {got}; expected whole numbers or seconds above 0 ({error})") from None
 
 
-def _announce_table(server: TritonServer) -> None:
-    from cmt_cli.show import console
+def quantiles_from(text: str) -> tuple[float, ...]:
+    """0.5,0.99 as numbers. ValueError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"--latency-quantiles: got {text!r}; expected numbers such as 0.5,0.99") from None
 
-    console.print(f"gRPC  {server.grpc_url}", highlight=False)
-    console.print(f"HTTP  {server.http_url}", highlight=False)
-    console.print(f"log   {server.log}", highlight=False)
-    console.print("Ctrl-C drains and stops.", highlight=False)
 
-
-def _say(text: str) -> None:
-    LOG.info(text)
+def log_level_from(text: str) -> tuple[str, int]:
+    """Triton's log level, and how verbose it is besides. ValueError for a word that is none."""
+    level, separator, number = text.partition("=")
+    if not separator:
+        return level, 0
+    if level != "verbose" or not number.isdigit():
+        raise ValueError(f"--triton-log-level: got {text!r}; expected error, warning, info or verbose=N")
+    return "info", int(number)

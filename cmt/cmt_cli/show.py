@@ -30,7 +30,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     """Errors whose message says what to do; of modules that are loaded anyway."""
     import sys
 
-    kinds: list[type[BaseException]] = [ValueError, FileNotFoundError]
+    kinds: list[type[BaseException]] = [ValueError, OSError]
     for module, names in {
         "cmt_client": ("EmotionError",),
         "cmt_server.errors": ("ServerError",),
@@ -46,13 +46,20 @@ def expected_errors() -> tuple[type[BaseException], ...]:
 
 
 def fail(error: BaseException) -> int:
-    """Prints an error; the exit status: 2 where the input is at fault, else 1."""
+    """Prints an error; the exit status: 2 where the input is at fault, the error's own if it has one, else 1."""
     if logs_are_json():
-        LOG.error(str(error), extra={"error": type(error).__name__})
+        LOG.error(_told(error), extra={"error": type(error).__name__})
     else:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        errors.print(str(error), markup=False, highlight=False)
-    return EXIT_INPUT if isinstance(error, ValueError) else EXIT_SERVICE
+        errors.print(_told(error), markup=False, highlight=False)
+    return EXIT_INPUT if isinstance(error, ValueError) else int(getattr(error, "exit_status", EXIT_SERVICE))
+
+
+def _told(error: BaseException) -> str:
+    """An error of the system without its number, with the file that it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 @contextlib.contextmanager

@@ -3,73 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from cmt_pipeline.constants import CONTROL_HEADER, GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, PYTHON_STUB
-from cmt_pipeline.pipelines import PIPELINES, candidate_of
-from cmt_server.binary import find_tritonserver
+from cmt_pipeline.pipelines import candidate_of
+from cmt_server.advisories import CURRENT_CONTAINER, open_advisories
+from cmt_server.binary import find_tritonserver, tritonserver_version
+from cmt_server.child import POLL_S, clean_up_after_the_dead, end_group, remove_regions, stack_bytes, start_child
+from cmt_server.child_log import ChildLog, LineReader
 from cmt_server.control import ControlApi
-from cmt_server.errors import ServerError
-from cmt_server.repository import Repository
+from cmt_server.errors import PortTaken, ServerError
+from cmt_server.options import ServerOptions, command_line, is_local, new_token, secret_flags
+from cmt_server.ports import check_free, ports_for, server_name
+from cmt_server.preload import hidden
 
-#: Model control loads code, and a registered memory region can be read back: both want the token.
-RESTRICTED = "model-repository,shared-memory,trace,logging"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-POLL_S = 0.05
+__all__ = ["ServerOptions", "TritonServer", "new_token", "ports_for"]
+
 EXIT_TIMEOUT_S = 10.0  # of a drained server; what it still waits for then are requests that Triton leaked
-GROUP_TIMEOUT_S = 5.0
-PR_SET_PDEATHSIG = 1
 
-#: Called with the number of pipelines that answer and of all there are.
+#: Called with the number of pipelines that answer and of all there are; what it raises ends the start.
 ReadyProgress = Callable[[int, int], None]
-
-
-def new_token() -> str:
-    """A token that nobody can guess."""
-    return secrets.token_urlsafe(24)
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends. trace: file that
-    gets the times of every request and of its steps once the server has ended; for measurements, never for long."""
-
-    repository: Path
-    work: Path
-    host: str = LOOPBACK
-    http_port: int = HTTP_PORT
-    grpc_port: int = GRPC_PORT
-    metrics_port: int = METRICS_PORT
-    pipelines: tuple[str, ...] = tuple(PIPELINES)
-    model_config_name: str | None = None
-    ready_timeout_s: float = 600.0
-    drain_timeout_s: float = 30.0
-    control_token: str = field(default_factory=new_token)
-    trace: Path | None = None
 
 
 class TritonServer:
     """A tritonserver of our own; a context manager that starts and stops it."""
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, on_log_line: LineReader | None = None) -> None:
+        """on_log_line: gets each line of tritonserver's log, which a file of `work` gets too.
+
+        Raises ServerError for a port that is taken, or a host that this tritonserver had better not listen on.
+        """
+        check_exposure(options)
         self.options = options
-        self.http_port, self.grpc_port, self.metrics_port = ports_for(
-            options.host, (options.http_port, options.grpc_port, options.metrics_port)
-        )
-        self.log = options.work / "tritonserver.log"
+        self.http_port, self.grpc_port, self.metrics_port = ports_for(options.host, list(options.ports.values()))
         self.control = ControlApi(options.host, self.http_port, options.control_token)
+        self.name = f"cmt-{secrets.token_hex(8)}"
+        self._log = ChildLog(options.work / "tritonserver.log", on_log_line)
+        self.log = self._log.path
+        self.notes: tuple[str, ...] = ()
+        self._running = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._regions = f"cmt-{os.getpid()}-{self.http_port}-"
+        self.check_ports()
 
     @property
     def http_url(self) -> str:
@@ -77,7 +56,7 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self.options.host}:{self.grpc_port}"
+        return f"{'grpcs' if self.options.tls else 'grpc'}://{self.options.host}:{self.grpc_port}"
 
     @property
     def pid(self) -> int | None:
@@ -90,49 +69,65 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def check_ports(self) -> None:
+        """Raises ServerError for a port that somebody listens on."""
+        check_free(self.options.host, {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port})
+
     def start(self, progress: ReadyProgress | None = None) -> None:
         """Returns once every pipeline answers. Raises ServerError, with the cause from the log, if one can't."""
-        _clean_up_after_the_dead()
-        self.options.work.mkdir(parents=True, exist_ok=True)
-        binary = find_tritonserver(self.options.work)
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [str(binary.path), *self._arguments(), *binary.arguments],
-                env={**os.environ, **binary.environment, "PYTHONDONTWRITEBYTECODE": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is ours to handle: drain first
-                preexec_fn=_die_with_parent,
-            )
+        self.check_ports()
+        clean_up_after_the_dead()
         try:
+            self._start_child()
             self._wait_ready(progress)
         except BaseException:
             self.stop(drain=False)
             raise
 
+    def _start_child(self) -> None:
+        """notes: what this machine doesn't let the child have."""
+        try:
+            self.options.work.mkdir(parents=True, exist_ok=True)
+            binary = find_tritonserver(self.options.work)
+            self._running.enter_context(self._log)
+            stack, lessened = stack_bytes()
+            ports = {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
+            open_flags = command_line(self.options, ports, self.name, self._regions)
+            last, first = hidden(secret_flags(self.options)) if binary.hides else (secret_flags(self.options), {})
+            command = [str(binary.path), *open_flags, *binary.arguments, *last]
+            self._process = start_child(
+                command, first | binary.environment | {"PYTHONDONTWRITEBYTECODE": "1"}, self._log.fd, stack
+            )
+        except OSError as error:
+            raise ServerError(f"tritonserver can't be started in {self.options.work}: {error}") from error
+        self.notes = (
+            *([f"form bodies of {stack >> 21} MiB and more end the server: {lessened}"] if lessened else []),
+            *([] if binary.hides else ["every user of this machine can read the control token in the process list"]),
+        )
+
     def stop(self, drain: bool = True) -> None:
         """Refuses new requests, lets those in flight finish, ends the server and its stubs, removes its memory regions.
 
         Bounded: draining gets drain_timeout_s, exiting EXIT_TIMEOUT_S; what is still in flight then is given up.
+        Without draining the server is killed.
         """
-        process = self._process
-        if process is None:
-            return
-        if drain and process.poll() is None:
-            with contextlib.suppress(ServerError):
-                on_trial = map(candidate_of, self.options.pipelines)
-                self.control.drain((*self.options.pipelines, *on_trial), self.options.drain_timeout_s)
-        process.terminate()
-        try:
-            process.wait(EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        with self._running:
+            process = self._process
+            if process is None:
+                return
+            if drain and process.poll() is None and self._is_ours():
+                with contextlib.suppress(ServerError):
+                    on_trial = map(candidate_of, self.options.pipelines)
+                    self.control.drain((*self.options.pipelines, *on_trial), self.options.drain_timeout_s)
+            if drain:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(EXIT_TIMEOUT_S)
             process.kill()
             process.wait()
-        _end_group(process.pid)
-        for region in SHARED_MEMORY.glob(f"{self._regions}*"):
-            region.unlink(missing_ok=True)
-        self._process = None
+            end_group(process.pid)
+            remove_regions(self._regions)
+            self._process = None
 
     def check(self) -> None:
         """ServerError if the server has died."""
@@ -142,39 +137,16 @@ class TritonServer:
         if process.poll() is not None:
             raise ServerError(f"tritonserver ended with {process.returncode}; {self._cause()}")
 
-    def _arguments(self) -> list[str]:
-        options = self.options
-        arguments = {
-            "model-control-mode": "explicit",
-            "strict-readiness": "false",
-            "http-address": options.host,
-            "http-port": self.http_port,
-            "grpc-address": options.host,
-            "grpc-port": self.grpc_port,
-            "metrics-address": options.host,
-            "metrics-port": self.metrics_port,
-            "exit-timeout-secs": int(options.drain_timeout_s),
-            "http-restricted-api": f"{RESTRICTED}:{CONTROL_HEADER}={options.control_token}",
-            "grpc-restricted-protocol": f"{RESTRICTED}:{CONTROL_HEADER}={options.control_token}",
-            "disable-auto-complete-config": None,
-        }
-        if options.model_config_name:
-            arguments["model-config-name"] = options.model_config_name
-        flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in arguments.items()]
-        if options.trace:
-            settings = (f"triton,file={options.trace}", "rate=1", "level=TIMESTAMPS", "mode=triton")
-            flags += [f"--trace-config={setting}" for setting in settings]
-        flags += [f"--backend-config=python,shm-region-prefix-name={self._regions}"]
-        flags += ["--backend-config=python,stub-timeout-seconds=300"]
-        flags += [f"--model-repository={folder}" for folder in Repository(options.repository).model_folders]
-        return flags + [f"--load-model={name}" for name in options.pipelines]
+    def _is_ours(self) -> bool:
+        return server_name(self.options.host, self.http_port) == self.name
 
     def _wait_ready(self, progress: ReadyProgress | None) -> None:
         deadline = time.monotonic() + self.options.ready_timeout_s
-        waiting = list(self.options.pipelines)
+        waiting, ours = list(self.options.pipelines), False
         while waiting:
             self.check()
-            waiting = [name for name in waiting if not self.control.model_ready(name)]
+            ours = ours or self._answers()
+            waiting = [name for name in waiting if not (ours and self.control.model_ready(name))]
             if progress:
                 progress(len(self.options.pipelines) - len(waiting), len(self.options.pipelines))
             if waiting and time.monotonic() > deadline:
@@ -183,56 +155,37 @@ class TritonServer:
                 )
             time.sleep(POLL_S if waiting else 0)
 
+    def _answers(self) -> bool:
+        """Whether the child answers on its port. PortTaken if somebody else does."""
+        name = server_name(self.options.host, self.http_port)
+        if name not in (None, self.name):
+            raise PortTaken(
+                f"HTTP port {self.http_port} of {self.options.host} was taken by another server"
+                f"{f' ({name})' if name else ''} while this one started; stop it, or choose another port"
+            )
+        return name == self.name
+
     def _cause(self) -> str:
         """The last errors of the log, or its end when it holds none. That there is no GPU is no error here."""
-        lines = self.log.read_text(errors="replace").splitlines()
+        self._log.settle()
+        lines = self._log.text().splitlines()
         errors = [line.split("] ", 1)[-1].strip() for line in lines if re.match(r"E\d{4} ", line)]
         told = [error for error in dict.fromkeys(errors) if "CUDA" not in error and "CudaDriver" not in error]
         said = told[-5:] or lines[-5:]
         return f"its log {self.log} says: " + " | ".join(said)
 
 
-def ports_for(host: str, wanted: tuple[int, ...]) -> list[int]:
-    """The ports wanted, with a free one for each 0; found together, so that none is given twice."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for port in wanted:
-            if port == 0:
-                listener = stack.enter_context(socket.socket())
-                listener.bind((host, 0))
-                port = listener.getsockname()[1]
-            ports.append(port)
-    return ports
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGTERM when the process that started it dies, however it dies."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _clean_up_after_the_dead() -> None:
-    """Ends stages' processes and removes memory regions of servers whose supervisor was killed, perhaps in mid-load."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            command, _, region = (process / "cmdline").read_text().split("\0")[:3]
-            if Path(command).name == PYTHON_STUB and _is_dead(region):
-                os.kill(int(process.name), signal.SIGKILL)
-    for region_file in SHARED_MEMORY.glob("cmt-*-*-*"):
-        if _is_dead(region_file.name):
-            region_file.unlink(missing_ok=True)
-
-
-def _is_dead(region: str) -> bool:
-    """Whether the supervisor that a memory region is named for has ended."""
-    name, _, rest = region.partition("-")
-    pid = rest.partition("-")[0]
-    return name == "cmt" and pid.isdigit() and not Path("/proc", pid).exists()
-
-
-def _end_group(group: int) -> None:
-    """Ends what the server left of its process group: stubs whose server was killed."""
-    deadline = time.monotonic() + GROUP_TIMEOUT_S
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(group, signal.SIGKILL)
-            time.sleep(POLL_S)
+def check_exposure(options: ServerOptions) -> None:
+    """Raises ServerError where strangers would reach a tritonserver with published faults, unless that is accepted."""
+    if options.expose_vulnerable or is_local(options.host):
+        return
+    version = tritonserver_version()
+    faults = open_advisories(version)
+    if faults:
+        told = f"Triton {version[0]}.{version[1]}" if version else "a Triton of unknown version"
+        raise ServerError(
+            f"{options.host} lets others reach {told}, which isn't known to be free of "
+            f"{', '.join(name for fault in faults for name in fault.names)}. Listen on 127.0.0.1 behind a proxy, serve "
+            f"from the image {CURRENT_CONTAINER} or a later one (server/Dockerfile), or, where only trusted clients "
+            "reach the port, pass --expose-vulnerable-triton"
+        )

@@ -1,80 +1,122 @@
-"""Keeps a server answering: starts it again when it dies, and a stage again when its process dies."""
+"""Keeps a server answering: starts it again when it dies, and a stage again when its process dies.
+
+A stage whose process was started again STAGE_MENDS times within WINDOW_S isn't mended alone any more: the server is
+started again. After MAX_RESTARTS of those within WINDOW_S it is given up, with an error, since what dies that often
+isn't mended so. Before the second restart within WINDOW_S it waits BACKOFF_S, then each time twice as long, at most
+MAX_BACKOFF_S.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 from cmt_pipeline.constants import PYTHON_STUB
 from cmt_pipeline.stages import STAGES
-from cmt_server.errors import ServerError
+from cmt_server.errors import GaveUp, ServerError
 from cmt_server.repository import Repository
-from cmt_server.server import TritonServer
+from cmt_server.server import ReadyProgress, TritonServer
 
-MENDS = 5  # within MENDS_WINDOW_S, before giving up: what dies that often isn't mended by starting it again
-MENDS_WINDOW_S = 600.0
+STAGE_MENDS = 3
+MAX_RESTARTS = 5
+WINDOW_S = 600.0
+BACKOFF_S = 2.0
+MAX_BACKOFF_S = 30.0
 
 #: A stage and its version.
 StageVersion = tuple[str, int]
 
 
 class Supervisor:
-    """Looks after a started server. say: called with what happened, for people."""
+    """Looks after a started server. say: called with what happened, for people; progress: of starting it again."""
 
-    def __init__(self, server: TritonServer, say: Callable[[str], None]) -> None:
+    def __init__(self, server: TritonServer, say: Callable[[str], None], progress: ReadyProgress | None = None) -> None:
         self._server = server
         self._repository = Repository(server.options.repository)
         self._say = say
-        self._mends: list[float] = []
+        self._progress = progress
+        self._restarts: list[float] = []
+        self._restart_at: float | None = None
+        self._mends: dict[StageVersion, list[float]] = defaultdict(list)
         self._seen: set[StageVersion] = set()
         self._missing: set[StageVersion] = set()
 
     def look(self) -> None:
-        """One look, to be taken twice a second or so. Raises ServerError when the server can't be kept up."""
+        """One look, to be taken twice a second or so. Raises GaveUp when the server can't be kept up."""
+        if self._restart_at is not None:
+            if time.monotonic() >= self._restart_at:
+                self._restart()
+            return
         try:
             self._server.check()
         except ServerError as error:
-            self._restart(error)
+            self._plan_restart(str(error))
             return
         try:
-            self._mend_stages()
+            worn_out = self._mend_stages()
         except (OSError, ServerError):
             return  # it is dying, or too busy to say: the next look tells
+        if worn_out:
+            self._plan_restart(f"{worn_out} was started again {STAGE_MENDS} times and died again")
 
-    def _restart(self, error: ServerError) -> None:
-        self._count_mend(error)
-        self._say(f"{error}; starting it again")
+    def _plan_restart(self, why: str) -> None:
+        """Counts a restart and says when it will be. Raises GaveUp after too many."""
+        now = time.monotonic()
+        self._restarts = _within_window(self._restarts)
+        count = len(self._restarts)
+        if count >= MAX_RESTARTS:
+            raise GaveUp(f"{why}; the server was started again {count} times within {WINDOW_S:g} s: giving up")
+        self._restarts.append(now)
+        wait_s = min(BACKOFF_S * 2 ** (count - 1), MAX_BACKOFF_S) if count else 0.0
+        when = f"in {wait_s:g} s" if wait_s else "now"
+        self._say(f"{why}; starting the server again {when} ({count + 1} of {MAX_RESTARTS} within {WINDOW_S:g} s)")
+        self._restart_at = now + wait_s
+
+    def _restart(self) -> None:
+        """Starts the server again; a start that fails counts as one more death."""
+        self._restart_at = None
         live = self._repository.live()
         if live is not None:  # what an upgrade was loading when the server died must not keep it from starting
             self._repository.load_only([live.release])
         self._server.stop(drain=False)
-        self._server.start()
+        self._mends.clear()
         self._seen, self._missing = set(), set()
+        try:
+            self._server.start(self._progress)
+        except ServerError as error:
+            self._plan_restart(str(error))
+            return
+        self._say("the server answers again")
 
-    def _mend_stages(self) -> None:
+    def _mend_stages(self) -> str:
         """Starts a stage version again that Triton calls ready and whose process is gone for two looks.
 
         Seen on Triton 2.51: it never starts a killed process of its python backend again, and refuses every request.
+        Returns the name of one that isn't worth another start, else "".
         """
         running = stage_processes(self._server.pid or 0)
         entries = self._server.control.index()
         ready = {(e["name"], int(e["version"])) for e in entries if e["name"] in STAGES and e.get("state") == "READY"}
         gone = (ready & self._seen) - running.keys()
         for stage, version in sorted(gone & self._missing):
-            self._count_mend(ServerError(f"the process of {stage} (version {version}) died"))
-            self._say(f"the process of {stage} (version {version}) died; starting it again")
+            recent = self._mends[stage, version] = _within_window(self._mends[stage, version])
+            told = f"the process of {stage} (version {version})"
+            if len(recent) >= STAGE_MENDS:
+                return told
+            recent.append(time.monotonic())
+            self._say(f"{told} died; starting it again ({len(recent)} of {STAGE_MENDS} within {WINDOW_S:g} s)")
             self._repository.touch(stage, version)
             self._server.control.load(stage)
         self._seen = (self._seen & ready) | running.keys()
         self._missing = gone - self._missing
+        return ""
 
-    def _count_mend(self, error: ServerError) -> None:
-        now = time.monotonic()
-        self._mends = [then for then in self._mends if now - then < MENDS_WINDOW_S]
-        if len(self._mends) >= MENDS:
-            raise ServerError(f"{error}; that was mended {MENDS} times in {MENDS_WINDOW_S:g} s, giving up")
-        self._mends.append(now)
+
+def _within_window(times: list[float]) -> list[float]:
+    now = time.monotonic()
+    return [then for then in times if now - then < WINDOW_S]
 
 
 def stage_processes(server: int) -> dict[StageVersion, list[int]]:

@@ -19,7 +19,8 @@ from cmt_rollout.kubernetes.rendered import (
     scalers_of,
     selects,
 )
-from cmt_server.server import EXIT_TIMEOUT_S, GROUP_TIMEOUT_S
+from cmt_server.child import GROUP_TIMEOUT_S
+from cmt_server.server import EXIT_TIMEOUT_S
 
 Rule = Callable[[Manifests], Iterator[str]]
 

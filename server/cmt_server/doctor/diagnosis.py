@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmt_server.advisories import TritonVersion
 from cmt_server.doctor import ensemble_rules, environment, model_rules, repository, server_rules
 from cmt_server.doctor.environment import StubEnvironment
-from cmt_server.doctor.finding import Finding, Rule, TritonVersion
+from cmt_server.doctor.finding import Finding, Rule
 from cmt_server.doctor.repository import Repository, read_repositories
 from cmt_server.doctor.running import Observation
 

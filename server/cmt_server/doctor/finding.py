@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
+
+from cmt_server.advisories import TritonVersion
 
 #: error: it crashes or hangs the server, gives wrong answers, refuses to load or lets strangers in.
 #: warning: it costs time, does nothing, or bites in some requests or upgrades alone.
 Severity = Literal["error", "warning"]
 
 LONGEST_TEXT = 500  # characters of a finding that repeats what a file or a server said
-
-TritonVersion = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,3 @@ def printable(text: str) -> str:
     line = " ".join(text.split())
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     return clean if len(clean) <= LONGEST_TEXT else clean[: LONGEST_TEXT - 1] + "…"
-
-
-def triton_version(text: str) -> TritonVersion:
-    """The first two numbers of a version such as 2.51.0. ValueError if there are none."""
-    match = re.match(r"(\d{1,4})\.(\d{1,4})(\D|$)", text)
-    if match is None:
-        raise ValueError(f"Triton version: got {printable(text)!r}; expected one such as 2.51")
-    return int(match[1]), int(match[2])

@@ -19,7 +19,9 @@ from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from cmt_pipeline.constants import CONTROL_HEADER, HTTP_PORT, LOOPBACK
-from cmt_server.doctor.finding import TritonVersion, printable, triton_version
+from cmt_server.advisories import TritonVersion
+from cmt_server.binary import triton_version
+from cmt_server.doctor.finding import printable
 from cmt_server.doctor.repository import Model, Repository, sized
 from cmt_server.errors import ServerError
 

@@ -17,8 +17,7 @@ from cmt_client import AsyncEmotionClient
 from cmt_engine.engine import Precision
 from cmt_perf.traffic import TrafficPlan, traffic_items
 from cmt_release.release import Release
-from cmt_server import no_cancel
-from cmt_server.no_cancel import FUNCTION, MACHINES, shared_object, write_no_cancel
+from cmt_server.preload import FUNCTION, MACHINES, shared_object, write_preload
 from cmt_server.server import TritonServer
 from serving import server_on
 
@@ -27,7 +26,7 @@ AT_ONCE = 6
 
 
 def test_the_library_loads_and_its_function_returns_null(tmp_path: Path) -> None:
-    library = write_no_cancel(tmp_path / "work")
+    library = write_preload(tmp_path / "work")
     assert library is not None
     function = getattr(ctypes.CDLL(str(library)), FUNCTION)
     function.restype = ctypes.c_void_p
@@ -37,7 +36,7 @@ def test_the_library_loads_and_its_function_returns_null(tmp_path: Path) -> None
 
 def test_a_process_finds_it_by_its_name(tmp_path: Path) -> None:
     """As Triton's gRPC front end does, through the dynamic linker."""
-    library = write_no_cancel(tmp_path)
+    library = write_preload(tmp_path)
     call = (
         f"import ctypes; cancel = ctypes.CDLL(None).{FUNCTION}; cancel.restype = ctypes.c_void_p; print(cancel(1234))"
     )
@@ -49,13 +48,14 @@ def test_a_process_finds_it_by_its_name(tmp_path: Path) -> None:
 def test_every_machine_has_a_sound_file(machine: str) -> None:
     made = shared_object(machine)
     assert made[:4] == b"\x7fELF"
-    assert int.from_bytes(made[18:20], "little") == MACHINES[machine][0]
-    assert MACHINES[machine][2] in made
+    assert int.from_bytes(made[18:20], "little") == MACHINES[machine].number
+    assert MACHINES[machine].cancel in made
+    assert MACHINES[machine].hide in made
 
 
 def test_an_unknown_machine_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
-    assert no_cancel.write_no_cancel(tmp_path) is None
+    assert write_preload(tmp_path) is None
 
 
 @pytest.fixture

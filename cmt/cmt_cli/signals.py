@@ -1,0 +1,57 @@
+"""SIGINT and SIGTERM as a wish to stop, which long work looks at or is interrupted by."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class Stopped(BaseException):
+    """Somebody wants this process to stop. No Exception: nothing on the way handles it by mistake."""
+
+
+class StopSignal:
+    """Set by the first SIGINT or SIGTERM."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._raises = False
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a signal came by then."""
+        return self._event.wait(timeout_s)
+
+    def check(self, *_: object) -> None:
+        """Raises Stopped if a signal came."""
+        if self._event.is_set():
+            raise Stopped
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, the first signal raises Stopped wherever the work is: for work that may be cut off anywhere."""
+        self._raises = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raises = False
+
+    def handle(self, *_: object) -> None:
+        first = not self._event.is_set()
+        self._event.set()
+        if first and self._raises:
+            raise Stopped
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """What SIGINT and SIGTERM set, from now on."""
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
