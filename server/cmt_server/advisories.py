@@ -1,4 +1,4 @@
-"""Published faults of tritonserver that whoever reaches a port can use, by the release that mends them.
+"""Published faults of tritonserver that whoever reaches a port can use, by the release that fixes them.
 
 Sources: NVIDIA's security bulletins 5687 (August 2025), 5734 (December 2025) and 5828 (May 2026); the pull requests of
 triton-inference-server/server that are named. A release has two names: that of its container (26.09) and that which the
@@ -14,11 +14,11 @@ TritonVersion = tuple[int, int]
 
 @dataclass(frozen=True)
 class Advisory:
-    """mended: the first version that is known to be whole, and `container`, that of its image."""
+    """fixed: the first version that is known to be whole, and `container`, that of its image."""
 
     names: tuple[str, ...]
     what: str
-    mended: TritonVersion
+    fixed: TritonVersion
     container: str
 
 
@@ -61,4 +61,4 @@ CURRENT_CONTAINER = "nvcr.io/nvidia/tritonserver:26.09-py3"
 
 def open_advisories(version: TritonVersion | None) -> tuple[Advisory, ...]:
     """Those that a version isn't known to be free of; all of them when it is unknown."""
-    return tuple(found for found in ADVISORIES if version is None or version < found.mended)
+    return tuple(found for found in ADVISORIES if version is None or version < found.fixed)

@@ -1,8 +1,8 @@
 """Keeps a server answering: starts it again when it dies, and a stage again when its process dies.
 
-A stage whose process was started again STAGE_MENDS times within WINDOW_S isn't mended alone any more: the server is
+A stage whose process was started again STAGE_RESTARTS times within WINDOW_S isn't restarted alone any more: the server is
 started again. After MAX_RESTARTS of those within WINDOW_S it is given up, with an error, since what dies that often
-isn't mended so. Before the second restart within WINDOW_S it waits BACKOFF_S, then each time twice as long, at most
+isn't cured so. Before the second restart within WINDOW_S it waits BACKOFF_S, then each time twice as long, at most
 MAX_BACKOFF_S.
 """
 
@@ -19,7 +19,7 @@ from cmt_server.errors import GaveUp, ServerError
 from cmt_server.repository import Repository
 from cmt_server.server import ReadyProgress, TritonServer
 
-STAGE_MENDS = 3
+STAGE_RESTARTS = 3
 MAX_RESTARTS = 5
 WINDOW_S = 600.0
 BACKOFF_S = 2.0
@@ -39,7 +39,7 @@ class Supervisor:
         self._progress = progress
         self._restarts: list[float] = []
         self._restart_at: float | None = None
-        self._mends: dict[StageVersion, list[float]] = defaultdict(list)
+        self._stage_restarts: dict[StageVersion, list[float]] = defaultdict(list)
         self._seen: set[StageVersion] = set()
         self._missing: set[StageVersion] = set()
 
@@ -55,11 +55,11 @@ class Supervisor:
             self._plan_restart(str(error))
             return
         try:
-            worn_out = self._mend_stages()
+            worn_out = self._restart_stages()
         except (OSError, ServerError):
             return  # it is dying, or too busy to say: the next look tells
         if worn_out:
-            self._plan_restart(f"{worn_out} was started again {STAGE_MENDS} times and died again")
+            self._plan_restart(f"{worn_out} was started again {STAGE_RESTARTS} times and died again")
 
     def _plan_restart(self, why: str) -> None:
         """Counts a restart and says when it will be. Raises GaveUp after too many."""
@@ -81,7 +81,7 @@ class Supervisor:
         if live is not None:  # what an upgrade was loading when the server died must not keep it from starting
             self._repository.load_only([live.release])
         self._server.stop(drain=False)
-        self._mends.clear()
+        self._stage_restarts.clear()
         self._seen, self._missing = set(), set()
         try:
             self._server.start(self._progress)
@@ -90,7 +90,7 @@ class Supervisor:
             return
         self._say("the server answers again")
 
-    def _mend_stages(self) -> str:
+    def _restart_stages(self) -> str:
         """Starts a stage version again that Triton calls ready and whose process is gone for two looks.
 
         Seen on Triton 2.51: it never starts a killed process of its python backend again, and refuses every request.
@@ -101,12 +101,12 @@ class Supervisor:
         ready = {(e["name"], int(e["version"])) for e in entries if e["name"] in STAGES and e.get("state") == "READY"}
         gone = (ready & self._seen) - running.keys()
         for stage, version in sorted(gone & self._missing):
-            recent = self._mends[stage, version] = _within_window(self._mends[stage, version])
+            recent = self._stage_restarts[stage, version] = _within_window(self._stage_restarts[stage, version])
             told = f"the process of {stage} (version {version})"
-            if len(recent) >= STAGE_MENDS:
+            if len(recent) >= STAGE_RESTARTS:
                 return told
             recent.append(time.monotonic())
-            self._say(f"{told} died; starting it again ({len(recent)} of {STAGE_MENDS} within {WINDOW_S:g} s)")
+            self._say(f"{told} died; starting it again ({len(recent)} of {STAGE_RESTARTS} within {WINDOW_S:g} s)")
             self._repository.touch(stage, version)
             self._server.control.load(stage)
         self._seen = (self._seen & ready) | running.keys()

@@ -17,7 +17,7 @@ from cmt_release.release import Release
 from cmt_server.errors import GaveUp, ServerError
 from cmt_server.repository import Repository
 from cmt_server.server import TritonServer
-from cmt_server.supervise import MAX_RESTARTS, STAGE_MENDS, WINDOW_S, Supervisor, stage_processes
+from cmt_server.supervise import MAX_RESTARTS, STAGE_RESTARTS, WINDOW_S, Supervisor, stage_processes
 from serving import server_on
 
 
@@ -138,7 +138,7 @@ def test_deaths_far_apart_never_add_up(died: Died, monkeypatch: pytest.MonkeyPat
     supervisor = Supervisor(died, lambda _: None)
     clock = Clock(monkeypatch)
     died.lives = 0
-    monkeypatch.setattr(supervisor, "_mend_stages", lambda: "")
+    monkeypatch.setattr(supervisor, "_restart_stages", lambda: "")
     for life in range(MAX_RESTARTS * 3):
         died.lives = life + 1
         clock.look(supervisor, 40)
@@ -183,8 +183,8 @@ def test_a_stage_that_keeps_dying_leads_to_a_restart_and_then_to_an_end(
     with pytest.raises(GaveUp, match=r"fuse \(version 1\) was started again 3 times and died again; the server was"):
         kill_every_20_s()
     assert died.starts == MAX_RESTARTS
-    assert len(kills) == (STAGE_MENDS + 1) * (MAX_RESTARTS + 1)
-    assert sum("starting it again" in line for line in said) == STAGE_MENDS * (MAX_RESTARTS + 1)
+    assert len(kills) == (STAGE_RESTARTS + 1) * (MAX_RESTARTS + 1)
+    assert sum("starting it again" in line for line in said) == STAGE_RESTARTS * (MAX_RESTARTS + 1)
 
 
 class Untouched:
