@@ -1,8 +1,8 @@
 """Keeps a server answering: starts it again when it dies, and a stage again when its process dies.
 
-A stage whose process was started again STAGE_RESTARTS times within WINDOW_S isn't restarted alone any more: the server is
-started again. After MAX_RESTARTS of those within WINDOW_S it is given up, with an error, since what dies that often
-isn't cured so. Before the second restart within WINDOW_S it waits BACKOFF_S, then each time twice as long, at most
+A stage whose process was restarted STAGE_RESTARTS times within WINDOW_S isn't restarted alone any more: the whole
+server is. After MAX_RESTARTS of those within WINDOW_S it is given up, with an error, since what dies that often isn't
+cured so. Before the second restart within WINDOW_S it waits BACKOFF_S, then each time twice as long, at most
 MAX_BACKOFF_S.
 """
 
