@@ -1,8 +1,8 @@
 """What an answer's release is, as the answer itself says it.
 
-The version number of a pipeline is the number of the release that it serves. Its Triton configuration carries one
-parameter `release_{N}` for each release it may answer from, so that whoever has an answer of version N can name its
-labels without asking anyone but the server.
+Each answer carries a tensor `release`: one JSON object an item, made by the stage that a request meets first, which is
+never shared between releases. The configuration of a pipeline names the same object in its parameter `release`, for
+whoever asks what is served rather than for an answer.
 """
 
 from __future__ import annotations

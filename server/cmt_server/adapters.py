@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,14 +47,14 @@ class Entry:
         self._loaded = LoadedRelease(stamp) if stamp and entrance == "raw" else None
         self._counts = RequestCounts(stamp, warm_ups(json.loads(args["model_config"])))
 
-    def answered(self, modalities: Sequence[Modality], run: Callable[[], Outcome]) -> Any:
+    def answered(self, modalities: Sequence[Modality], run: Callable[[], Outcome], request_id: str) -> Any:
         """The response to a request of these modalities: the tensors that `run` gives, or its refusal."""
         try:
             outcome = run()
         except InvalidInput as error:
             outcome = _untraced(error)
         except Exception as error:
-            return _refusal(error)
+            return _fault(error, request_id)
         refused = outcome if isinstance(outcome, InvalidInput) else None
         self._counts.note(pipeline_name(modalities, self._entrance) if modalities else "none", refused)
         if isinstance(outcome, InvalidInput):
@@ -86,8 +87,10 @@ class PreprocessModel:
         self._pool = ThreadPoolExecutor(len(MODALITIES), "preprocess")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        started = [self._start(request) for request in requests]
-        return self._entry.counted([self._entry.answered([*one], partial(_collected, one)) for one in started])
+        started = [(self._start(request), request.request_id()) for request in requests]
+        return self._entry.counted(
+            [self._entry.answered([*one], partial(_collected, one), request_id) for one, request_id in started]
+        )
 
     def finalize(self) -> None:
         self._entry.leave()
@@ -117,7 +120,7 @@ class CheckModel:
     def _answer(self, request: Any) -> Any:
         inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
         modalities = [m for m in MODALITIES if any(spec.name in inputs for spec in READY[m])]
-        return self._entry.answered(modalities, partial(self._checked, inputs))
+        return self._entry.answered(modalities, partial(self._checked, inputs), request.request_id())
 
     def _checked(self, inputs: dict[str, Array]) -> dict[str, Array]:
         check_ready_tensors(inputs, self._vocabulary)
@@ -150,7 +153,7 @@ class EngineModel:
             outputs = self._engine.run(joined)
         except Exception as error:
             for index, _ in group:
-                responses[index] = _refusal(error)
+                responses[index] = _fault(error, requests[index].request_id())
             return
         start = 0
         for index, inputs in group:
@@ -207,9 +210,14 @@ def _response(outputs: Mapping[str, Array]) -> Any:
     return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()])
 
 
-def _refusal(error: Exception) -> Any:
-    """The caller's fault as INVALID_ARG with field and code; anything else as INTERNAL, with its kind."""
-    if isinstance(error, InvalidInput):
-        return pb.InferenceResponse(error=pb.TritonError(error.to_wire(), pb.TritonError.INVALID_ARG))
-    pb.Logger.log_error(f"{type(error).__name__}: {error}")
+def _refusal(error: InvalidInput) -> Any:
+    """The caller's error: INVALID_ARG with field and code."""
+    return pb.InferenceResponse(error=pb.TritonError(error.to_wire(), pb.TritonError.INVALID_ARG))
+
+
+def _fault(error: Exception, request_id: str) -> Any:
+    """Ours: INTERNAL with its kind and message. The log has its kind and place alone: messages may quote content."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    pb.Logger.log_error(f"request {request_id or 'without id'}: {type(error).__name__} at {where}")
     return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
