@@ -6,6 +6,7 @@ Both share all that doesn't wait: requests, answers and the retry plan. They dif
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from cmt_client.retry import Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
+
+LOG = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRIES = 2
@@ -178,7 +181,7 @@ class EmotionClient(_Client):
             try:
                 return emotions_from(self._transport.call(request, budget.remaining_s()))
             except ServerUnavailable as error:
-                time.sleep(budget.pause_s(error))
+                time.sleep(_pause_s(budget, request, error))
 
 
 class AsyncEmotionClient(_Client):
@@ -292,7 +295,14 @@ class AsyncEmotionClient(_Client):
             try:
                 return emotions_from(await self._transport.call(request, budget.remaining_s()))
             except ServerUnavailable as error:
-                await asyncio.sleep(budget.pause_s(error))
+                await asyncio.sleep(_pause_s(budget, request, error))
+
+
+def _pause_s(budget: Budget, request: Infer, error: ServerUnavailable) -> float:
+    """Seconds to wait before another try, which is logged. Raises `error` where there is none."""
+    pause_s = budget.pause_s(error)
+    LOG.info("trying again in %.2f s: %s", pause_s, error, extra={"request_id": request.request_id})
+    return pause_s
 
 
 def _at_least_one(concurrency: int) -> int:

@@ -138,3 +138,16 @@ def test_a_retry_keeps_its_id_and_two_requests_have_two(tmp_path: Path) -> None:
     ids = [call.request_id for call in fake.calls if isinstance(call, Infer)]
     assert ids == [first, first, second]
     assert first != second
+
+
+def test_a_retry_is_logged_with_its_request_and_without_content(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeTransport()
+    fake.fail(ConnectionError("gone"))
+    with caplog.at_level("DEBUG"), EmotionClient("fake:1", transport=fake) as client:
+        client.predict(text="my diary of yesterday", request_id="order-17")
+        with pytest.raises(InvalidInput):
+            client.predict(text="my diary of yesterday" * 1000)
+    (record,) = [record for record in caplog.records if record.name == "cmt_client.client"]
+    assert record.getMessage().startswith("trying again in")
+    assert vars(record)["request_id"] == "order-17"
+    assert "diary" not in caplog.text
