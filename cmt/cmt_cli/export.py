@@ -24,7 +24,7 @@ def export(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Random weights (seeded) in place of those of a model hub.")
     ] = False,
-    label_set: Annotated[str, typer.Option(help="Label set: meld, iemocap4, iemocap6 or affectnet8.")] = "meld",
+    label_set: Annotated[str, typer.Option(help="A label set, such as meld, or labels: calm,angry,sad.")] = "meld",
     engine: Annotated[str, typer.Option(help="openvino, tensorrt, onnxruntime, or one of a package.")] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
     calibration: Annotated[Path | None, typer.Option(help="Folder of example files to calibrate int8 with.")] = None,

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainOptions)}
 
 LabelSetOption = Annotated[
-    str | None, typer.Option("--label-set", help="Label set, for data sets that can be read with several.")
+    str | None,
+    typer.Option(
+        "--label-set",
+        help="Label set, for data sets with several; or some labels: joy,anger.",
+    ),
 ]
 
 

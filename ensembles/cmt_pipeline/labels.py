@@ -1,6 +1,14 @@
-"""Label sets. A label travels as its name, together with the name of its set; never as a bare index."""
+"""Label sets. A label travels as its name, together with the name of its set; never as a bare index.
+
+A set is looked up by its name, or is the user's own: then its name is its labels, joined by commas (`calm,angry,sad`).
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cmt_pipeline.registry import Registry
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     # Order of the official releases.
@@ -9,13 +17,26 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     "iemocap6": ("happiness", "sadness", "neutral", "anger", "excitement", "frustration"),
     "affectnet8": ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"),
 }
+REGISTRY: Registry[tuple[str, ...]] = Registry("label set", "cmt_triton.label_sets", tuple, LABEL_SETS)
 
 DEFAULT_LABEL_SET = "meld"
+SEPARATOR = ","
+LABEL = re.compile(r"\w[\w' -]{0,63}")
 
 
 def labels_of(label_set: str) -> tuple[str, ...]:
-    """The labels of a set, in output order. ValueError for an unknown set."""
-    try:
-        return LABEL_SETS[label_set]
-    except KeyError:
-        raise ValueError(f"label set: got {label_set!r}; expected one of {', '.join(LABEL_SETS)}") from None
+    """The labels of a set, in output order. ValueError for an unknown set, and for names that no labels can have."""
+    if SEPARATOR in label_set:
+        return checked_labels([label.strip() for label in label_set.split(SEPARATOR)])
+    return checked_labels(REGISTRY[label_set])
+
+
+def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """ValueError unless they are two or more different names of letters, digits, spaces, `_`, `-` and `'`."""
+    wrong = [label for label in labels if not isinstance(label, str) or not LABEL.fullmatch(label)]
+    if wrong or len(set(labels)) != len(labels) or len(labels) < 2:
+        raise ValueError(
+            f"labels: got {ascii(list(labels))[:200]}; expected two or more different names of letters, digits, "
+            "spaces, _, - and '"
+        )
+    return tuple(labels)

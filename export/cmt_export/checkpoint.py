@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmt_engine.engine import sha256_of
-from cmt_pipeline.labels import labels_of
+from cmt_pipeline.labels import checked_labels, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
 from cmt_pipeline.presets import MINILM, EncoderPreset, FusionSize, Preset, preset_of
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # 1: without the labels, which then are those of the set of that name
 PACKAGE_PREFIX = "package:"
 
 
@@ -49,11 +50,13 @@ class EncoderConfig:
 class CheckpointConfig:
     """config.json of a checkpoint. `trained` is False while any weight that decides an answer is random.
 
-    model: `cmt`, or the baseline whose fusion stands in its place (`cmt_export.baselines`).
+    labels: in output order, so that whoever loads it need not know the set; model: `cmt`, or the baseline whose fusion
+    stands in its place (`cmt_export.baselines`).
     """
 
     preset: str
     label_set: str
+    labels: tuple[str, ...]
     trained: bool
     encoders: Mapping[Modality, EncoderConfig]
     fusion: FusionSize
@@ -67,8 +70,9 @@ class CheckpointConfig:
     def from_json(cls, text: str) -> CheckpointConfig:
         try:
             values = json.loads(text)
-            if (got := values.pop("format", None)) != FORMAT:
-                raise CheckpointError(f"got a checkpoint of format {got}; this version reads format {FORMAT}")
+            if (got := values.pop("format", None)) not in FORMATS:
+                raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 and {FORMAT}")
+            values["labels"] = checked_labels(values["labels"]) if got == FORMAT else labels_of(values["label_set"])
             values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
             values["fusion"] = FusionSize(**values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
@@ -99,16 +103,17 @@ def checkpoint_from_preset(
     from cmt_export.baselines import fusion_of
     from cmt_export.model import CrossModalTransformer
 
-    preset = preset_of(name)
+    preset, labels = preset_of(name), labels_of(label_set)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbones = {m: _backbone(m, preset.encoders[m], random_weights) for m in MODALITIES}
         encoders = {m: _wrapped(m, backbone) for m, (backbone, _) in backbones.items()}
-        fusion = fusion_of(model, preset.fusion, len(labels_of(label_set)))
+        fusion = fusion_of(model, preset.fusion, len(labels))
     text_config: Any = backbones["text"][0].config
     config = CheckpointConfig(
         preset=preset.name,
         label_set=label_set,
+        labels=labels,
         trained=False,
         encoders={m: encoder for m, (_, encoder) in backbones.items()},
         fusion=preset.fusion,
@@ -162,7 +167,7 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
     encoders = {m: _wrapped(m, _load_backbone(m, config.encoders[m])) for m in MODALITIES}
     try:
-        fusion = fusion_of(config.model, config.fusion, len(labels_of(config.label_set)))
+        fusion = fusion_of(config.model, config.fusion, len(config.labels))
         model = CrossModalTransformer(encoders, fusion)
         loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
     except (SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: tensors of other shapes

@@ -145,7 +145,7 @@ class _Build:
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
         engine, precision, config = self.engine, self.options.precision, self.checkpoint.config
-        labels = labels_of(config.label_set)
+        labels = config.labels
         rows: list[ParityRow] = []
         runners: dict[str, Runner] = {}
         cache = _fresh_cache(self.store / ".onnx", _onnx_key(self.options))

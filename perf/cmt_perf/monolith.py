@@ -14,7 +14,6 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 from cmt_engine.engine import sha256_of
 from cmt_export.checkpoint import load_checkpoint
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
-from cmt_pipeline.labels import labels_of
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import RELEASE, ReleaseInfo, ReleaseStamp
 from cmt_pipeline.triton_config import Served, pipeline_config, to_pbtxt
@@ -39,10 +38,9 @@ def monolith_on(checkpoint: Path, folder: Path, threads: int = 0) -> TritonServe
 def write_monolith(checkpoint: Path, repository: Path, threads: int = 0) -> None:
     """Writes a Triton repository whose one model runs a checkpoint, of whichever fusion."""
     found = load_checkpoint(checkpoint).config
-    labels = labels_of(found.label_set)
-    info = ReleaseInfo(1, found.label_set, labels, found.preset, "pytorch", "fp32", found.trained)
+    info = ReleaseInfo(1, found.label_set, found.labels, found.preset, "pytorch", "fp32", found.trained)
     stamp = ReleaseStamp.of(info, sha256_of(checkpoint)).to_json()
-    config = pipeline_config(PIPELINES[NAME], Served(labels=len(labels), parameters={RELEASE: stamp}))
+    config = pipeline_config(PIPELINES[NAME], Served(labels=len(found.labels), parameters={RELEASE: stamp}))
     config.ClearField("ensemble_scheduling")
     config.ClearField("platform")
     config.backend = "python"

@@ -244,5 +244,9 @@ def test_label_sets_and_presets_are_known_by_name() -> None:
         assert len(set(labels)) == len(labels)
     with pytest.raises(ValueError, match="label set: got 'melt'; expected one of meld, iemocap4"):
         labels_of("melt")
+    assert labels_of("calm, angry,very sad") == ("calm", "angry", "very sad")
+    for wrong in ("calm,", "calm,calm", "calm,an/gry", "calm,sad\nder", ","):
+        with pytest.raises(ValueError, match="expected two or more different names"):
+            labels_of(wrong)
     with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, mini"):
         preset_of("huge")

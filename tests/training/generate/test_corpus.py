@@ -72,6 +72,16 @@ def test_it_is_named_generated_and_says_how_it_was_made(made: Path, opened: Data
     )
 
 
+def test_some_labels_of_a_data_set_leave_the_others_out(made: Path, opened: DataSet) -> None:
+    some = open_data_set(made, label_set="joy,anger")
+    assert some.label_set == "joy,anger"
+    assert [e.id for e in some.examples] == [e.id for e in opened.examples if e.label in ("joy", "anger")]
+    (others,) = some.skipped.values()
+    assert len(some.examples) + len(others) == len(opened.examples)
+    with pytest.raises(DataError, match="got labels calm for generated; expected some of neutral, surprise"):
+        open_data_set(made, label_set="joy,calm")
+
+
 def test_people_are_of_one_split_each(opened: DataSet) -> None:
     people = [{found.speaker for found in opened.of(split)} for split in SPLITS]
     assert sum(map(len, people)) == len(set.union(*people))
