@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,32 @@ def test_the_house_is_drawn_as_it_is() -> None:
         assert told, f"{package} isn't in {rooms.PAGE.name} as it is: run `make house`"
         lines = rooms.lines_of(package)
         assert int(told[1].replace(",", "")) == pytest.approx(lines, rel=0.25, abs=300), "run `make house`"
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").relative_to(ROOT).parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported_by(path: Path, names: set[str]) -> set[str]:
+    """Our modules that a module imports: at its head, later, or for its annotations alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            found |= whole or {str(node.module)}
+    return (found & names) - {module_name(path)}
+
+
+def test_no_module_imports_what_imports_it() -> None:
+    paths = {module_name(path): path for package in MAY_IMPORT for path in modules_of(package)}
+    graph = {name: modules_imported_by(path, set(paths)) for name, path in paths.items()}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 def test_modules_stay_short() -> None:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cmt_pipeline.progress import Progress
-    from cmt_training.evaluate import Curves, Evaluation
+    from cmt_training.comparison import Comparison
+    from cmt_training.evaluate import Curves
+    from cmt_training.evaluation import Evaluation
 
-MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
 COMPARE_EPOCHS = "Most epochs of the encoders and of every fusion."
 
 
@@ -42,8 +43,8 @@ def evaluate(
     from cmt_cli.show import console, progress_bar
     from cmt_export.checkpoint import load_checkpoint
     from cmt_training.evaluate import evaluate as measure
-    from cmt_training.evaluate import write_evaluation
     from cmt_training.examples import SPLITS
+    from cmt_training.report import write_evaluation
     from cmt_training.train import how_it_was_trained
 
     chosen = {name: name for name in SPLITS}.get(split)  # type: ignore[call-overload]
@@ -82,8 +83,9 @@ def compare(
     Example: [bold]cmt compare corpus --seeds 5[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_training.compare import CompareOptions, Comparison
+    from cmt_training.compare import CompareOptions
     from cmt_training.compare import compare as measure
+    from cmt_training.comparison import Comparison
     from cmt_training.report import verdict_of, write_comparison
 
     more: dict[str, Any] = {"preset": preset} | (
@@ -117,27 +119,29 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Metrics before and after scaling, of every subset, and of each label."""
     from rich.table import Table
 
+    from cmt_training.metrics import METRICS
+    from cmt_training.report import metric_cells
+
     title = f"{evaluation.model} on {evaluation.data}, {evaluation.split}: temperature {evaluation.temperature:.3f}"
-    table = Table("", *(name.replace("_", " ") for name in MEASURES), "items", title=title, title_justify="left")
+    titles = [metric.title for metric in METRICS.values()]
+    table = Table("", *titles, "items", title=title, title_justify="left")
     rows = {"before temperature scaling": evaluation.uncalibrated, "calibrated": evaluation.calibrated}
     rows |= evaluation.subsets
     for name, metrics in rows.items():
-        table.add_row(name, *(f"{getattr(metrics, key):.4f}" for key in MEASURES), str(metrics.count))
+        table.add_row(name, *metric_cells(metrics))
     for label, f1, support in zip(evaluation.labels, evaluation.f1, evaluation.support, strict=True):
-        table.add_row(f"F1 of {label}", f"{f1:.4f}", *[""] * (len(MEASURES) - 1), str(support))
+        table.add_row(f"F1 of {label}", f"{f1:.4f}", *[""] * (len(titles) - 1), str(support))
     return table
 
 
-def comparison_table(comparison: Any) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
     """Each model with its intervals, and how far the CMT is from each baseline."""
     from rich.table import Table
-
-    from cmt_training.report import model_rows
 
     title = f"{comparison.data}, test split, {len(comparison.seeds)} seeds: mean [95 % interval]"
     table = Table("model", "weighted F1", "cross-entropy", "ECE", "CMT minus it: F1", title=title, title_justify="left")
     differences: Mapping[str, Any] = comparison.differences
-    for name, weighted_f1, cross_entropy, ece, _ in model_rows(comparison):
+    for name, found in comparison.models.items():
         difference = str(differences[name].weighted_f1) if name in differences else ""
-        table.add_row(name, weighted_f1, cross_entropy, ece, difference)
+        table.add_row(name, *(str(found[metric]) for metric in ("weighted_f1", "cross_entropy", "ece")), difference)
     return table

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 
 from cmt_pipeline.registry import Registry
 
-LABEL_SETS: dict[str, tuple[str, ...]] = {
-    # Order of the official releases.
-    "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
-    "iemocap4": ("anger", "happiness", "neutral", "sadness"),
-    "iemocap6": ("happiness", "sadness", "neutral", "anger", "excitement", "frustration"),
-    "affectnet8": ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"),
-}
-REGISTRY: Registry[tuple[str, ...]] = Registry("label set", "cmt_triton.label_sets", tuple, LABEL_SETS)
+LABEL_SETS: Registry[tuple[str, ...]] = Registry(
+    "label set",
+    "cmt_triton.label_sets",
+    tuple,
+    {  # in the order of the official releases
+        "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
+        "iemocap4": ("anger", "happiness", "neutral", "sadness"),
+        "iemocap6": ("happiness", "sadness", "neutral", "anger", "excitement", "frustration"),
+        "affectnet8": ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"),
+    },
+)
 
 DEFAULT_LABEL_SET = "meld"
 SEPARATOR = ","
@@ -28,7 +31,7 @@ def labels_of(label_set: str) -> tuple[str, ...]:
     """The labels of a set, in output order. ValueError for an unknown set, and for names that no labels can have."""
     if SEPARATOR in label_set:
         return checked_labels([label.strip() for label in label_set.split(SEPARATOR)])
-    return checked_labels(REGISTRY[label_set])
+    return checked_labels(LABEL_SETS[label_set])
 
 
 def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:

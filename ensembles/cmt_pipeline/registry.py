@@ -9,15 +9,15 @@ A package adds one by an entry point, whose name is the thing's and whose object
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
 
-class Registry(Generic[T]):
+class Registry(Mapping[str, T]):
     """`what`: the kind's name in messages; `group`: of entry points; `kind`: the class of its things.
 
     own: things by name, or where they are as entry points say it (`module:object`), imported when first asked for. No
@@ -34,14 +34,20 @@ class Registry(Generic[T]):
             return cast(T, EntryPoint(name, own, self.group).load()) if isinstance(own, str) else own
         found = {point.value: point for point in self._points() if point.name == name}
         if not found:
-            raise ValueError(f"{self.what}: got {name!r}; expected one of {', '.join(self.names())}")
+            raise ValueError(f"{self.what}: got {name!r}; expected one of {', '.join(self)}")
         if len(found) > 1:
             raise ValueError(f"{self.what} {name!r} is offered as {' and as '.join(found)}; uninstall one of them")
         return self._loaded(*found.values())
 
-    def names(self) -> tuple[str, ...]:
-        """Every known name, own ones first."""
-        return tuple(dict.fromkeys((*self._own, *sorted(point.name for point in self._points()))))
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, own ones first."""
+        return iter(dict.fromkeys((*self._own, *sorted(point.name for point in self._points()))))
+
+    def __len__(self) -> int:
+        return len(tuple(self))
 
     def sources(self) -> list[Path]:
         """The files of the modules that packages' entry points name; none of them is run."""

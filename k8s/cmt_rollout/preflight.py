@@ -90,7 +90,7 @@ def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
 
 def _variant_of(engine: str) -> str | None:
     """The configurations that a server of the engine was started with; of an unknown engine, its own."""
-    return ENGINES[engine].variant if engine in ENGINES.names() else engine
+    return ENGINES[engine].variant if engine in ENGINES else engine
 
 
 def _fits_runtime(manifest: Manifest) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def measured(releases: Sequence[Release], data: Prepared) -> dict[str, Any]:
         print(f"{precision}: release {release.number}, {len(items)} items", file=sys.stderr, flush=True)
         found = answers(release, reader, items)
         first = found if first is None else first
-        metrics = asdict(metrics_of(found, labels))
+        metrics = metrics_of(found, labels)
         agreed = float((found.argmax(axis=1) == first.argmax(axis=1)).mean())
         rows.append(
             {"precision": precision} | {k: round(v, 4) for k, v in metrics.items()} | {"as_fp32": round(agreed, 4)}

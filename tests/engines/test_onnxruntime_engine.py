@@ -73,9 +73,8 @@ def test_a_tensorrt_engine_is_left_to_triton(tmp_path: Path) -> None:
 
 
 def test_every_engine_says_what_it_is() -> None:
-    assert ENGINES.names() == ("openvino", "tensorrt", "onnxruntime")
-    for name in ENGINES.names():
-        engine = ENGINES[name]
+    assert tuple(ENGINES) == ("openvino", "tensorrt", "onnxruntime")
+    for name, engine in ENGINES.items():
         assert engine.name == name
         assert "fp32" in engine.tolerances
         assert engine.runtime is None or engine.runtime in engine.packages

@@ -23,10 +23,12 @@ def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
     logits, labels = rng.normal(size=(200, 7)) * 2, rng.integers(0, 6, 200)  # the last label never occurs
     probabilities = softmax(logits)
     came, predicted = metrics_of(probabilities, labels), probabilities.argmax(axis=1)
-    assert came.weighted_f1 == pytest.approx(sklearn.f1_score(labels, predicted, average="weighted", zero_division=0))
-    assert came.macro_f1 == pytest.approx(sklearn.f1_score(labels, predicted, average="macro", zero_division=0))
-    assert came.accuracy == pytest.approx(sklearn.accuracy_score(labels, predicted))
-    assert came.cross_entropy == pytest.approx(sklearn.log_loss(labels, probabilities, labels=range(7)))
+    assert came["weighted_f1"] == pytest.approx(
+        sklearn.f1_score(labels, predicted, average="weighted", zero_division=0)
+    )
+    assert came["macro_f1"] == pytest.approx(sklearn.f1_score(labels, predicted, average="macro", zero_division=0))
+    assert came["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, predicted))
+    assert came["cross_entropy"] == pytest.approx(sklearn.log_loss(labels, probabilities, labels=range(7)))
     wanted = sklearn.confusion_matrix(labels, predicted, labels=range(7))
     assert (confusion_matrix(probabilities, labels) == wanted).all()
 
@@ -45,7 +47,7 @@ def test_the_temperature_is_the_one_that_made_the_labels() -> None:
     labels = np.array([rng.choice(5, p=p) for p in softmax(logits, 2.0)])
     assert best_temperature(logits, labels) == pytest.approx(2.0, rel=0.05)
     warm = softmax(logits, best_temperature(logits, labels))
-    assert metrics_of(warm, labels).ece < 0.02 < metrics_of(softmax(logits), labels).ece
+    assert metrics_of(warm, labels)["ece"] < 0.02 < metrics_of(softmax(logits), labels)["ece"]
 
 
 def test_nothing_and_nan_are_refused() -> None:

@@ -31,7 +31,7 @@ def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: P
     out = tmp_path / "out"
     train(prepared, OPTIONS, out, silent)
     checkpoint = load_checkpoint(out)
-    assert evaluate(checkpoint, prepared, silent).calibrated.weighted_f1 > 0.5
+    assert evaluate(checkpoint, prepared, silent).calibrated["weighted_f1"] > 0.5
     options = ExportOptions(checkpoint=out, engine="onnxruntime")
     release, _ = export(options, State(tmp_path / "state").releases, GoldenSample(), silent)
     assert release.manifest.info.trained

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cmt_training.compare import CLAIMED_PERCENT, Comparison
+from cmt_training.compare import CLAIMED_PERCENT
+from cmt_training.comparison import Comparison
 from cmt_training.options import MODELS
 from cmt_training.report import comparison_markdown, verdict_of
 from cmt_training.statistics import Interval, claim_of, paired
@@ -40,11 +41,11 @@ def test_intervals_and_verdict_follow_from_the_runs(comparison: Comparison) -> N
     assert len(comparison.seeds) == 5
     ours = comparison.models["cmt"]
     for name, difference in comparison.differences.items():
-        expected = paired(ours.weighted_f1, comparison.models[name].weighted_f1)
+        expected = paired(ours["weighted_f1"], comparison.models[name]["weighted_f1"])
         assert ends_of(difference.weighted_f1) == pytest.approx(ends_of(expected), abs=1e-5)
     for measure, claimed in CLAIMED_PERCENT.items():
-        baselines = [(n, getattr(found, measure)) for n, found in comparison.models.items() if n != "cmt"]
-        found = claim_of(measure, claimed, getattr(ours, measure), baselines)
+        baselines = [(n, found[measure]) for n, found in comparison.models.items() if n != "cmt"]
+        found = claim_of(measure, claimed, ours[measure], baselines)
         assert replace(comparison.verdict[measure], difference=found.difference) == found
         assert ends_of(comparison.verdict[measure].difference) == pytest.approx(ends_of(found.difference), abs=1e-5)
 

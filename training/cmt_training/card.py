@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from cmt_training.metrics import Metrics
-
-if TYPE_CHECKING:
-    from cmt_training.evaluate import Evaluation
+from cmt_training.evaluation import Evaluation
+from cmt_training.metrics import METRICS, Metrics
 
 CARD_FILE = "MODEL_CARD.md"
 
@@ -49,7 +46,7 @@ def model_card(evaluation: Evaluation) -> str:
         f"**Not for real decisions about people.** {limit}",
         f"**Figures** of the {evaluation.split} split, probabilities calibrated with temperature "
         f"{evaluation.temperature:.3f}:",
-        _table(("modalities", "items", "weighted F1", "macro F1", "cross-entropy", "ECE"), _rows(metrics)),
+        _table(("modalities", "items", *(metric.title for metric in METRICS.values())), _rows(metrics)),
         _table(("label", "F1", "items"), _per_label(evaluation)),
         f"**Conditions.** `{json.dumps(dict(evaluation.conditions), sort_keys=True)}`",
     ]
@@ -58,8 +55,7 @@ def model_card(evaluation: Evaluation) -> str:
 
 def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
     return [
-        (name, str(m.count), f"{m.weighted_f1:.3f}", f"{m.macro_f1:.3f}", f"{m.cross_entropy:.3f}", f"{m.ece:.3f}")
-        for name, m in metrics.items()
+        (name, str(found["count"]), *(f"{found[metric]:.3f}" for metric in METRICS)) for name, found in metrics.items()
     ]
 
 

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,13 +29,14 @@ from cmt_pipeline.progress import Progress, part_of
 from cmt_release.durable import replace_file
 from cmt_release.typed_json import parsed, typed
 from cmt_training.batches import Reader
+from cmt_training.comparison import Comparison
 from cmt_training.conditions import conditions
 from cmt_training.features import given_encoders
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict
 from cmt_training.prepare import Prepared
-from cmt_training.statistics import Claim, Difference, Interval, claim_of, interval_of, paired, percent
+from cmt_training.statistics import Difference, Interval, claim_of, interval_of, paired, percent
 from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, start_as, task_of, trainee_of
 from cmt_training.trainee import modalities_of
 
@@ -73,56 +73,6 @@ class Run:
     fusion_parameters: int
 
 
-@dataclass(frozen=True)
-class ModelResult:
-    """A model over all seeds."""
-
-    weighted_f1: Interval
-    macro_f1: Interval
-    accuracy: Interval
-    cross_entropy: Interval
-    ece: Interval
-    fusion_parameters: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """differences: CMT minus each baseline; verdict: the paper's claims against the strongest baseline of a measure."""
-
-    data: str
-    preset: str
-    seeds: tuple[int, ...]
-    method: str
-    models: Mapping[str, ModelResult]
-    differences: Mapping[str, Difference]
-    verdict: Mapping[str, Claim]
-    conditions: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Comparison:
-        """ValueError for what isn't one."""
-        values = parsed(text)
-        known = values.pop("conditions", {})
-        found = typed(_Stored, values, "comparison")
-        return cls(**{name: getattr(found, name) for name in _Stored.__dataclass_fields__}, conditions=known)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What of a Comparison has a type throughout."""
-
-    data: str
-    preset: str
-    seeds: tuple[int, ...]
-    method: str
-    models: Mapping[str, ModelResult]
-    differences: Mapping[str, Difference]
-    verdict: Mapping[str, Claim]
-
-
 def compare(data: Prepared, options: CompareOptions, work: Path, progress: Progress) -> Comparison:
     """Trains and measures every model for every seed; what `work` holds of the same recipe isn't done again."""
     recipe = {"options": asdict(options) | {"seeds": None}, "data": data.folder.name, "torch": torch.__version__}
@@ -140,7 +90,7 @@ def compare(data: Prepared, options: CompareOptions, work: Path, progress: Progr
 
 def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[Run]]) -> Comparison:
     """Runs of every model, one a seed in the same order -> the comparison."""
-    models: dict[str, ModelResult] = {model: _result(found) for model, found in runs.items()}
+    models: dict[str, Mapping[str, Interval]] = {model: _intervals(found) for model, found in runs.items()}
     baselines = {name: found for name, found in models.items() if name != "cmt"}
     ours = models["cmt"]
     return Comparison(
@@ -149,12 +99,13 @@ def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[R
         seeds=options.seeds,
         method=METHOD,
         models=models,
+        fusion_parameters={model: found[0].fusion_parameters for model, found in runs.items()},
         differences={
             name: Difference(
-                paired(ours.weighted_f1, found.weighted_f1),
-                paired(ours.cross_entropy, found.cross_entropy),
-                percent(ours.weighted_f1, found.weighted_f1),
-                percent(ours.cross_entropy, found.cross_entropy),
+                paired(ours["weighted_f1"], found["weighted_f1"]),
+                paired(ours["cross_entropy"], found["cross_entropy"]),
+                percent(ours["weighted_f1"], found["weighted_f1"]),
+                percent(ours["cross_entropy"], found["cross_entropy"]),
             )
             for name, found in baselines.items()
         },
@@ -162,8 +113,8 @@ def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[R
             measure: claim_of(
                 measure,
                 claimed,
-                getattr(ours, measure),
-                [(n, getattr(found, measure)) for n, found in baselines.items()],
+                ours[measure],
+                [(n, found[measure]) for n, found in baselines.items()],
             )
             for measure, claimed in CLAIMED_PERCENT.items()
         },
@@ -232,9 +183,5 @@ class _Seed:
         shutil.rmtree(self.folder / model, ignore_errors=True)
 
 
-def _result(runs: list[Run]) -> ModelResult:
-    measures: dict[str, Any] = {
-        name: interval_of([float(getattr(run.metrics, name)) for run in runs])
-        for name in ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
-    }
-    return ModelResult(**measures, fusion_parameters=runs[0].fusion_parameters)
+def _intervals(runs: list[Run]) -> dict[str, Interval]:
+    return {name: interval_of([run.metrics[name] for run in runs]) for name in runs[0].metrics if name != "count"}

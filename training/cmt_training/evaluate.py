@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +15,7 @@ from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.progress import Progress
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.conditions import conditions
+from cmt_training.evaluation import Evaluation
 from cmt_training.examples import DataError, Split
 from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
@@ -27,49 +25,6 @@ from cmt_training.prepare import Prepared
 #: Name of a curve (`noise`, `missing`, …) -> the data at each of its rates.
 Curves = Mapping[str, Sequence[tuple[float, Prepared]]]
 NO_CURVES: Curves = {}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `cmt evaluate` measured on one split.
-
-    uncalibrated, calibrated: before and after division of the logits by `temperature`; everything else is calibrated.
-    confusion: row = truth, column = prediction; reliability: (share, confidence, accuracy) a bin, before and after;
-    subsets: by names joined with `+`, over the items that have at least one of them; curves: [rate, Metrics] by name.
-    """
-
-    model: str
-    preset: str
-    data: str
-    label_set: str
-    split: Split
-    temperature: float
-    uncalibrated: Metrics
-    calibrated: Metrics
-    labels: tuple[str, ...]
-    f1: tuple[float, ...]
-    support: tuple[int, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    reliability: Mapping[str, Sequence[tuple[float, float, float]]]
-    subsets: Mapping[str, Metrics]
-    curves: Mapping[str, Sequence[tuple[float, Metrics]]]
-    skipped: Mapping[str, int]
-    conditions: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    def summary(self) -> dict[str, Any]:
-        """The calibrated figures, those of each label, and their conditions, for a page that quotes them."""
-        per_label = zip(self.labels, self.f1, self.support, strict=True)
-        return {
-            "model": self.model,
-            "data": self.data,
-            "split": self.split,
-            **asdict(self.calibrated),
-            "labels": {label: {"f1": f1, "count": count} for label, f1, count in per_label},
-            "conditions": dict(self.conditions),
-        }
 
 
 def evaluate(
@@ -132,17 +87,6 @@ def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Itera
         yield Reader(data, raw_sources(data, hidden_rows(backbone, data, 0, progress)))
     finally:
         cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
-
-
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """evaluation.json, a model card, figures as PNG, and report.html, which holds them all."""
-    from cmt_training.card import CARD_FILE, model_card
-    from cmt_training.report import write_report
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(evaluation.to_json())
-    (folder / CARD_FILE).write_text(model_card(evaluation))
-    write_report(evaluation, folder)
 
 
 def _subsets(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmt_training.comparison import Comparison
+from cmt_training.evaluation import Evaluation
 from cmt_training.metrics import ECE_BINS, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from cmt_training.compare import Comparison
-    from cmt_training.evaluate import Evaluation
 
 DPI = 120
 
@@ -70,23 +70,23 @@ def _calibration(axes: Axes, evaluation: Evaluation) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
     for when, metrics in (("before", evaluation.uncalibrated), ("after", evaluation.calibrated)):
         bins = np.array(evaluation.reliability[when])
-        axes.plot(bins[:, 1], bins[:, 2], marker="o", label=f"{when} scaling, ECE {metrics.ece:.3f}")
+        axes.plot(bins[:, 1], bins[:, 2], marker="o", label=f"{when} scaling, ECE {metrics['ece']:.3f}")
     axes.set(xlabel="confidence", ylabel="accuracy", title=f"Calibration, {ECE_BINS} bins", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
 
 
 def _subsets(axes: Axes, subsets: Mapping[str, Metrics]) -> None:
     names = list(subsets)[::-1]
-    axes.barh(names, [subsets[name].weighted_f1 for name in names])
+    axes.barh(names, [subsets[name]["weighted_f1"] for name in names])
     for row, name in enumerate(names):
-        axes.text(subsets[name].weighted_f1, row, f" {subsets[name].weighted_f1:.3f}", va="center", fontsize=8)
+        axes.text(subsets[name]["weighted_f1"], row, f" {subsets[name]['weighted_f1']:.3f}", va="center", fontsize=8)
     axes.set(xlabel="weighted F1", title="With these modalities alone", xlim=(0, 1.1))
 
 
 def _curve(axes: Axes, name: str, points: Sequence[tuple[float, Metrics]]) -> None:
     rates = [rate for rate, _ in points]
-    axes.plot(rates, [metrics.weighted_f1 for _, metrics in points], marker="o", label="weighted F1")
-    axes.plot(rates, [metrics.ece for _, metrics in points], marker="s", label="ECE")
+    axes.plot(rates, [metrics["weighted_f1"] for _, metrics in points], marker="o", label="weighted F1")
+    axes.plot(rates, [metrics["ece"] for _, metrics in points], marker="s", label="ECE")
     axes.set(xlabel=f"rate of {name}", title=f"Robustness: {name}", ylim=(0, 1))
     axes.legend()
 
@@ -94,7 +94,7 @@ def _curve(axes: Axes, name: str, points: Sequence[tuple[float, Metrics]]) -> No
 def _intervals(axes: Axes, comparison: Comparison, measure: str) -> None:
     names = list(comparison.models)[::-1]
     for row, name in enumerate(names):
-        found: Any = getattr(comparison.models[name], measure)
+        found = comparison.models[name][measure]
         axes.errorbar(found.mean, row, xerr=[[found.mean - found.low], [found.high - found.mean]], fmt="o", capsize=4)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=f"{measure.replace('_', ' ')}, mean and 95 % interval", title=f"{len(comparison.seeds)} seeds")

@@ -6,30 +6,33 @@ F1 as scikit-learn defines it; expected calibration error and temperature scalin
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-Floats = NDArray[Any]
+from cmt_pipeline.registry import Registry
+
+Floats: TypeAlias = NDArray[Any]
 
 ECE_BINS = 15
 LOWEST_P = 1e-12
 TEMPERATURES = (0.25, 8.0)
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """count: of items; cross_entropy in nats."""
+#: `count` of items, and each metric's figure by its name.
+Metrics: TypeAlias = Mapping[str, float]
 
-    count: int
-    weighted_f1: float
-    macro_f1: float
-    accuracy: float
-    cross_entropy: float
-    ece: float
+
+@dataclass(frozen=True)
+class Metric:
+    """title: as tables head it; of: probabilities [n, labels], labels [n] -> the figure."""
+
+    title: str
+    of: Callable[[Floats, Floats], float]
 
 
 def metrics_of(probabilities: Floats, labels: Floats) -> Metrics:
@@ -38,17 +41,24 @@ def metrics_of(probabilities: Floats, labels: Floats) -> Metrics:
         raise ValueError("got 0 items; expected one or more to measure on")
     if not np.isfinite(probabilities).all():
         raise ValueError("got NaN or infinite probabilities; expected finite ones: the model has diverged")
+    return {"count": len(labels)} | {name: float(metric.of(probabilities, labels)) for name, metric in METRICS.items()}
+
+
+def weighted_f1(probabilities: Floats, labels: Floats) -> float:
+    """Mean over the labels, each weighed by how many items have it."""
     confusion = confusion_matrix(probabilities, labels)
-    f1, support = f1_per_label(confusion), confusion.sum(axis=1)
-    seen = (confusion.sum(axis=0) + support) > 0
-    return Metrics(
-        count=len(labels),
-        weighted_f1=float((f1 * support).sum() / support.sum()),
-        macro_f1=float(f1[seen].mean()),
-        accuracy=float(np.trace(confusion) / len(labels)),
-        cross_entropy=cross_entropy(probabilities, labels),
-        ece=expected_calibration_error(probabilities, labels),
-    )
+    return float(f1_per_label(confusion) @ confusion.sum(axis=1) / len(labels))
+
+
+def macro_f1(probabilities: Floats, labels: Floats) -> float:
+    """Mean over the labels that occur or are predicted."""
+    confusion = confusion_matrix(probabilities, labels)
+    return float(f1_per_label(confusion)[(confusion.sum(axis=0) + confusion.sum(axis=1)) > 0].mean())
+
+
+def accuracy(probabilities: Floats, labels: Floats) -> float:
+    """Share of the items whose most probable label is true."""
+    return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def confusion_matrix(probabilities: Floats, labels: Floats) -> Floats:
@@ -108,3 +118,17 @@ def best_temperature(logits: Floats, labels: Floats) -> float:
 
     bounds = tuple(np.log(TEMPERATURES))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x))
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    "cmt_triton.metrics",
+    Metric,
+    {
+        "weighted_f1": Metric("weighted F1", weighted_f1),
+        "macro_f1": Metric("macro F1", macro_f1),
+        "accuracy": Metric("accuracy", accuracy),
+        "cross_entropy": Metric("cross-entropy", cross_entropy),  # in nats
+        "ece": Metric("ECE", expected_calibration_error),
+    },
+)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from cmt_training.card import CARD_FILE, model_card
+from cmt_training.comparison import Comparison
+from cmt_training.evaluation import Evaluation
 from cmt_training.figures import comparison_figures, figures_of
 from cmt_training.html_page import Part, heading, images, page, paragraph, preformatted, table
-
-if TYPE_CHECKING:
-    from cmt_training.compare import Comparison
-    from cmt_training.evaluate import Evaluation
-    from cmt_training.statistics import Interval
+from cmt_training.metrics import METRICS, Metrics
+from cmt_training.statistics import Interval
 
 REPORT_FILE = "report.html"
-MEASURES = ("weighted_f1", "macro_f1", "accuracy", "cross_entropy", "ece")
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> None:
-    """report.html and a PNG for each figure."""
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """evaluation.json, a model card, a PNG for each figure, and report.html, which holds them all."""
     figures = figures_of(evaluation)
     rows = {"before temperature scaling": evaluation.uncalibrated, "after": evaluation.calibrated}
     body = [
         heading(f"{evaluation.model} on {evaluation.data}, {evaluation.split} split", 1),
         paragraph(
             f"Preset {evaluation.preset}, label set {evaluation.label_set}, "
-            f"{evaluation.calibrated.count} items, temperature {evaluation.temperature:.3f}."
+            f"{evaluation.calibrated['count']} items, temperature {evaluation.temperature:.3f}."
             f"{_warning(evaluation.data)}"
         ),
         _metrics_table(rows),
@@ -42,6 +40,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         preformatted(evaluation.conditions),
     ]
     _write(folder, f"{evaluation.model} on {evaluation.data}", body, figures)
+    (folder / "evaluation.json").write_text(evaluation.to_json())
+    (folder / CARD_FILE).write_text(model_card(evaluation))
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -50,7 +50,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     body = [
         heading(f"{len(comparison.models)} models, {len(comparison.seeds)} seeds, {comparison.data}", 1),
         paragraph(comparison.method + _warning(comparison.data)),
-        table(("model", "weighted F1", "cross-entropy", "ECE", "parameters"), model_rows(comparison)),
+        table(("model", *(metric.title for metric in METRICS.values()), "parameters"), model_rows(comparison)),
         heading("CMT minus each baseline"),
         table(("baseline", "weighted F1", "cross-entropy", "cross-entropy, %"), difference_rows(comparison)),
         heading("Verdict"),
@@ -64,9 +64,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row a model: weighted F1, cross-entropy and ECE with intervals, parameters of the fusion."""
+    """A row a model: every metric with its interval, parameters of the fusion."""
     return [
-        (name, str(found.weighted_f1), str(found.cross_entropy), str(found.ece), f"{found.fusion_parameters:,}")
+        (name, *(str(found.get(metric, "")) for metric in METRICS), f"{comparison.fusion_parameters[name]:,}")
         for name, found in comparison.models.items()
     ]
 
@@ -86,7 +86,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in comparison.models.items():
-        cells = [_short(found.weighted_f1), _short(found.cross_entropy), _short(found.ece)]
+        cells = [_short(found[metric]) for metric in ("weighted_f1", "cross_entropy", "ece")]
         difference = comparison.differences.get(name)
         cells += [_short(difference.weighted_f1), _short(difference.cross_entropy)] if difference else ["", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -106,10 +106,14 @@ def verdict_of(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _metrics_table(rows: Mapping[str, Any]) -> Part:
-    head = ("", *(name.replace("_", " ") for name in MEASURES), "items")
-    found = [(name, *(f"{getattr(m, key):.4f}" for key in MEASURES), str(m.count)) for name, m in rows.items()]
-    return table(head, found)
+def _metrics_table(rows: Mapping[str, Metrics]) -> Part:
+    head = ("", *(metric.title for metric in METRICS.values()), "items")
+    return table(head, [(name, *metric_cells(found)) for name, found in rows.items()])
+
+
+def metric_cells(found: Metrics) -> list[str]:
+    """A figure a metric, and the count of items."""
+    return [*(f"{found[name]:.4f}" for name in METRICS), str(found["count"])]
 
 
 def _short(interval: Interval) -> str:

@@ -325,11 +325,11 @@ def _validate(task: Task, options: TrainOptions, world: World) -> dict[str, floa
     temperature = best_temperature(found.logits, found.labels)
     metrics = metrics_of(softmax(found.logits, temperature), found.labels)
     return {
-        "validation_cross_entropy": metrics.cross_entropy,
-        "validation_weighted_f1": metrics.weighted_f1,
+        "validation_cross_entropy": metrics["cross_entropy"],
+        "validation_weighted_f1": metrics["weighted_f1"],
         "temperature": temperature,
     } | {
-        f"validation_weighted_f1_{m}": metrics_of(softmax(predictions.logits), predictions.labels).weighted_f1
+        f"validation_weighted_f1_{m}": metrics_of(softmax(predictions.logits), predictions.labels)["weighted_f1"]
         for m, predictions in zip(MODALITIES, single, strict=False)
     }
 
