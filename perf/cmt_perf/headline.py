@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmt_training.compare import Comparison
+from cmt_training.comparison import Comparison
 
 ROOT = Path("perf/results")
 TRAINING = Path("training/results")
@@ -80,7 +80,7 @@ def _capacity(result: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _quality(comparison: Comparison) -> tuple[str, str, str]:
     claim = comparison.verdict["weighted_f1"]
-    ours, other = comparison.models["cmt"].weighted_f1, comparison.models[claim.baseline].weighted_f1
+    ours, other = (comparison.models[name]["weighted_f1"] for name in ("cmt", claim.baseline))
     verdict = "better" if claim.significant and claim.found_percent > 0 else "no clear difference"
     return (
         "CMT beside its best baseline",
