@@ -12,7 +12,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from cmt_engine.engine import sha256_of
-from cmt_export.checkpoint import load_checkpoint
+from cmt_export.checkpoint import WEIGHTS_FILE, load_checkpoint
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import RELEASE, ReleaseInfo, ReleaseStamp
@@ -39,7 +39,7 @@ def write_monolith(checkpoint: Path, repository: Path, threads: int = 0) -> None
     """Writes a Triton repository whose one model runs a checkpoint, of whichever fusion."""
     found = load_checkpoint(checkpoint).config
     info = ReleaseInfo(1, found.label_set, found.labels, found.preset, "pytorch", "fp32", found.trained)
-    stamp = ReleaseStamp.of(info, sha256_of(checkpoint)).to_json()
+    stamp = ReleaseStamp.of(info, sha256_of(checkpoint / WEIGHTS_FILE)).to_json()
     config = pipeline_config(PIPELINES[NAME], Served(labels=len(found.labels), parameters={RELEASE: stamp}))
     config.ClearField("ensemble_scheduling")
     config.ClearField("platform")
