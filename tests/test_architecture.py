@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,12 +44,7 @@ def test_imports_run_downwards(package: str) -> None:
 
 def test_the_house_is_drawn_as_it_is() -> None:
     assert rooms.DRAWING.read_text() == rooms.drawing(), "run `make house`"
-    page = rooms.PAGE.read_text()
-    for package in MAY_IMPORT:
-        told = re.search(re.escape(rooms.row_of(package)) + r" ([\d,]+) \|\n", page)
-        assert told, f"{package} isn't in {rooms.PAGE.name} as it is: run `make house`"
-        lines = rooms.lines_of(package)
-        assert int(told[1].replace(",", "")) == pytest.approx(lines, rel=0.25, abs=300), "run `make house`"
+    assert rooms.START + rooms.table() + rooms.END in rooms.PAGE.read_text(), "run `make house`"
 
 
 def module_name(path: Path) -> str:

@@ -1,11 +1,15 @@
-"""mkdocs hook: results in the repository, which pages link to as ../perf/results/…, become part of the site."""
+"""mkdocs hook: results, which pages link to as ../perf/results/…, join the site; the table of rooms gets its lines."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+import rooms
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ("perf/results", "training/results")
@@ -23,9 +27,10 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Links of the repository, as they are on the site."""
+    """Links and tables of the repository, as they are on the site."""
     if page.file.src_uri.startswith(RESULTS):
         return markdown
+    markdown = markdown.replace(rooms.START + rooms.table(), rooms.table_with_lines())
     return markdown.replace("](../perf/results/", "](perf/results/").replace(
         "](../training/results/", "](training/results/"
     )

@@ -335,5 +335,5 @@ def test_images_are_built_as_hadolint_advises(path: Path) -> None:
 def test_the_docs_name_files_that_are_there() -> None:
     for path in re.findall(r"\bk8s/[\w./-]*\w", PAGE):
         assert (ROOT / path).exists(), path
-    for folder in re.findall(r"apply -k (\S+)", PAGE):
+    for folder in re.findall(r"apply -k ([\w./-]+)", PAGE):
         assert folder.removeprefix("k8s/overlays/") in RENDERED, folder

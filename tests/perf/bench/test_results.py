@@ -12,6 +12,7 @@ import pytest
 
 from cmt_perf.bench.measure import Measured, Round
 from cmt_perf.bench.scenarios import SINGLE_STREAM
+from cmt_perf.bench.tables import growth_table, single_stream_table
 from cmt_perf.bench.techniques import rows_of, table, waterfall
 from cmt_perf.precision_trial import table as precision_table
 
@@ -36,6 +37,17 @@ def test_the_docs_show_the_summary() -> None:
 def test_the_docs_show_the_tables(name: str, rendered: Callable[[Sequence[dict[str, Any]]], str]) -> None:
     rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     assert rendered(rows) in PAGE.read_text()
+
+
+def test_the_docs_show_the_bench() -> None:
+    bench, page = json.loads((RESULTS / "bench.json").read_text()), PAGE.read_text()
+    assert single_stream_table(bench) in page
+    assert growth_table(bench) in page
+    half = bench["open_loop"][0]
+    assert f"p50 is {half['p50_ms']:.0f} ms and p95 {half['p95_ms']:.0f} ms" in page
+    assert abs(bench["perf_analyzer"]["p50_difference"]) < 0.01
+    peaks = bench["peaks"]["gflops"]
+    assert f"{peaks['int8']:.0f} GFLOP/s (bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f})" in " ".join(page.split())
 
 
 def test_each_step_stands_beside_the_first() -> None:
