@@ -137,7 +137,7 @@ class FakeTransport:
     def _describe(self, model: str) -> ModelDescription:
         part = STAGES[model] if model in STAGES else pipeline_of(model)
         inputs, outputs = (
-            tuple(TensorInfo(spec.name, "STRING" if spec.dtype == "BYTES" else spec.dtype, spec.dims) for spec in specs)
+            tuple(TensorInfo(spec.name, spec.dtype, spec.dims) for spec in specs)
             for specs in (part.inputs, part.outputs)
         )
         parameters = {RELEASE: self._release_of(model).to_json()}

@@ -168,9 +168,14 @@ class GetModelConfig(Operation[ModelDescription]):
 
 def _tensor_infos(tensors: Any) -> tuple[TensorInfo, ...]:
     return tuple(
-        TensorInfo(t["name"], t["data_type"].removeprefix("TYPE_"), tuple(int(dim) for dim in t["dims"]))
-        for t in tensors
+        TensorInfo(t["name"], _datatype(t["data_type"]), tuple(int(dim) for dim in t["dims"])) for t in tensors
     )
+
+
+def _datatype(configured: str) -> str:
+    """A datatype of a configuration as requests and the tensor contract write it."""
+    name = configured.removeprefix("TYPE_")
+    return "BYTES" if name == "STRING" else name
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from small_releases import make, rewrite
 OUTPUTS = tuple(
     TensorInfo(name, "FP32", dims)
     for name, dims in {"logits": (2,), "probabilities": (2,), "valence_arousal": (2,), "attention": (3,)}.items()
-)
+) + (TensorInfo("release", "BYTES", (1,)),)
 
 
 @pytest.fixture
