@@ -10,6 +10,9 @@ import re
 _WIRE = re.compile(r"invalid_input\(([a-z_]+)\.([a-z_]+)\): (.*)", re.DOTALL)
 
 
+DRAINING = "draining: this server is being stopped; ask again, and another one answers"
+
+
 class InvalidInput(ValueError):
     """A value the service doesn't take.
 

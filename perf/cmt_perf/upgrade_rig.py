@@ -45,6 +45,25 @@ class Rig:
     server: TritonServer
     state: Path
     mends: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _watcher: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """Lets a supervisor look after the server, on a thread of its own, until `end`."""
+        self._watcher = threading.Thread(target=self._look, name="supervisor")
+        self._watcher.start()
+
+    def end(self) -> None:
+        """Stops the server as Ctrl-C does."""
+        self._over.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        self.server.stop()
+
+    def _look(self) -> None:
+        supervisor = Supervisor(self.server, self.mends.append)
+        while not self._over.wait(LOOK_S):
+            supervisor.look()
 
     @property
     def repository(self) -> Repository:
@@ -84,21 +103,12 @@ def rig_on(
     options = ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0)
     server = TritonServer(replace(options, control_token=token) if token else options)
     rig = Rig(server, state or folder)
-    over = threading.Event()
-
-    def look_after() -> None:
-        supervisor = Supervisor(server, rig.mends.append)
-        while not over.wait(LOOK_S):
-            supervisor.look()
-
     with server:
-        thread = threading.Thread(target=look_after, name="supervisor")
-        thread.start()
+        rig.watch()
         try:
             yield rig
         finally:
-            over.set()
-            thread.join()
+            rig.end()
 
 
 class Driver:

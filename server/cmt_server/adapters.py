@@ -20,23 +20,27 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from cmt_engine.engine import open_engine
-from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.errors import DRAINING, InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import Entrance, pipeline_name
 from cmt_pipeline.preprocess import Preprocessor, collate, open_config, open_preprocessors
 from cmt_pipeline.release_info import STAMP_FILE, ReleaseStamp
-from cmt_pipeline.stages import ALL_READY, READY, RELEASE, STAGES, Stage
+from cmt_pipeline.stages import ALL_READY, RAW, READY, RELEASE, STAGES, Stage
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
 from cmt_server.counts import LoadedRelease, RequestCounts, warm_ups
+from cmt_server.draining import Busy
 
 #: What became of one item: its ready tensors, or why it is refused.
 Outcome = dict[str, Array] | InvalidInput
 
+#: The tensors of a modality at either entrance.
+NAMES: Mapping[Modality, set[str]] = {m: {RAW[m].name, *(spec.name for spec in READY[m])} for m in MODALITIES}
+
 
 class Entry:
-    """What both stages do that a request meets first: answer with the release's stamp, or refuse; and count."""
+    """What both stages do that a request meets first: let it in, answer with the release's stamp or refuse, count."""
 
     def __init__(self, args: Mapping[str, str], entrance: Entrance) -> None:
         _, folder, _ = _opened(args)
@@ -46,6 +50,17 @@ class Entry:
         self._text, self._entrance = text.encode(), entrance
         self._loaded = LoadedRelease(stamp) if stamp and entrance == "raw" else None
         self._counts = RequestCounts(stamp, warm_ups(json.loads(args["model_config"])))
+        self._busy = Busy()
+
+    def serve(self, requests: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+        """The responses to a batch: those of `work`, which answers each with `answered`, or none comes in."""
+        if self._busy.draining():
+            responses = [self._turned_away(request) for request in requests]
+        else:
+            with self._busy.with_(len(requests)):
+                responses = work(requests)
+        self._counts.publish()
+        return responses
 
     def answered(self, modalities: Sequence[Modality], run: Callable[[], Outcome], request_id: str) -> Any:
         """The response to a request of these modalities: the tensors that `run` gives, or its refusal."""
@@ -55,17 +70,20 @@ class Entry:
             outcome = _untraced(error)
         except Exception as error:
             return _fault(error, request_id)
-        refused = outcome if isinstance(outcome, InvalidInput) else None
-        self._counts.note(pipeline_name(modalities, self._entrance) if modalities else "none", refused)
+        refused = (outcome.field, outcome.code) if isinstance(outcome, InvalidInput) else None
+        self._counts.note(self._pipeline(modalities), refused)
         if isinstance(outcome, InvalidInput):
             return _refusal(outcome)
         batch = max((len(array) for array in outcome.values()), default=1)
         return _response({**outcome, RELEASE.name: np.full((batch, 1), self._text, np.object_)})
 
-    def counted(self, responses: list[Any]) -> list[Any]:
-        """The responses of one batch, whose counts now show."""
-        self._counts.publish()
-        return responses
+    def _turned_away(self, request: Any) -> Any:
+        asked = {tensor.name() for tensor in request.inputs()}
+        self._counts.note(self._pipeline([m for m in MODALITIES if asked & NAMES[m]]), ("", "draining"))
+        return pb.InferenceResponse(error=pb.TritonError(DRAINING, pb.TritonError.UNAVAILABLE))
+
+    def _pipeline(self, modalities: Sequence[Modality]) -> str:
+        return pipeline_name(modalities, self._entrance) if modalities else "none"
 
     def leave(self) -> None:
         if self._loaded:
@@ -87,14 +105,15 @@ class PreprocessModel:
         self._pool = ThreadPoolExecutor(len(MODALITIES), "preprocess")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        started = [(self._start(request), request.request_id()) for request in requests]
-        return self._entry.counted(
-            [self._entry.answered([*one], partial(_collected, one), request_id) for one, request_id in started]
-        )
+        return self._entry.serve(requests, self._answers)
 
     def finalize(self) -> None:
         self._entry.leave()
         self._pool.shutdown()
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
+        started = [(self._start(request), request.request_id()) for request in requests]
+        return [self._entry.answered([*one], partial(_collected, one), request_id) for one, request_id in started]
 
     def _start(self, request: Any) -> dict[Modality, list[Future[Outcome]]]:
         started: dict[Modality, list[Future[Outcome]]] = {}
@@ -115,11 +134,11 @@ class CheckModel:
         self._vocabulary = open_config(folder).vocabulary
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return self._entry.counted([self._answer(request) for request in requests])
+        return self._entry.serve(requests, lambda batch: [self._answer(request) for request in batch])
 
     def _answer(self, request: Any) -> Any:
         inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
-        modalities = [m for m in MODALITIES if any(spec.name in inputs for spec in READY[m])]
+        modalities = [m for m in MODALITIES if NAMES[m] & inputs.keys()]
         return self._entry.answered(modalities, partial(self._checked, inputs), request.request_id())
 
     def _checked(self, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -134,8 +153,13 @@ class EngineModel:
         self._stage, folder, parameters = _opened(args)
         os.nice(int(parameters.get("niceness", "0")))  # its threads start with it
         self._engine = open_engine(folder, threads=int(parameters.get("threads", "0")))
+        self._busy = Busy()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
+        with self._busy.with_(len(requests)):
+            return self._execute(requests)
+
+    def _execute(self, requests: Sequence[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[tuple[int, ...], ...], list[tuple[int, dict[str, Array]]]] = defaultdict(list)
         for index, request in enumerate(requests):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
-from collections.abc import Iterable
 from typing import Any
 
 from cmt_pipeline.constants import CONTROL_HEADER
@@ -42,24 +40,6 @@ class ControlApi:
         status, body = self._call("POST", f"/v2/repository/models/{name}/load", b"{}", LOAD_TIMEOUT_S)
         if status != http.client.OK:
             raise ServerError(f"{name} can't be loaded: {body[:500].decode(errors='replace')}")
-
-    def drain(self, pipelines: Iterable[str], timeout_s: float) -> None:
-        """Unloads the pipelines, so that new requests are refused, and waits for those in flight.
-
-        Stages stay loaded meanwhile: a request in flight finishes on the versions that it began with.
-        """
-        names = set(pipelines)
-        try:
-            for name in names:
-                self._call("POST", f"/v2/repository/models/{name}/unload", b"{}")
-            deadline = time.monotonic() + timeout_s
-            while time.monotonic() < deadline:
-                if not any(e["name"] in names and e.get("state") in ("READY", "UNLOADING") for e in self.index()):
-                    return
-                time.sleep(POLL_S)
-        except OSError as error:
-            raise ServerError(f"the server went away while it drained: {error}") from error
-        raise ServerError(f"requests were still in flight after {timeout_s:g} s of draining")
 
     def _call(
         self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S

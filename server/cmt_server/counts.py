@@ -1,7 +1,7 @@
 """What a stage that every request meets first counts, in Triton's own Prometheus metrics.
 
     cmt_accepted_total{pipeline, release}               requests that went on to the encoders
-    cmt_refusals_total{pipeline, release, field, code}  requests turned away with an error of the caller's making
+    cmt_refusals_total{pipeline, release, field, code}  requests turned away, for what they carry or while draining
     cmt_release_loaded{release, digest, …}              1 while a release is loaded, 0 once it isn't any more
 
 Triton's counters know neither: an ensemble's say `version="1"` and one kind of failure. What Triton calls a failure of
@@ -17,7 +17,6 @@ from typing import Any
 
 import triton_python_backend_utils as pb
 
-from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.release_info import ReleaseStamp
 
 ACCEPTED = "cmt_accepted_total"
@@ -33,19 +32,19 @@ class RequestCounts:
         self._warm_ups = warm_ups
         self._families = {
             ACCEPTED: _family(ACCEPTED, "Requests that went on to the encoders", pb.MetricFamily.COUNTER),
-            REFUSALS: _family(REFUSALS, "Requests refused for what they carried", pb.MetricFamily.COUNTER),
+            REFUSALS: _family(REFUSALS, "Requests turned away", pb.MetricFamily.COUNTER),
         }
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._news: Counter[tuple[str, ...]] = Counter()
 
-    def note(self, pipeline: str, refusal: InvalidInput | None) -> None:
-        """One request; it shows after the next `publish`."""
+    def note(self, pipeline: str, refusal: tuple[str, str] | None) -> None:
+        """One request, and the field and code of its refusal; it shows after the next `publish`."""
         if self._warm_ups > 0:
             self._warm_ups -= 1
         elif refusal is None:
             self._news[ACCEPTED, pipeline] += 1
         else:
-            self._news[REFUSALS, pipeline, refusal.field, refusal.code] += 1
+            self._news[(REFUSALS, pipeline, refusal[0], refusal[1])] += 1
 
     def publish(self) -> None:
         """Lets the metrics show what was noted, with one call of Triton's for each kind."""

@@ -10,12 +10,12 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from cmt_pipeline.pipelines import candidate_of
 from cmt_server.advisories import CURRENT_CONTAINER, open_advisories
 from cmt_server.binary import find_tritonserver, tritonserver_version
 from cmt_server.child import POLL_S, clean_up_after_the_dead, end_group, remove_regions, stack_bytes, start_child
 from cmt_server.child_log import ChildLog, LineReader
 from cmt_server.control import ControlApi
+from cmt_server.draining import finish_requests, open_door
 from cmt_server.errors import PortTaken, ServerError
 from cmt_server.options import ServerOptions, command_line, is_local, new_token, secret_flags
 from cmt_server.ports import check_free, ports_for, server_name
@@ -96,7 +96,10 @@ class TritonServer:
             last, first = hidden(secret_flags(self.options)) if binary.hides else (secret_flags(self.options), {})
             command = [str(binary.path), *open_flags, *binary.arguments, *last]
             self._process = start_child(
-                command, first | binary.environment | {"PYTHONDONTWRITEBYTECODE": "1"}, self._log.fd, stack
+                command,
+                first | binary.environment | open_door(self.options.work) | {"PYTHONDONTWRITEBYTECODE": "1"},
+                self._log.fd,
+                stack,
             )
         except OSError as error:
             raise ServerError(f"tritonserver can't be started in {self.options.work}: {error}") from error
@@ -117,8 +120,9 @@ class TritonServer:
                 return
             if drain and process.poll() is None and self._is_ours():
                 with contextlib.suppress(ServerError):
-                    on_trial = map(candidate_of, self.options.pipelines)
-                    self.control.drain((*self.options.pipelines, *on_trial), self.options.drain_timeout_s)
+                    finish_requests(
+                        self.options.work, self.options.host, self.metrics_port, self.options.drain_timeout_s
+                    )
             if drain:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):

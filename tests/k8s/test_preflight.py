@@ -19,10 +19,11 @@ from cmt_rollout.preflight import preflight
 from cmt_server.repository import Repository
 from small_releases import make, rewrite
 
-OUTPUTS = tuple(
-    TensorInfo(name, "FP32", dims)
-    for name, dims in {"logits": (2,), "probabilities": (2,), "valence_arousal": (2,), "attention": (3,)}.items()
-) + (TensorInfo("release", "BYTES", (1,)),)
+WIDTHS = {"logits": 2, "probabilities": 2, "valence_arousal": 2, "attention": 3}
+OUTPUTS = (
+    *(TensorInfo(name, "FP32", (width,)) for name, width in WIDTHS.items()),
+    TensorInfo("release", "BYTES", (1,)),
+)
 
 
 @pytest.fixture
