@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from cmt_pipeline.constants import PYTHON_STUB
+from cmt_pipeline.constants import PYTHON_STUB, TRITON_CONFIG_FILE
 from cmt_pipeline.stages import STAGES
+from cmt_pipeline.triton_config import VARIANTS_FOLDER, from_pbtxt
 from cmt_server.errors import GaveUp, ServerError
 from cmt_server.repository import Repository
 from cmt_server.server import ReadyProgress, TritonServer
@@ -40,7 +41,6 @@ class Supervisor:
         self._restarts: list[float] = []
         self._restart_at: float | None = None
         self._stage_restarts: dict[StageVersion, list[float]] = defaultdict(list)
-        self._seen: set[StageVersion] = set()
         self._missing: set[StageVersion] = set()
 
     def look(self) -> None:
@@ -82,7 +82,7 @@ class Supervisor:
             self._repository.load_only([live.release])
         self._server.stop(drain=False)
         self._stage_restarts.clear()
-        self._seen, self._missing = set(), set()
+        self._missing = set()
         try:
             self._server.start(self._progress)
         except ServerError as error:
@@ -91,7 +91,7 @@ class Supervisor:
         self._say("the server answers again")
 
     def _restart_stages(self) -> str:
-        """Starts a stage version again that Triton calls ready and whose process is gone for two looks.
+        """Starts a stage version again that Triton calls ready and that lacks a process for two looks.
 
         Seen on Triton 2.51: it never starts a killed process of its python backend again, and refuses every request.
         Returns the name of one that isn't worth another start, else "".
@@ -99,19 +99,25 @@ class Supervisor:
         running = stage_processes(self._server.pid or 0)
         entries = self._server.control.index()
         ready = {(e["name"], int(e["version"])) for e in entries if e["name"] in STAGES and e.get("state") == "READY"}
-        gone = (ready & self._seen) - running.keys()
+        gone = {sv for sv in ready if len(running.get(sv, ())) < self._processes_of(sv[0])}
         for stage, version in sorted(gone & self._missing):
             recent = self._stage_restarts[stage, version] = _within_window(self._stage_restarts[stage, version])
-            told = f"the process of {stage} (version {version})"
+            told = f"a process of {stage} (version {version})"
             if len(recent) >= STAGE_RESTARTS:
                 return told
             recent.append(time.monotonic())
             self._say(f"{told} died; starting it again ({len(recent)} of {STAGE_RESTARTS} within {WINDOW_S:g} s)")
             self._repository.touch(stage, version)
             self._server.control.load(stage)
-        self._seen = (self._seen & ready) | running.keys()
         self._missing = gone - self._missing
         return ""
+
+    def _processes_of(self, stage: str) -> int:
+        """How many processes each version of a stage has, by its configuration; none outside the python backend."""
+        folder = self._repository.stages / stage
+        variant = folder / VARIANTS_FOLDER / f"{self._server.options.model_config_name}.pbtxt"
+        config = from_pbtxt((variant if variant.is_file() else folder / TRITON_CONFIG_FILE).read_text())
+        return sum(group.count or 1 for group in config.instance_group) if config.backend == "python" else 0
 
 
 def _within_window(times: list[float]) -> list[float]:

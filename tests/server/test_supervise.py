@@ -13,9 +13,10 @@ import pytest
 
 from cmt_client import EmotionClient, EmotionError, ServerUnavailable
 from cmt_engine.engine import Precision
+from cmt_pipeline.triton_config import DEFAULT_TUNING
 from cmt_release.release import Release
 from cmt_server.errors import GaveUp, ServerError
-from cmt_server.repository import Repository
+from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import TritonServer
 from cmt_server.supervise import MAX_RESTARTS, STAGE_RESTARTS, WINDOW_S, Supervisor, stage_processes
 from serving import server_on
@@ -49,8 +50,7 @@ def look_until(supervisor: Supervisor, condition: Callable[[], bool], timeout_s:
 
 def test_a_stage_whose_process_was_killed_is_started_again(watched: TritonServer) -> None:
     said: list[str] = []
-    supervisor = Supervisor(watched, said.append)
-    supervisor.look()
+    supervisor = Supervisor(watched, said.append)  # which never saw it alive
     processes = stage_processes(watched.pid or 0)
     assert {stage for stage, _ in processes} == {
         "preprocess", "check", "encode_image", "encode_audio", "encode_text", "fuse"
@@ -62,12 +62,30 @@ def test_a_stage_whose_process_was_killed_is_started_again(watched: TritonServer
     with EmotionClient(watched.grpc_url, retries=0) as client, refused:
         client.predict(text="Hello?")
     look_until(supervisor, lambda: answered(watched))
-    assert said == [f"the process of encode_text (version {version}) died; starting it again (1 of 3 within 600 s)"]
+    assert said == [f"a process of encode_text (version {version}) died; starting it again (1 of 3 within 600 s)"]
     untouched = {stage: found for stage, found in processes.items() if stage[0] != "encode_text"}
     assert untouched.items() <= stage_processes(watched.pid or 0).items()
     for _ in range(5):
         supervisor.look()
     assert len(said) == 1
+
+
+def test_one_of_several_processes_of_a_stage_is_missed(
+    release_of: Callable[[Precision], Release], tmp_path: Path
+) -> None:
+    """The others go on, and the requests that meet the dead one would fail for good."""
+    two = InstallOptions(tuning={**DEFAULT_TUNING, "encode_text": replace(DEFAULT_TUNING["encode_text"], instances=2)})
+    with server_on(release_of("fp32"), tmp_path, two) as server:
+        said: list[str] = []
+        supervisor = Supervisor(server, said.append)
+        supervisor.look()
+        ((stage, processes),) = [(s, p) for s, p in stage_processes(server.pid or 0).items() if s[0] == "encode_text"]
+        assert len(processes) == 2
+        os.kill(processes[0], signal.SIGKILL)
+        look_until(supervisor, lambda: bool(said) and len(stage_processes(server.pid or 0).get(stage, ())) == 2)
+        for _ in range(5):
+            supervisor.look()
+        assert len(said) == 1
 
 
 def test_a_server_that_was_killed_is_started_again_on_what_was_live(watched: TritonServer) -> None:
@@ -171,6 +189,7 @@ def test_a_stage_that_keeps_dying_leads_to_a_restart_and_then_to_an_end(
     died.lives = 0
     supervisor = Supervisor(died, said.append)
     monkeypatch.setattr(supervisor, "_repository", Untouched())
+    monkeypatch.setattr(supervisor, "_processes_of", lambda _: 1)
     clock = Clock(monkeypatch)
     kills: list[float] = []
 

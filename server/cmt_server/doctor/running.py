@@ -22,6 +22,7 @@ from cmt_pipeline.constants import CONTROL_HEADER, HTTP_PORT, LOOPBACK
 from cmt_server.advisories import TritonVersion
 from cmt_server.binary import triton_version
 from cmt_server.doctor.finding import printable
+from cmt_server.doctor.process import Process, process_on
 from cmt_server.doctor.repository import Model, Repository, sized
 from cmt_server.errors import ServerError
 
@@ -50,7 +51,8 @@ class IndexEntry:
 class Observation:
     """What was seen of a server. index: None when it may not be read; stuck: versions that stayed UNLOADING.
 
-    models_ready: of each model with a READY version, whether it answers so; repository: the configurations in force.
+    models_ready: of each model with a READY version, whether it answers so; repository: the configurations in force;
+    process: of a server on this machine, where this user may look at it.
     """
 
     url: str
@@ -63,6 +65,7 @@ class Observation:
     stuck: tuple[IndexEntry, ...]
     models_ready: Mapping[str, bool]
     repository: Repository
+    process: Process | None = None
 
 
 class RunningTriton:
@@ -98,6 +101,7 @@ class RunningTriton:
             shared_memory_open=self._call("GET", "/v2/systemsharedmemory/status", token=False)[0] == OK,
             index=index,
             stuck=self._stuck(index, patience_s),
+            process=process_on(self._port or HTTP_PORT) if is_local(self.host) else None,
             models_ready={name: self._call("GET", f"/v2/models/{quote(name, '')}/ready")[0] == OK for name in names},
             repository=Repository(
                 {model.name: model for model in map(self._model, names) if model},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from cmt_server.advisories import CURRENT_CONTAINER, open_advisories
 from cmt_server.doctor.finding import Finding, Rule, Severity, finding
 from cmt_server.doctor.running import IndexEntry, Observation
 
 NO_REASON = ("", "unloaded")  # of versions that are down because they were meant to be
 MOST_NAMES = 10  # in one finding
+LEAST_STACK_BYTES = 128 << 20  # two copies of a body of 64 MB, what a current Triton lets in by default
+SEEN_TO_CRASH = (2, 51)
 
 CONTROL_OPEN = Rule(
     "model-control-open",
@@ -47,6 +50,69 @@ STUCK_UNLOADING = Rule(
 )
 
 
+VULNERABLE = Rule(
+    "published-vulnerabilities",
+    "error",
+    "This Triton isn't known to be free of published vulnerabilities: whoever reaches a port may end the server, read "
+    "its memory or run code. A warning where it listens on loopback alone.",
+    f"Run {CURRENT_CONTAINER} or later; until then listen on 127.0.0.1, behind a proxy that bounds bodies and undoes "
+    "chunks.",
+)
+FORM_BODY = Rule(
+    "form-body-crash",
+    "error",
+    "A body that calls itself a form (curl's default), on any path and without a token, is copied to the stack twice; "
+    "from half a thread's stack on, 4 MB by default, the server dies of a segmentation fault (triton-inference-server/"
+    "server#5840, open). A warning where it listens on loopback alone, or its stack limit can't be seen.",
+    "Start Triton with a larger stack, as `cmt serve` does: ulimit -s 4194304, or --ulimit stack=4294967296 of a "
+    "container; a proxy that bounds bodies helps too.",
+)
+TOKEN_SHOWN = Rule(
+    "token-in-command-line",
+    "warning",
+    "Triton takes the keys of restricted APIs on its command line alone, which every user of the machine may read; "
+    "with them they load models, which is running code.",
+    "Let no other users on the machine, mount /proc with hidepid=2, or start Triton by `cmt serve`, which hides them.",
+)
+EVERYWHERE = Rule(
+    "listens-everywhere",
+    "warning",
+    "Triton listens on every address of the machine by default: HTTP, gRPC and metrics are for all who reach it, and "
+    "inference has no login.",
+    "Start Triton with --http-address=127.0.0.1, --grpc-address and --metrics-address alike; or let a firewall or a "
+    "network policy choose who reaches the ports.",
+)
+
+
+def vulnerable(seen: Observation) -> Iterator[Finding]:
+    for fault in open_advisories(seen.version) if seen.version else ():
+        names = ", ".join(fault.names)
+        what = f"{names}: {fault.what}; fixed in {fault.fixed[0]}.{fault.fixed[1]} ({fault.container})"
+        yield finding(VULNERABLE, seen.url, "", what, _by_reach(seen))
+
+
+def form_body(seen: Observation) -> Iterator[Finding]:
+    if seen.process is None:
+        if seen.version and seen.version <= SEEN_TO_CRASH:
+            yield finding(FORM_BODY, seen.url, "", "its stack limit can't be seen from here", "warning")
+    elif seen.process.stack_bytes < LEAST_STACK_BYTES:
+        largest = seen.process.stack_bytes / 2e6
+        what = f"process {seen.process.number} dies of form bodies from about {largest:.0f} MB on"
+        yield finding(FORM_BODY, seen.url, "", what, _by_reach(seen))
+
+
+def token_shown(seen: Observation) -> Iterator[Finding]:
+    if seen.process and seen.process.secrets:
+        what = f"process {seen.process.number} shows the value of {' and '.join(seen.process.secrets)}"
+        yield finding(TOKEN_SHOWN, seen.url, "", what)
+
+
+def everywhere(seen: Observation) -> Iterator[Finding]:
+    if seen.process and seen.process.everywhere:
+        ports = ", ".join(map(str, seen.process.everywhere))
+        yield finding(EVERYWHERE, seen.url, "", f"process {seen.process.number}: ports {ports}")
+
+
 def control_open(seen: Observation) -> Iterator[Finding]:
     if seen.control_open:
         what = "models can be loaded without a token"
@@ -60,7 +126,9 @@ def shared_memory_open(seen: Observation) -> Iterator[Finding]:
 
 
 def _by_reach(seen: Observation) -> Severity:
-    return "warning" if seen.local else "error"
+    """An error where others reach the server too."""
+    others = not seen.local or (seen.process is not None and bool(seen.process.everywhere))
+    return "error" if others else "warning"
 
 
 def readiness_poisoned(seen: Observation) -> Iterator[Finding]:
@@ -99,6 +167,10 @@ def _some(names: list[str]) -> str:
 
 
 CHECKS: dict[Rule, Callable[[Observation], Iterator[Finding]]] = {
+    VULNERABLE: vulnerable,
+    FORM_BODY: form_body,
+    TOKEN_SHOWN: token_shown,
+    EVERYWHERE: everywhere,
     CONTROL_OPEN: control_open,
     SHARED_MEMORY_OPEN: shared_memory_open,
     READINESS_POISONED: readiness_poisoned,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -14,8 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cmt_server.advisories import ADVISORIES
 from cmt_server.doctor import running
 from cmt_server.doctor.diagnosis import diagnose
+from cmt_server.doctor.process import Process, process_on
 from cmt_server.doctor.repository import MAX_STEPS, Model, Repository, parse_config
 from cmt_server.doctor.running import IndexEntry, Observation, RunningTriton, is_local
 from cmt_server.errors import ServerError
@@ -27,7 +30,7 @@ MANY_STEPS = json.dumps({"ensemble_scheduling": {"step": [{}] * (MAX_STEPS + 1)}
 HEALTHY = Observation(
     url="http://10.0.0.1:8000",
     local=False,
-    version=(2, 51),
+    version=(2, 73),
     ready=True,
     control_open=False,
     shared_memory_open=False,
@@ -50,6 +53,34 @@ def test_a_healthy_server_has_no_findings() -> None:
 def test_openness_is_worse_beyond_this_machine(local: bool, severity: str) -> None:
     assert found(control_open=True, local=local) == [("model-control-open", severity)]
     assert found(shared_memory_open=True, local=local) == [("shared-memory-open", severity)]
+
+
+PROCESS = Process(number=7, stack_bytes=1 << 30, everywhere=(), secrets=())
+BARE = Process(7, 8 << 20, (8000, 8001), ("--http-restricted-api",))
+
+
+def test_published_vulnerabilities_go_by_version() -> None:
+    assert found(version=(2, 67)) == []
+    assert found(version=None) == []
+    assert found(version=(2, 66)) == [("published-vulnerabilities", "error")] * 2
+    assert found(version=(2, 66), local=True, process=PROCESS) == [("published-vulnerabilities", "warning")] * 2
+    told = [one.what for one in diagnose([], replace(HEALTHY, version=(2, 51), process=PROCESS)).findings]
+    assert len(told) == len(ADVISORIES)
+    assert any("CVE-2025-23310" in what and "fixed in 2.60 (25.08)" in what for what in told)
+
+
+def test_a_bare_server_on_this_machine() -> None:
+    """Everything is worse where it listens on every address."""
+    rules = dict(found(local=True, control_open=True, process=BARE))
+    assert rules == {
+        "form-body-crash": "error",
+        "token-in-command-line": "warning",
+        "listens-everywhere": "warning",
+        "model-control-open": "error",
+    }
+    assert found(local=True, process=replace(BARE, everywhere=(), secrets=())) == [("form-body-crash", "warning")]
+    assert found(local=True, process=PROCESS) == []
+    assert ("form-body-crash", "warning") in found(version=(2, 51))
 
 
 def test_a_failed_version_is_worse_when_nothing_answers_instead() -> None:
@@ -81,6 +112,18 @@ def test_the_configurations_in_force_are_examined() -> None:
     model = Model("a", "http://10.0.0.1:8000/v2/models/a/config", parse_config(b"max_batch_size: 4"))
     wanted = [("no-warmup", "warning"), ("batch-without-batcher", "warning")]
     assert found(repository=Repository({"a": model})) == wanted
+
+
+def test_the_process_behind_a_port() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
+        port = listener.getsockname()[1]
+        for asked in (port, other.getsockname()[1]):
+            process = process_on(asked)
+            assert process is not None
+            assert process.number == os.getpid()
+            assert process.everywhere == (port,)
+        free = other.getsockname()[1]
+    assert process_on(free) is None
 
 
 def test_hosts_of_this_machine() -> None:
@@ -124,7 +167,7 @@ def answering(answers: dict[str, bytes], default: bytes = b"") -> Iterator[str]:
 
 
 def test_something_that_is_no_triton() -> None:
-    with answering({}, b"<html>") as url, pytest.raises(ServerError, match="not as Triton's"):
+    with answering({}, b"<html>") as url, pytest.raises(ServerError, match="not as Triton"):
         RunningTriton(url).observe()
     with pytest.raises(ServerError, match="doesn't answer"):
         RunningTriton(url).observe()

@@ -308,6 +308,9 @@ def test_a_server_that_wants_a_token_is_closed_and_its_configurations_are_read_w
     stranger = RunningTriton(triton.url).observe()
     assert (stranger.control_open, stranger.shared_memory_open, stranger.index) == (False, False, None)
     seen = RunningTriton(triton.url, TOKEN).observe()
+    told = {rule for rule, _ in named(diagnose([], seen))}
+    assert {"published-vulnerabilities", "form-body-crash", "token-in-command-line"} <= told
+    assert "listens-everywhere" not in told
     assert (seen.local, seen.version, seen.control_open, seen.shared_memory_open) == (True, (2, 51), False, False)
     rules = named(diagnose([], seen))
     assert ("exposed-intermediate", "exposed") in rules
