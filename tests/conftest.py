@@ -1,10 +1,10 @@
-"""Fixtures that are dear, made once a session: releases of the mini preset and a real Triton on each."""
+"""Fixtures that are dear, made once a session: releases of the mini and the tiny preset, and a real Triton."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cmt_cli.export import golden_sample, trained_weights
+from cmt_cli.export import trained_weights
 from cmt_cli.state import State
 from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint, load_checkpoint
-from cmt_export.export import PARITY_BATCHES, ExportOptions, _onnx_key, export
-from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
+from cmt_export.export import PARITY_BATCHES, ExportOptions
+from cmt_export.onnx_from_checkpoint import MODEL_FILE
 from cmt_export.samples import Batch, batches
 from cmt_pipeline.preprocess import make_preprocessors
-from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import COMPILED_STAGES
 from cmt_release.release import Release
 from cmt_server.server import TritonServer
+from exports import add_to, exported
 from serving import server_on
 
 ROOT = Path(__file__).parents[1]
@@ -47,15 +47,41 @@ def recipe() -> ExportOptions:
 
 
 @pytest.fixture(scope="session")
-def release_of(state: State, recipe: ExportOptions) -> Callable[[Precision], Release]:
-    """The mini release of a precision, of the weights that come with the command; exported when first asked for."""
+def _in_use() -> Iterator[contextlib.ExitStack]:
+    """What holds the shared exports that this session reads."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def release_of(state: State, recipe: ExportOptions, _in_use: contextlib.ExitStack) -> Callable[[Precision], Release]:
+    """The mini release of a precision, of the weights that come with the command, in `state`."""
 
     @functools.cache
     def made(precision: Precision) -> Release:
-        release, _ = export(replace(recipe, precision=precision), state.releases, golden_sample(), no_progress)
-        return release
+        return add_to(state.releases, exported(replace(recipe, precision=precision), _in_use)[0])
 
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny_state(tmp_path_factory: pytest.TempPathFactory) -> State:
+    """A state folder with the releases of `tinies`."""
+    return State(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tinies(tiny_state: State, _in_use: contextlib.ExitStack) -> tuple[Release, Release]:
+    """Two releases of the tiny preset, all of whose engines differ."""
+    options = (ExportOptions(preset="tiny", seed=seed) for seed in (0, 1))
+    first, second = (add_to(tiny_state.releases, exported(one, _in_use)[0]) for one in options)
+    return first, second
+
+
+@pytest.fixture(scope="session")
+def tiny(_in_use: contextlib.ExitStack) -> Release:
+    """A release of the tiny preset: what a server is started on where no answer has to be right."""
+    return exported(ExportOptions(preset="tiny"), _in_use)[0]
 
 
 @pytest.fixture(scope="session")
@@ -66,30 +92,15 @@ def checkpoint(recipe: ExportOptions) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def graph_store(
-    release_of: Callable[[Precision], Release],
-    state: State,
-    recipe: ExportOptions,
-    checkpoint: Checkpoint,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A store of releases without a release, but with the ONNX files that an export of the mini preset keeps there."""
-    store = tmp_path_factory.mktemp("graphs")
-    release_of("fp32")
-    cache = Path(".onnx") / _onnx_key(recipe)
-    for stage in COMPILED_STAGES:
-        kept, target = state.releases / cache / stage.name, store / cache / stage.name
-        if kept.is_dir():
-            shutil.copytree(kept, target)
-        else:  # another export has taken the cache meanwhile
-            onnx_from_checkpoint(checkpoint.model, stage, target)
-    return store
+def graph_folder(recipe: ExportOptions, _in_use: contextlib.ExitStack) -> Path:
+    """The ONNX files of the mini model, a folder a stage, as an export keeps them."""
+    return exported(recipe, _in_use)[1]
 
 
 @pytest.fixture(scope="session")
-def graphs(graph_store: Path) -> Mapping[str, Path]:
-    """The ONNX file of each compiled stage of the mini model."""
-    return {path.parent.name: path for path in graph_store.glob(f".onnx/*/*/{MODEL_FILE}")}
+def graphs(graph_folder: Path) -> Mapping[str, Path]:
+    """The ONNX file of each compiled stage of the mini model, only to be read."""
+    return {stage.name: graph_folder / stage.name / MODEL_FILE for stage in COMPILED_STAGES}
 
 
 @pytest.fixture(scope="session")

@@ -50,9 +50,10 @@ def fp32(release_of: Callable[[Precision], Release]) -> Release:
 
 
 @pytest.fixture
-def store(graph_store: Path, tmp_path: Path) -> Path:
+def store(graph_folder: Path, tmp_path: Path) -> Path:
     """Without releases, but with the ONNX files: so that an export takes seconds."""
-    return shutil.copytree(graph_store, tmp_path / "releases")
+    shutil.copytree(graph_folder, tmp_path / "releases" / ".onnx" / graph_folder.name)
+    return tmp_path / "releases"
 
 
 @pytest.mark.parametrize(

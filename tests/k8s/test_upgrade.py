@@ -7,22 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cmt_cli.export import golden_sample
 from cmt_cli.state import State
 from cmt_client import EmotionClient
-from cmt_engine.engine import Precision
-from cmt_export.export import ExportOptions, _fresh_cache, _onnx_key, export
 from cmt_perf import faults
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, truth_of, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
-from cmt_pipeline.progress import no_progress
 from cmt_release.release import Release
 
 pytestmark = pytest.mark.timeout(900)  # the first test exports two releases
@@ -37,12 +33,9 @@ Pair = tuple[Release, Release]
 
 
 @pytest.fixture(scope="session")
-def pair(release_of: Callable[[Precision], Release], recipe: ExportOptions, state: State) -> Pair:
+def pair(tinies: Pair) -> Pair:
     """Two releases whose encoders and fusion differ."""
-    first = release_of("fp32")
-    with _fresh_cache(state.releases / ".onnx", _onnx_key(recipe)):  # other precisions of it want its graphs
-        other, _ = export(ExportOptions(seed=1), state.releases, golden_sample(), no_progress)
-    return first, other
+    return tinies
 
 
 @pytest.fixture(scope="session")
@@ -52,16 +45,16 @@ def truth(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 
 @pytest.fixture
-def rig(pair: Pair, state: State, tmp_path: Path) -> Iterator[Rig]:
+def rig(pair: Pair, tiny_state: State, tmp_path: Path) -> Iterator[Rig]:
     """The first of them, served and looked after."""
-    with rig_on(pair[0], tmp_path, state=state.root) as rig:
+    with rig_on(pair[0], tmp_path, state=tiny_state.root) as rig:
         yield rig
 
 
 @pytest.fixture(scope="module")
-def shared_rig(pair: Pair, state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def shared_rig(pair: Pair, tiny_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One server for test after test: whatever each does to it, it must be sound for the next."""
-    with rig_on(pair[0], tmp_path_factory.mktemp("shared"), state=state.root) as rig:
+    with rig_on(pair[0], tmp_path_factory.mktemp("shared"), state=tiny_state.root) as rig:
         yield rig
 
 
@@ -155,10 +148,10 @@ def bad(kind: str, state: State, base: Release) -> Release:
     ],
 )
 def test_a_bad_release_never_reaches_traffic(
-    shared_rig: Rig, pair: Pair, truth: Truth, state: State, tmp_path: Path, kind: str, step: str, reason: str
+    shared_rig: Rig, pair: Pair, truth: Truth, tiny_state: State, tmp_path: Path, kind: str, step: str, reason: str
 ) -> None:
     live, other = by_turns(shared_rig, pair)
-    release = bad(kind, state, other)
+    release = bad(kind, tiny_state, other)
     options = ["--max-slowdown", "2", "--samples", "7"] if kind == "slow" else []
     with asked(shared_rig, tmp_path) as traffic:
         said = shared_rig.driver("upgrade", str(release.number), *UNLIKE, *options).finish()
@@ -242,11 +235,11 @@ def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, t
         assert max(abs(a - b) for a, b in zip(came, answers[index], strict=True)) > separation(truth) / 3
 
 
-def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, state: State, tmp_path: Path) -> None:
+def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, tiny_state: State, tmp_path: Path) -> None:
     token = rig.server.options.control_token
-    with rig_on(pair[0], tmp_path / "other", state=state.root, token=token) as other:
+    with rig_on(pair[0], tmp_path / "other", state=tiny_state.root, token=token) as other:
         both = [f"--server={one.server.grpc_url}={one.server.options.repository}" for one in (rig, other)]
-        command = [sys.executable, "-m", "cmt_cli.main", "upgrade", *UNLIKE, *both, "--state", str(state.root)]
+        command = [sys.executable, "-m", "cmt_cli.main", "upgrade", *UNLIKE, *both, "--state", str(tiny_state.root)]
         environment = {**os.environ, "CMT_CONTROL_TOKEN": token}
         artefact = other.repository.version_folder("check", pair[0].manifest.stages["check"].version) / "model.py"
         sound = artefact.read_text()
@@ -279,9 +272,9 @@ def test_a_rollback_of_what_was_retired_loads_it_again(shared_rig: Rig, pair: Pa
     assert rig.live() == live.number
 
 
-def test_a_wrong_token_changes_nothing(shared_rig: Rig, pair: Pair, state: State) -> None:
+def test_a_wrong_token_changes_nothing(shared_rig: Rig, pair: Pair, tiny_state: State) -> None:
     rig, (live, other) = shared_rig, by_turns(shared_rig, pair)
-    command = [sys.executable, "-m", "cmt_cli.main", "upgrade", str(other.number), "--state", str(state.root)]
+    command = [sys.executable, "-m", "cmt_cli.main", "upgrade", str(other.number), "--state", str(tiny_state.root)]
     command += ["--server", f"{rig.server.grpc_url}={rig.server.options.repository}", "--token", "wrong"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
