@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST = $(BIN)/pytest --durations=10
+USUAL = not slow and not base
 
-.PHONY: demo help test check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile clean
+.PHONY: demo help test test-slow coverage check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -11,8 +14,17 @@ demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
 
-test: $(VENV)/.installed  ## every test, on the real Triton
-	$(BIN)/pytest
+test: $(VENV)/.installed  ## the tests: what needs no Triton on all cores, then what does on the real one
+	$(PYTEST) -m "not serial and $(USUAL)" -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "serial and $(USUAL)"
+
+test-slow: $(VENV)/.installed  ## benches, peers, floods and sweeps
+	$(PYTEST) -m "slow and not base"
+
+coverage: $(VENV)/.installed  ## the same tests, with the share of lines that they run: .cmt/coverage/index.html
+	rm -f .coverage
+	$(PYTEST) -m "not serial and $(USUAL)" -n $(WORKERS) --dist loadfile --cov --cov-report=
+	$(PYTEST) -m "serial and $(USUAL)" --cov --cov-append --cov-report=html --cov-report=term:skip-covered
 
 test-base: $(VENV)/.installed  ## the full-size preset too: minutes and 6 GB of memory
 	$(BIN)/pytest -m base
@@ -96,4 +108,4 @@ bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2
 	$(BIN)/python -m cmt_perf.hostile .cmt/hostile
 
 clean:
-	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

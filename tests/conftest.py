@@ -17,7 +17,6 @@ from cmt_cli.state import State
 from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint, load_checkpoint
 from cmt_export.export import PARITY_BATCHES, ExportOptions
-from cmt_export.onnx_from_checkpoint import MODEL_FILE
 from cmt_export.samples import Batch, batches
 from cmt_pipeline.preprocess import make_preprocessors
 from cmt_pipeline.stages import COMPILED_STAGES
@@ -25,6 +24,7 @@ from cmt_release.release import Release
 from cmt_server.server import TritonServer
 from exports import add_to, exported
 from serving import server_on
+from tiny_triton import TinyServer
 
 ROOT = Path(__file__).parents[1]
 REGIONS = Path("/dev/shm")
@@ -32,6 +32,30 @@ REGIONS = Path("/dev/shm")
 # A shared machine stalls now and then; what an example may take is bounded by the test's own time-out.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+#: Fixtures that a Triton is started for.
+TRITON = {"server", "tiny"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a Triton has the machine to itself."""
+    for item in items:
+        if isinstance(item, pytest.Function) and TRITON & set(item.fixturenames):
+            item.add_marker(pytest.mark.serial)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Libraries get one thread each, before they are loaded: small models gain nothing from a second one, and lose much
+    when another process wants its core. Workers start no Triton."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(config, "workerinput"):
+        TritonServer.start = _not_beside_others  # type: ignore[method-assign, assignment]
+        TinyServer.__enter__ = _not_beside_others  # type: ignore[method-assign, assignment]
+
+
+def _not_beside_others(*_: object) -> None:
+    pytest.fail("this test starts a Triton: mark it `serial`")
 
 
 @pytest.fixture(scope="session")
@@ -71,17 +95,15 @@ def tiny_state(tmp_path_factory: pytest.TempPathFactory) -> State:
 
 
 @pytest.fixture(scope="session")
-def tinies(tiny_state: State, _in_use: contextlib.ExitStack) -> tuple[Release, Release]:
-    """Two releases of the tiny preset, all of whose engines differ."""
-    options = (ExportOptions(preset="tiny", seed=seed) for seed in (0, 1))
-    first, second = (add_to(tiny_state.releases, exported(one, _in_use)[0]) for one in options)
-    return first, second
+def tiny(tiny_state: State, _in_use: contextlib.ExitStack) -> Release:
+    """A release of the tiny preset: what a server is started on where no answer has to be right."""
+    return add_to(tiny_state.releases, exported(ExportOptions(preset="tiny"), _in_use)[0])
 
 
 @pytest.fixture(scope="session")
-def tiny(_in_use: contextlib.ExitStack) -> Release:
-    """A release of the tiny preset: what a server is started on where no answer has to be right."""
-    return exported(ExportOptions(preset="tiny"), _in_use)[0]
+def tinies(tiny: Release, tiny_state: State, _in_use: contextlib.ExitStack) -> tuple[Release, Release]:
+    """Two releases of the tiny preset, all of whose engines differ."""
+    return tiny, add_to(tiny_state.releases, exported(ExportOptions(preset="tiny", seed=1), _in_use)[0])
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +122,7 @@ def graph_folder(recipe: ExportOptions, _in_use: contextlib.ExitStack) -> Path:
 @pytest.fixture(scope="session")
 def graphs(graph_folder: Path) -> Mapping[str, Path]:
     """The ONNX file of each compiled stage of the mini model, only to be read."""
-    return {stage.name: graph_folder / stage.name / MODEL_FILE for stage in COMPILED_STAGES}
+    return {stage.name: graph_folder / stage.name / "model.onnx" for stage in COMPILED_STAGES}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import soundfile
 from PIL import Image
 
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
-from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset
 from cmt_training.examples import SPLITS, DataSet, Example, Media
 
 LABELS = ("neutral", "joy", "anger")
@@ -18,37 +17,6 @@ WORDS = {
     "joy": ("what a wonderful happy day", "i love this so much"),
     "anger": ("i hate this stupid thing", "get out of here now"),
 }
-
-#: Encoders of a few thousand weights, without any dropout; MiniLM as it is.
-TINY = Preset(
-    "tiny",
-    {
-        "image": EncoderPreset(
-            None,
-            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
-        ),
-        "audio": EncoderPreset(
-            None,
-            {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "conv_dim": (8,) * 7,
-                "num_conv_pos_embedding_groups": 4,
-                "num_conv_pos_embeddings": 16,
-                "hidden_dropout": 0.0,
-                "attention_dropout": 0.0,
-                "activation_dropout": 0.0,
-                "feat_proj_dropout": 0.0,
-            },
-        ),
-        "text": PRESETS["mini"].encoders["text"],
-    },
-    FusionSize(layers=1, heads=2, feed_forward_width=16, dropout=0.0),
-)
-
-PRESETS[TINY.name] = TINY
 
 
 def small_corpus(folder: Path, counts: tuple[int, int, int] = (24, 9, 9), seed: int = 0) -> DataSet:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared
-from small_corpus import TINY
+from tiny_model import TINY
 
 OPTIONS = TrainOptions(
     preset=TINY.name,

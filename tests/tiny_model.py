@@ -61,7 +61,7 @@ def write_text_encoder(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     torch.manual_seed(0)
     config = BertConfig(
-        **SMALL,
+        **{**SMALL, "num_hidden_layers": 2},
         vocab_size=len(vocabulary),
         max_position_embeddings=128,
         hidden_dropout_prob=0.0,

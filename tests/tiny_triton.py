@@ -24,7 +24,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 #: The sum of whatever inputs came, plus the parameters `add` and `add_version` times the version; after `sleep_ms`, and
-#: `first_ms` more the first time. Version `broken` fails to load.
+#: `add_first` more the first time. Version `broken` fails to load.
 MODEL = """
 import json, time
 import numpy as np
@@ -38,7 +38,7 @@ class TritonPythonModel:
             raise RuntimeError("broken on purpose")
         self.add, self.sleep_s = value("add"), value("sleep_ms") / 1000
         self.add += value("add_version") * float(args["model_version"])
-        self.first_s = value("first_ms") / 1000
+        self.add_first = value("add_first")
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
@@ -46,10 +46,10 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
-        time.sleep(self.sleep_s + self.first_s)
-        self.first_s = 0
+        time.sleep(self.sleep_s)
         came = [pb.get_input_tensor_by_name(request, name) for name in self.inputs]
-        total = sum(tensor.as_numpy() for tensor in came if tensor is not None) + self.add
+        total = sum(tensor.as_numpy() for tensor in came if tensor is not None) + self.add + self.add_first
+        self.add_first = 0
         total = np.ascontiguousarray(total, dtype=np.float32)
         wanted = [name for name in self.outputs if name in request.requested_output_names()]
         return pb.InferenceResponse([pb.Tensor(name, total) for name in wanted])

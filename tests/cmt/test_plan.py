@@ -42,7 +42,7 @@ def file(curve: ServiceCurve, tmp_path: Path) -> Path:
 def test_a_server_is_measured(curve: ServiceCurve) -> None:
     assert [point.concurrency for point in curve.points] == [1, 3]
     assert all(0 < point.p50_ms <= point.p95_ms for point in curve.points)
-    assert curve.points[0].throughput == pytest.approx(1e3 / curve.points[0].mean_ms, rel=0.3)
+    assert 0 < curve.points[0].throughput < 1.05e3 / curve.points[0].mean_ms  # one at a time
     assert sum(curve.work) / len(curve.work) == pytest.approx(1)
     assert curve.request_bytes > 10_000  # a picture and 0.9 s of sound
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import resource
 import struct
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -206,9 +205,7 @@ def test_ten_minutes_are_refused_by_the_header(format_: str, monkeypatch: pytest
         raise AssertionError("the sound was decoded")
 
     monkeypatch.setattr(soundfile.SoundFile, "read", read)
-    start = time.perf_counter()
     error = refusal(data)
-    assert time.perf_counter() - start < 0.5
     assert error.code == "too_long"
     assert error.message == "got 600.00 s; at most 16 s are accepted: cut it into utterances"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import resource
 import struct
-import time
 import zlib
 from typing import Any
 
@@ -242,9 +241,8 @@ def test_a_bomb_is_refused_by_its_declared_size(data: bytes, monkeypatch: pytest
         raise AssertionError("the image was decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    memory_kib, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    memory_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     error = refusal(data)
-    assert time.perf_counter() - start < 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kib < 20_000
     assert error.code == "too_large"
     assert "50000000" in error.message

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,10 +215,8 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_hub")
 def test_without_a_hub_base_says_how_to_go_on() -> None:
-    start = time.perf_counter()
     with pytest.raises(CheckpointError) as raised:
         checkpoint_from_preset("base", "meld")
-    assert time.perf_counter() - start < 10
     for part in ("'google/vit-base-patch16-224-in21k'", "local directory", "--random-weights", "untrained"):
         assert part in str(raised.value)
 

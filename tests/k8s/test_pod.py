@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 
 from cmt_cli.export import sample
 from cmt_client import EmotionClient
-from cmt_engine.engine import Precision
 from cmt_pipeline.progress import no_progress
 from cmt_release.release import Release
 from cmt_release.store import open_store
@@ -24,15 +23,14 @@ from cmt_rollout.kubernetes.rendered import quantity
 from pods import BINARIES, Loopback, Sandbox, http_status, resolved
 from rendering import rendered
 
-ReleaseOf = Callable[[Precision], Release]
 Runs = Loopback | Sandbox
 
 
 @pytest.fixture(scope="module")
-def store(release_of: ReleaseOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tiny: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in a folder, as the dev overlay mounts it."""
     folder = tmp_path_factory.mktemp("store")
-    open_store(str(folder)).push(release_of("fp32"), no_progress)
+    open_store(str(folder)).push(tiny, no_progress)
     return folder
 
 
@@ -86,10 +84,8 @@ def ends(runs: Runs, pod: dict[str, Any], process: subprocess.Popen[str]) -> Non
     assert "draining" in said
 
 
-def test_the_rendered_command_lines_answer_the_probes(
-    release_of: ReleaseOf, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    pod = resolved(rendered("dev"), layout.STABLE, release_of("fp32").number)
+def test_the_rendered_command_lines_answer_the_probes(tiny: Release, folders: dict[str, Path], tmp_path: Path) -> None:
+    pod = resolved(rendered("dev"), layout.STABLE, tiny.number)
     (container,) = pod["containers"]
     runs = Loopback(tmp_path, folders)
     with running(runs, pod) as process:
@@ -98,23 +94,21 @@ def test_the_rendered_command_lines_answer_the_probes(
         assert runs.status(8002, "/metrics") == 200
         assert runs.status(8000, "/v2/repository/index") != 200
         with EmotionClient(f"grpc://127.0.0.1:{runs.ports[8001]}", retries=0) as client:
-            assert client.predict(image=sample("image"), text="Hello?").release == release_of("fp32").number
+            assert client.predict(image=sample("image"), text="Hello?").release == tiny.number
         ends(runs, pod, process)
     assert probed(runs, container, "livenessProbe") == 0
 
 
-def test_a_probe_of_another_path_fails(release_of: ReleaseOf, server: Any) -> None:
+def test_a_probe_of_another_path_fails(tiny: Release, server: Any) -> None:
     assert http_status(server.http_port, "/v2/models/emotion/ready") == 200
     assert http_status(server.http_port, "/v2/models/emotions/ready") == 400
 
 
 @pytest.mark.skipif(bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
 @pytest.mark.parametrize("name", ["dev"])
-def test_the_pod_runs_as_it_is_rendered(
-    release_of: ReleaseOf, folders: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_the_pod_runs_as_it_is_rendered(tiny: Release, folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Nothing translated: paths, ports, user 10001 without capabilities, a root that can't be written to."""
-    pod = resolved(rendered(name), layout.STABLE, release_of("fp32").number)
+    pod = resolved(rendered(name), layout.STABLE, tiny.number)
     (container,) = pod["containers"]
     covered = [
         mount["mountPath"] for mount in container["volumeMounts"] if Path(mount["mountPath"]) in BINARIES.parents

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from cmt_engine.engine import Precision
 from cmt_perf.bench.scenarios import Size
 from cmt_perf.tune import ENCODERS, ThisMachine, Trial, TuneOptions, Tuning, pareto, plot, result_of, tune
 from cmt_pipeline.progress import no_progress
@@ -99,9 +97,9 @@ def test_options_are_checked() -> None:
         TuneOptions([RELEASE], slo_ms=0)
 
 
-def test_on_the_real_server(release_of: Callable[[Precision], Release], tmp_path: Path) -> None:
+def test_on_the_real_server(tiny: Release, tmp_path: Path) -> None:
     small = Size(audio_s=0.9, text_tokens=12, image_px=96)
-    options = TuneOptions([release_of("fp32")], slo_ms=5_000, cores=1, requests=4, trials=2, size=small)
+    options = TuneOptions([tiny], slo_ms=5_000, cores=1, requests=4, trials=2, size=small)
     found = tune(options, no_progress)
     assert len(found) == 2
     assert all(t.throughput > 0 and t.latency_ms > 1 and t.peak_mb > 100 for t in found)

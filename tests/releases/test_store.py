@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -202,19 +201,17 @@ def test_errors_that_pass_are_tried_again(flaky: Store, here: Path, there: Path)
     assert flaky.pull(there).digest == made.digest
 
 
-def test_errors_that_stay_are_told_in_bounded_time(
+def test_errors_that_stay_are_told_after_so_many_attempts(
     flaky: Store, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Flaky, "failures", 1_000_000)
     made = make(here)
-    began = time.monotonic()
     for act in (lambda: flaky.push(made), lambda: flaky.pull(there), flaky.numbers):
         with pytest.raises(
             StoreError, match="flaky://root/releases can't be listed: ConnectionError: the line dropped, tried 4 times"
         ):
             act()
     assert Flaky.calls == 3 * QUICK.attempts
-    assert time.monotonic() - began < 5
 
 
 def test_what_wont_pass_is_not_tried_again(flaky: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,14 +225,12 @@ def test_what_wont_pass_is_not_tried_again(flaky: Store, monkeypatch: pytest.Mon
     assert Flaky.calls == 1
 
 
-def test_a_dead_s3_is_told_in_bounded_time(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_s3_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        began = time.monotonic()
         with pytest.raises(StoreError, match=r"s3://bucket/.*EndpointConnectionError"):
             open_store(s3, replace(QUICK, attempts=2)).numbers()
-        assert time.monotonic() - began < 20
 
 
 def test_a_bucket_that_isnt_there_is_told(s3: str, here: Path) -> None:

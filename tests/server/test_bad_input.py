@@ -20,7 +20,6 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from cmt_client import EmotionClient, EmotionError, InvalidInput, UnknownPipeline
-from cmt_engine.engine import Precision
 from cmt_export.checkpoint import Checkpoint
 from cmt_pipeline.limits import Limits
 from cmt_release.release import Release
@@ -182,12 +181,10 @@ def test_unknown_pipeline(server: TritonServer) -> None:
     assert isinstance(from_triton(refused.value, "emotion_smell"), UnknownPipeline)
 
 
-def test_a_refused_request_is_let_go_of(
-    release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_refused_request_is_let_go_of(tiny: Release, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Refused requests must not stay in the server: it drains at once, and its memory doesn't grow with them."""
     with (
-        server_on(release_of("fp32"), tmp_path) as running,
+        server_on(tiny, tmp_path) as running,
         EmotionClient(running.grpc_url, limits=NO_LIMITS) as client,
     ):
         filler = bytes(4 << 20)
@@ -202,10 +199,10 @@ def test_a_refused_request_is_let_go_of(
         running.control.drain(running.options.pipelines, timeout_s=5.0)
 
 
-def test_limits_are_settings(release_of: Callable[[Precision], Release], tmp_path: Path) -> None:
+def test_limits_are_settings(tiny: Release, tmp_path: Path) -> None:
     limits = Limits(max_audio_s=0.5, min_image_side_px=300)
     with (
-        server_on(release_of("fp32"), tmp_path, InstallOptions(limits)) as running,
+        server_on(tiny, tmp_path, InstallOptions(limits)) as running,
         EmotionClient(running.grpc_url) as client,
     ):
         with pytest.raises(InvalidInput, match=r"got 1\.00 s; at most 0\.5 s"):

@@ -8,13 +8,12 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cmt_client import AsyncEmotionClient
-from cmt_engine.engine import Precision
 from cmt_perf.traffic import TrafficPlan, traffic_items
 from cmt_release.release import Release
 from cmt_server.preload import FUNCTION, MACHINES, shared_object, write_preload
@@ -59,9 +58,9 @@ def test_an_unknown_machine_goes_without(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def server(release_of: Callable[[Precision], Release], tmp_path: Path) -> Iterator[TritonServer]:
+def server(tiny: Release, tmp_path: Path) -> Iterator[TritonServer]:
     """One of its own, which doesn't drain for long: Triton leaks one cancelled request in some thousand."""
-    with server_on(release_of("fp32"), tmp_path, drain_timeout_s=1.0) as running:
+    with server_on(tiny, tmp_path, drain_timeout_s=1.0) as running:
         yield running
 
 

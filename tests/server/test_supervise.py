@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cmt_client import EmotionClient, EmotionError, ServerUnavailable
-from cmt_engine.engine import Precision
 from cmt_pipeline.triton_config import DEFAULT_TUNING
 from cmt_release.release import Release
 from cmt_server.errors import GaveUp, ServerError
@@ -23,11 +22,9 @@ from serving import server_on
 
 
 @pytest.fixture(scope="module")
-def watched(
-    release_of: Callable[[Precision], Release], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TritonServer]:
+def watched(tiny: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server of this module's own: its processes get killed."""
-    with server_on(release_of("fp32"), tmp_path_factory.mktemp("watched")) as server:
+    with server_on(tiny, tmp_path_factory.mktemp("watched")) as server:
         yield server
 
 

@@ -8,7 +8,8 @@ from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
 from cmt_pipeline.progress import no_progress
 from cmt_training.examples import DataSet
 from cmt_training.prepare import Prepared, prepare
-from small_corpus import TINY, small_corpus
+from small_corpus import small_corpus
+from tiny_model import TINY
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from cmt_export.encoders import AudioEncoder
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ, frames_of
 from cmt_training.audio_pretraining import BANDS, mel_bands, pitch_lags, pretrain_audio, scatter, sounds_of
 from cmt_training.prepare import Prepared
-from small_corpus import TINY
 from small_training import silent
+from tiny_model import TINY
 
 
 def tone(hertz: float, samples: int = 8_000) -> torch.Tensor:

@@ -12,8 +12,8 @@ from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_training.batches import Reader, raw_sources, standard_cues
 from cmt_training.prepare import Prepared
 from cmt_training.trainee import Answers, Loss, Trainee
-from small_corpus import TINY
 from small_training import OPTIONS
+from tiny_model import TINY
 
 CUES = 3  # their place among the loss's terms
 

@@ -17,7 +17,7 @@ from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict, predict_each
 from cmt_training.prepare import Prepared
 from cmt_training.trainee import Trainee, modalities_of
-from small_corpus import TINY
+from tiny_model import TINY
 
 TOLERANCE = 2e-5
 

@@ -23,10 +23,11 @@ from cmt_training.prepare import Prepared
 from cmt_training.train import train
 from items import difference, reference
 from serving import server_on
-from small_corpus import TINY
 from small_training import OPTIONS, silent
+from tiny_model import TINY
 
 
+@pytest.mark.serial
 def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train(prepared, OPTIONS, out, silent)

@@ -7,14 +7,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import psutil
 import pytest
 
-from cmt_engine.engine import Precision
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.fetch_analyzer import fetch
@@ -38,11 +36,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_baseline_and_pipeline_take_turns_and_every_part_is_told(
-    release_of: Callable[[Precision], Release], checkpoint: Path
-) -> None:
+def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, checkpoint: Path) -> None:
     told: list[float] = []
-    options = BenchOptions(release_of("fp32"), checkpoint, rounds=2, requests=4, size=SMALL, growth=False)
+    options = BenchOptions(tiny, checkpoint, rounds=2, requests=4, size=SMALL, growth=False)
     result = bench(options, lambda _, done: told.append(done))
     summary = summary_of(result)
     assert told == sorted(told)
@@ -153,6 +149,6 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(
         pass
 
 
-def test_peers_need_their_checkpoint(release_of: Callable[[Precision], Release], checkpoint: Path) -> None:
+def test_peers_need_their_checkpoint(tiny: Release, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="without the checkpoint"):
-        BenchOptions(release_of("fp32"), checkpoint, peers=("fastapi",))
+        BenchOptions(tiny, checkpoint, peers=("fastapi",))
