@@ -36,6 +36,11 @@ def as_request(item: dict[Modality, bytes]) -> Item:
     return request
 
 
+def as_files(item: Item) -> dict[Modality, bytes]:
+    """The reverse: bytes of every modality."""
+    return {m: value.encode() if isinstance(value, str) else value for m, value in item.items()}  # type: ignore[attr-defined]
+
+
 def ready_of(checkpoint: Checkpoint, item: dict[Modality, bytes]) -> dict[str, Array]:
     """The item's ready tensors, a batch of one."""
     preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)

@@ -1,8 +1,8 @@
 """Traffic: a process of its own that keeps asking a server, and writes down what became of every request.
 
-Closed loops ask again as soon as they are answered; an open loop sends at random moments (Poisson) whatever the server
-does, and its latency counts from the moment at which a request was meant to be sent. Requests are seeded and cover
-all seven subsets of modalities. Nothing is retried, so that every failure shows.
+Closed loops ask again as soon as they are answered, or a pause later; an open loop sends at random moments (Poisson)
+whatever the server does, and its latency counts from the moment at which a request was meant to be sent. Requests are
+seeded and cover all seven subsets of modalities. Nothing is retried, so that every failure shows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class TrafficPlan:
     """Who asks what. closed_grpc, closed_http: closed loops; open_rate: requests a second of the open loop.
 
     open_protocols: what the open loop asks over, in turns; open_canary: whether its clients follow a canary. together:
-    requests that a closed loop sends at once and waits for. kind: what the URLs lead to. items: different requests,
-    audio_s: seconds of sound in each, full: whether all have all modalities, or each subset a turn; text_tokens,
-    image_px: sizes of those of a benchmark, 0 for whatever comes.
+    requests that a closed loop sends at once and waits for, pause_s: after them and before the next ones. kind: what
+    the URLs lead to. items: different requests, audio_s: seconds of sound in each, full: whether all have all
+    modalities, or each subset a turn; text_tokens, image_px: sizes of those of a benchmark, 0 for whatever comes.
     """
 
     grpc_url: str
@@ -58,6 +58,7 @@ class TrafficPlan:
     seed: int = 0
     retries: int = 0
     together: int = 1
+    pause_s: float = 0.0
     kind: Kind = "emotion"
     text_tokens: int = 0
     image_px: int = 0
@@ -200,6 +201,7 @@ class _Asker:
         while not self.stopped.is_set():
             due = time.monotonic()
             await asyncio.gather(*(self._ask("closed", protocol, client, due) for _ in range(self.plan.together)))
+            await self._pause(self.plan.pause_s)
 
     async def _open(self, clients: dict[str, Asks]) -> None:
         if self.plan.open_rate <= 0:
@@ -208,14 +210,19 @@ class _Asker:
         due = time.monotonic()
         for protocol in itertools.cycle(self.plan.open_protocols):
             due += float(self.rng.exponential(1 / self.plan.open_rate))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.stopped.wait(), max(0.0, due - time.monotonic()))
+            await self._pause(due - time.monotonic())
             if self.stopped.is_set():
                 break
             task = asyncio.create_task(self._ask("open", protocol, clients[protocol], due))
             sent.add(task)
             task.add_done_callback(sent.discard)
         await asyncio.gather(*sent)
+
+    async def _pause(self, seconds: float) -> None:
+        """Or until it is stopped."""
+        if seconds > 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), seconds)
 
     async def _ask(self, loop: Loop, protocol: str, client: Asks, due: float) -> None:
         index = self.sent % len(self.items)
