@@ -47,6 +47,7 @@ def test_a_server_is_measured(curve: ServiceCurve) -> None:
     assert curve.request_bytes > 10_000  # a picture and 0.9 s of sound
 
 
+@pytest.mark.slow
 def test_the_open_loop_is_set_beside_the_model(curve: ServiceCurve, server: TritonServer) -> None:
     found, rows = trial(traffic(server), lambda _: curve, (0.3,), 2, 2.0, no_progress)
     assert found.points == curve.points

@@ -27,6 +27,7 @@ def prepared_from(data: DataSet, checkpoint: Checkpoint, folder: Path) -> Prepar
     return prepare(data, checkpoint.config.preprocess, checkpoint.tokenizer, folder, no_progress)
 
 
+@pytest.mark.slow
 def test_engines_answer_as_pytorch_and_are_judged_by_it(
     release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_options_are_checked() -> None:
         TuneOptions([RELEASE], slo_ms=0)
 
 
+@pytest.mark.slow
 def test_on_the_real_server(tiny: Release, tmp_path: Path) -> None:
     small = Size(audio_s=0.9, text_tokens=12, image_px=96)
     options = TuneOptions([tiny], slo_ms=5_000, cores=1, requests=4, trials=2, size=small)

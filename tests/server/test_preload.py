@@ -64,6 +64,7 @@ def server(tiny: Release, tmp_path: Path) -> Iterator[TritonServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_the_server_outlives_requests_that_are_cancelled(server: TritonServer) -> None:
     """Without the library it dies of a segmentation fault after some hundred of these."""
     items = traffic_items(TrafficPlan(server.grpc_url, server.http_url, items=28, audio_s=1.0))

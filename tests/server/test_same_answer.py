@@ -67,7 +67,7 @@ def test_different_items_answer_differently(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_reduced_precision_stays_within_its_bound(
     precision: Precision, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, checkpoint: Path) -> None:
     told: list[float] = []
     options = BenchOptions(tiny, checkpoint, rounds=2, requests=4, size=SMALL, growth=False)
@@ -82,6 +83,7 @@ def test_failures_are_counted_not_hidden(server: TritonServer) -> None:
     assert "audio" in found.first_error
 
 
+@pytest.mark.slow
 def test_late_requests_count_from_when_they_were_due(server: TritonServer) -> None:
     """More comes than can be answered: a closed loop hides it, an open loop doesn't."""
     here = System("here", "emotion", server.grpc_url, server.pid or 0)
@@ -96,6 +98,7 @@ def perf_analyzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fetch(tmp_path_factory.mktemp("perf_analyzer"))
 
 
+@pytest.mark.slow
 def test_perf_analyzer_sees_the_same_server(server: TritonServer, perf_analyzer: Path) -> None:
     scenario = Scenario("closed", "closed", requests=20, size=SMALL)
     here = System("here", "emotion", server.grpc_url, server.pid or 0)
@@ -114,6 +117,7 @@ def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path: Path, monkeypatch
         analyzer.find_analyzer(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", get_args(Peer))
 def test_a_peer_serves_the_same_checkpoint(name: Peer, checkpoint: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec(name) is None:
@@ -127,6 +131,7 @@ def test_a_peer_serves_the_same_checkpoint(name: Peer, checkpoint: Path, tmp_pat
     assert not [pid for pid in family if psutil.pid_exists(pid)]
 
 
+@pytest.mark.slow
 def test_locust_asks_about_every_subset(server: TritonServer, tmp_path: Path) -> None:
     file = Path(__file__).parents[3] / "perf/cmt_perf/locustfile.py"
     command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.grpc_url, "--headless"]
