@@ -28,7 +28,7 @@ from tiny_model import TINY
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) -> None:
-    epochs = {"image": 10, "audio": 10, "conventional": 6}.get(model, 3)
+    epochs = {"image": 10, "audio": 10, "conventional": 12}.get(model, 3)
     steps = 150 if model == "audio" else 0
     options = replace(OPTIONS, model=model, epochs=epochs, patience=epochs, audio_pretraining_steps=steps)
     state = train(prepared, options, tmp_path / "out", silent)
@@ -80,7 +80,7 @@ def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tm
         train(prepared, OPTIONS, tmp_path / "b", silent)
     with pytest.raises(ValueError, match="holds a training with other options"):
         train(prepared, OPTIONS, tmp_path / "b", silent, resume=True)
-    with pytest.raises(ValueError, match="text_layers: got 9; expected 0 to 6"):
+    with pytest.raises(ValueError, match="text_layers: got 9; expected 0 to 2"):
         train(prepared, replace(OPTIONS, text_layers=9), tmp_path / "c", silent)
     with pytest.raises(ValueError, match="epochs: got 0"):
         replace(OPTIONS, epochs=0)
