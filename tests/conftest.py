@@ -34,7 +34,7 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 #: Fixtures that a Triton is started for.
-TRITON = {"server", "tiny"}
+TRITON = {"server", "tiny", "traced"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,14 @@ import pytest
 from cmt_cli.serve import limits_from, log_level_from, quantiles_from
 from cmt_cli.show import expected_errors, fail
 from cmt_cli.signals import Stopped, stop_signal
-from cmt_engine.engine import Precision
 from cmt_pipeline.logs import configure_logging
 from cmt_release.release import Release
 from cmt_server.errors import GaveUp
 from cmt_server.server import TritonServer
 from cmt_server.triton_log import log_line
 
-ReleaseOf = Callable[[Precision], Release]
+pytestmark = pytest.mark.serial
+
 FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
@@ -40,10 +40,9 @@ def serve(state: Path, *more: str, **variables: str) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def folder(release_of: ReleaseOf, tmp_path: Path) -> Path:
+def folder(tiny: Release, tmp_path: Path) -> Path:
     """A state folder with one release."""
-    release = release_of("fp32")
-    shutil.copytree(release.folder, tmp_path / "releases" / str(release.number), copy_function=os.link)
+    shutil.copytree(tiny.folder, tmp_path / "releases" / str(tiny.number), copy_function=os.link)
     return tmp_path
 
 

@@ -30,6 +30,8 @@ from tiny_triton import TinyServer, python_model, write_model
 ReleaseOf = Callable[[Precision], Release]
 NOBODY = 65_534
 
+pytestmark = pytest.mark.serial
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

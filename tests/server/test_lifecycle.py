@@ -29,7 +29,6 @@ from cmt_perf.faults import damaged
 from cmt_release.release import Release, ReleaseError, open_release
 from cmt_server import binary
 from cmt_server.binary import find_tritonserver
-from cmt_server.child import GROUP_TIMEOUT_S
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
 from cmt_server.server import TritonServer

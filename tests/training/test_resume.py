@@ -23,7 +23,7 @@ def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: 
     child = subprocess.Popen(command(prepared, tmp_path / "killed", LONGER), env=environment())
     run = tmp_path / "killed.run"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not [*run.glob("epoch-*")] and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
     finally:
