@@ -67,9 +67,7 @@ def test_a_stage_whose_process_was_killed_is_started_again(watched: TritonServer
     assert len(said) == 1
 
 
-def test_one_of_several_processes_of_a_stage_is_missed(
-    tiny: Release, tmp_path: Path
-) -> None:
+def test_one_of_several_processes_of_a_stage_is_missed(tiny: Release, tmp_path: Path) -> None:
     """The others go on, and the requests that meet the dead one would fail for good."""
     two = InstallOptions(tuning={**DEFAULT_TUNING, "encode_text": replace(DEFAULT_TUNING["encode_text"], instances=2)})
     with server_on(tiny, tmp_path, two) as server:
