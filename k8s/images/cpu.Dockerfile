@@ -1,7 +1,10 @@
 # syntax=docker/dockerfile:1
-# Serves OpenVINO releases: Triton from the wheel nvidia-pytriton, no GPU. From the repository's root:
+# Serves OpenVINO releases, without a GPU, on the official Triton image: the Triton of the wheel nvidia-pytriton has
+# published vulnerabilities and is for one machine alone. From the repository's root:
 #   docker build --file k8s/images/cpu.Dockerfile --tag cmt-triton-cpu:0.1.0 .
-FROM python:3.11-slim-bookworm
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.09-py3
+# hadolint ignore=DL3006
+FROM ${TRITON_IMAGE}
 
 WORKDIR /opt/cmt
 COPY pyproject.toml README.md LICENSE ./
@@ -17,7 +20,7 @@ COPY ensembles ensembles
 
 # Stores in S3 and Google Cloud Storage, since an init container with this image pulls the release.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ".[serve,s3,gs,kubernetes]" \
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir ".[cpu,s3,gs,kubernetes]" \
     && useradd --uid 10001 --user-group --no-create-home cmt
 
 USER 10001:10001

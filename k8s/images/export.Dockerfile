@@ -1,10 +1,11 @@
 # syntax=docker/dockerfile:1
 # Builds TensorRT releases on a GPU node (k8s/components/engine-build). TENSORRT_VERSION is that of the Triton image that
-# will run them: a plan loads in no other. Package indexes that `tensorrt` needs beside the usual one go into
-# PIP_EXTRA_INDEX_URL. From the repository's root:
-#   docker build --file k8s/images/export.Dockerfile --tag cmt-triton-export:0.1.0 .
+# will run them (`python3 -c "import tensorrt; print(tensorrt.__version__)"` or `trtexec` in it say which): a plan loads
+# in no other. Package indexes that `tensorrt` needs beside the usual one go into PIP_EXTRA_INDEX_URL. From the
+# repository's root:
+#   docker build --file k8s/images/export.Dockerfile --build-arg TENSORRT_VERSION=... --tag cmt-triton-export:0.1.0 .
 FROM python:3.11-slim-bookworm
-ARG TENSORRT_VERSION=10.5.0
+ARG TENSORRT_VERSION
 ARG PIP_EXTRA_INDEX_URL=
 
 WORKDIR /opt/cmt
