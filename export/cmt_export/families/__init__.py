@@ -1,0 +1,1 @@
+"""Encoder families, one a file; `cmt_export.family` says what each has to say of itself."""

@@ -1,0 +1,74 @@
+"""Encoder families: one small class for each kind of encoder, looked up in FAMILIES by Hugging Face's `model_type`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cmt_pipeline.modality import Modality
+from cmt_pipeline.registry import Registry
+
+if TYPE_CHECKING:  # torch must not load with this module
+    from torch import nn
+
+
+class EncoderFamily(ABC):
+    """A kind of encoder.
+
+    modality: what it reads; defaults: values of its configuration where they aren't Hugging Face's own; arguments: of
+    its architecture besides the configuration, such as those that leave out what no encoder needs.
+    """
+
+    model_type: ClassVar[str]
+    modality: ClassVar[Modality]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    arguments: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def architecture(self) -> Any:
+        """The class of transformers, without any head."""
+
+    @abstractmethod
+    def wrap(self, backbone: Any) -> nn.Module:
+        """The encoder around a backbone: its modality's ready tensors [batch, ...] -> features [batch, tokens,
+        MODEL_WIDTH] float32 and mask [batch, tokens] int64, 1 = real.
+
+        Padding may change no feature of a real token. The backbone is the encoder's `backbone`.
+        """
+
+    def check(self, config: Any) -> None:  # noqa: B027  # most families can do whatever they may be asked for
+        """ValueError for a configuration that it can't encode with."""
+
+    def config(self, values: Mapping[str, Any]) -> Any:
+        """Hugging Face's configuration of these values. ValueError for another family's, and for what it can't do."""
+        named = values.get("model_type", self.model_type)
+        if named != self.model_type:
+            raise ValueError(f"got an encoder of the family {named!r}; expected one of {self.model_type!r}")
+        config = self.architecture().config_class(**{**self.defaults, **values})
+        self.check(config)
+        return config
+
+    def random(self, values: Mapping[str, Any]) -> Any:
+        """A backbone with random weights."""
+        return self.architecture()(self.config(values), **self.arguments)
+
+
+FAMILIES: Registry[EncoderFamily] = Registry(
+    "encoder family",
+    "cmt_triton.encoder_families",
+    EncoderFamily,
+    {
+        "vit": "cmt_export.families.vit:VIT",
+        "wav2vec2": "cmt_export.families.wav2vec2:WAV2VEC2",
+        "bert": "cmt_export.families.bert:BERT",
+    },
+)
+
+
+def family_of(model_type: str, modality: Modality) -> EncoderFamily:
+    """ValueError for an unknown family, and for one of another modality."""
+    family = FAMILIES[model_type]
+    if family.modality != modality:
+        raise ValueError(f"encoder of {modality}: got {model_type!r}, which reads {family.modality}")
+    return family
