@@ -26,7 +26,7 @@ class FusionSize:
 
 @dataclass(frozen=True)
 class EncoderPreset:
-    """model_type: its family; pretrained: Hugging Face id, local directory, or `package:NAME` for weights in a package."""
+    """model_type: its family; pretrained: Hugging Face id, local directory, or `package:NAME` of a Python package."""
 
     model_type: str
     pretrained: str | None
