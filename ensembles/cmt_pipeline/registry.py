@@ -40,14 +40,14 @@ class Registry(Mapping[str, T]):
         return self._loaded(*found.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in tuple(self)
+        return name in self._own or name in iter(self)
 
     def __iter__(self) -> Iterator[str]:
         """Names, own ones first."""
         return iter(dict.fromkeys((*self._own, *sorted(point.name for point in self._points()))))
 
     def __len__(self) -> int:
-        return len(tuple(self))
+        return sum(1 for _ in self)
 
     def sources(self) -> list[Path]:
         """The files of the modules that packages' entry points name; none of them is run."""

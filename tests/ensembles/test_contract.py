@@ -29,6 +29,7 @@ from cmt_pipeline.labels import LABEL_SETS, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, ordered
 from cmt_pipeline.pipelines import ENTRANCES, PIPELINES, Pipeline, Step, pipeline_name
 from cmt_pipeline.presets import preset_of
+from cmt_pipeline.registry import Registry
 from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.stages import FUSE, STAGES
 from cmt_pipeline.tensors import Axis, TensorSpec
@@ -250,3 +251,9 @@ def test_label_sets_and_presets_are_known_by_name() -> None:
             labels_of(wrong)
     with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, mini"):
         preset_of("huge")
+
+
+def test_a_registry_is_a_mapping_of_what_it_knows() -> None:
+    known: Registry[int] = Registry("number", "nobody.offers.any", int, {"one": 1, "maximum": "sys:maxunicode"})
+    assert (tuple(known), len(known), "one" in known, "two" in known) == (("one", "maximum"), 2, True, False)
+    assert dict(known) == {"one": 1, "maximum": 0x10FFFF}
