@@ -40,7 +40,7 @@ class Registry(Mapping[str, T]):
         return self._loaded(*found.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in iter(self)
+        return name in self._own or any(name == known for known in self)
 
     def __iter__(self) -> Iterator[str]:
         """Names, own ones first."""
