@@ -20,6 +20,7 @@ from cmt_client import EmotionClient, FakeTransport
 from cmt_client.transport import Transport
 from cmt_release.release import Release
 from cmt_rollout import rollout
+from cmt_rollout.golden import Golden
 from cmt_rollout.kubernetes.cluster import Cluster, connect
 from cmt_rollout.kubernetes.deploy import DeployOptions, deploy
 from cmt_rollout.kubernetes.layout import CANARY, STABLE, TRAFFIC, ClusterOptions, release_of
@@ -136,9 +137,9 @@ def place_of(folder: Path) -> Iterator[Place]:
             cluster.request("DELETE", path)
 
 
-def played_golden(client: EmotionClient, release: Release) -> list[str]:
+def played_golden(client: EmotionClient, golden: Golden) -> list[str]:
     came = client.predict(text="Well.").release
-    return [] if came == release.number else [f"text: release {came} answered"]
+    return [] if came == golden.number else [f"text: release {came} answered"]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = TIMING.ready_timeout_s) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,10 +60,11 @@ class Place:
 
 @contextlib.contextmanager
 def kubernetes_target(
-    place: Place, canary_share: float, say: Callable[[str], None]
+    place: Place, releases: Path, canary_share: float, say: Callable[[str], None]
 ) -> Iterator[list[KubernetesTarget]]:
-    """The pods of a namespace as the one target of an upgrade."""
+    """The pods of a namespace as the one target of an upgrade. releases: a store on this machine."""
     cluster = place.cluster()
+    from cmt_release.release import open_release
     from cmt_release.store import open_store
     from cmt_rollout.kubernetes.cluster import in_cluster
     from cmt_rollout.kubernetes.port_forward import DirectConnector, PortForwardConnector
@@ -72,6 +75,7 @@ def kubernetes_target(
         DirectConnector() if in_cluster() else PortForwardConnector(cluster),
         place.timing(canary_share),
         in_store=open_store(place.store).show if place.store else None,
+        fetch=partial(open_release, releases),
         say=say,
     )
     try:

@@ -171,7 +171,7 @@ def serving(
         repository = Repository(options.repository)
         with stop.at_once(), repository.lock():
             repository.install(release, install)
-        with progress_bar("serve") as show:
+        with repository.starting(), progress_bar("serve") as show:
 
             def progress(ready: int, total: int) -> None:
                 stop.check()

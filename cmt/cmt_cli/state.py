@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +58,7 @@ class State:
         return self.root / "server.json"
 
     def announce(self, server: RunningServer) -> None:
-        draft = self.server_file.with_name(f".server-{os.getpid()}.json")
+        draft = self.server_file.with_name(f".server-{secrets.token_hex(6)}.json")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(asdict(server), file)

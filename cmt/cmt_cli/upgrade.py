@@ -163,7 +163,7 @@ def chosen_targets(
     if place and servers:
         raise ValueError("got --server with --kubernetes; expected one of them")
     if place:
-        with kubernetes_target(place, canary_share, say) as pods:
+        with kubernetes_target(place, state.releases, canary_share, say) as pods:
             yield pods
     else:
         with targets_of(state, servers, token) as found:
@@ -191,7 +191,14 @@ def targets_of(state: State, servers: list[str] | None, token: str | None) -> It
             running = state.running()
             if running is None:
                 raise ServerError(f"no server runs on {state.root}; start one with `cmt serve`, or name it: --server")
-            targets.append(ServerTarget(running.grpc_url, Repository(state.repository), running.control_token))
+            targets.append(
+                ServerTarget(
+                    running.grpc_url,
+                    Repository(state.repository),
+                    running.control_token,
+                    metrics_url=running.metrics_url,
+                )
+            )
         for target in targets:
             stack.callback(target.close)
         yield targets

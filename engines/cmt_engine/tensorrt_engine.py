@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ class TensorRtEngine(Engine):
         options = TensorRtOptions(precision=build.precision, timing_cache=build.cache / "timings")
         kept = build.cache / key_of(build.onnx, build.stage, options)
         if not kept.is_dir():
-            draft = kept.with_name(f".{kept.name}-{os.getpid()}")
+            draft = kept.with_name(f".{kept.name}-{secrets.token_hex(6)}")
             engine_from_onnx(build.onnx, build.stage, draft, options)
             keep(draft, kept)
         shutil.copytree(kept, build.folder, dirs_exist_ok=True)

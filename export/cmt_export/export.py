@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -216,7 +216,7 @@ class _Build:
         folder = cache / stage.name
         path = folder / MODEL_FILE
         if not path.is_file():
-            draft = folder.with_name(f".{stage.name}-{os.getpid()}")
+            draft = folder.with_name(f".{stage.name}-{secrets.token_hex(6)}")
             onnx_from_checkpoint(self.checkpoint.model, stage, draft)
             keep(draft, folder)
         reference = ENGINES["onnxruntime"]

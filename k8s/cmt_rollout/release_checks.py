@@ -1,60 +1,43 @@
-"""Judging a release by its answers: against the truth it was exported with, and against the release that runs."""
+"""Judging a release by its answers and their times, against the release that runs."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cmt_client import Emotion, EmotionClient, EmotionError, InvalidInput, Item
+from cmt_client import Emotion, EmotionClient, EmotionError, InvalidInput, Item, ServiceError
 from cmt_export.samples import EXTENSIONS, generated_bytes
-from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
-from cmt_pipeline.preprocess import collate, open_preprocessors
-from cmt_release.release import Release
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
+from cmt_rollout.golden import item_of
 from cmt_rollout.options import RolloutOptions
+from cmt_rollout.significance import median_at_least
 
+SLOWER_BY_CHANCE = 0.01  # seven requests, one of each subset, can just show it
 
-def golden_faults(client: EmotionClient, release: Release) -> list[str]:
-    """Where the answers to the release's own golden requests aren't PyTorch's, through both entrances of each subset.
-
-    Raises ServiceError for a request that fails, NaN in an answer included.
-    """
-    files = release.golden_files()
-    prepare = open_preprocessors(release.stage_folder("preprocess"))
-    ready = {m: collate(m, [prepare[m](data)]) for m, data in files.items()}
-    faults = []
-    for golden in release.manifest.golden:
-        tensors: dict[str, Any] = {name: array for m in golden.modalities for name, array in ready[m].items()}
-        answers = {
-            "": client.predict(**item_of({m: files[m] for m in golden.modalities})),
-            " as tensors": client.predict_tensors(**tensors)[0],
-        }
-        for entrance, emotion in answers.items():
-            what = f"{'+'.join(golden.modalities)}{entrance}"
-            if emotion.release != release.number:
-                faults.append(f"{what}: release {emotion.release} answered")
-            elif emotion.probabilities.keys() != golden.probabilities.keys():
-                faults.append(f"{what}: got the labels {', '.join(emotion.probabilities)}")
-            else:
-                off = max(abs(emotion.probabilities[k] - p) for k, p in golden.probabilities.items())
-                if off > release.manifest.golden_tolerance:
-                    faults.append(f"{what}: a probability is off by {off:.2g}")
-    return faults
+#: What says nothing about the release that said it.
+REFUSALS = (InvalidInput,)
 
 
 @dataclass
 class Comparison:
-    """Answers of the running release and of the one on trial to the same requests, asked in turns."""
+    """Answers of the running release and of the one on trial to the same requests, asked in turns.
 
+    broken: whether the running release fails its own golden requests. Then it is no measure: how far the one on trial
+    is from it, and how much slower, doesn't count. usual_ms: gets what items take the running one, by their identity.
+    """
+
+    broken: bool = False
+    usual_ms: dict[int, list[float]] = field(default_factory=dict)
     pairs: list[tuple[Emotion, Emotion]] = field(default_factory=list)
-    running_ms: list[float] = field(default_factory=list)
-    trial_ms: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
     asked: int = 0
+    refused: int = 0
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -69,45 +52,68 @@ class Comparison:
 
     @property
     def slowdown(self) -> float:
-        """Median latency of the one on trial over that of the running one."""
-        if not self.running_ms or not self.trial_ms:
-            return 1.0
-        return statistics.median(self.trial_ms) / statistics.median(self.running_ms)
+        """The median of how many times as long the one on trial took."""
+        return statistics.median(self.ratios) if self.ratios else 1.0
 
     def ask(self, running: EmotionClient, trial: EmotionClient, item: Item) -> None:
-        """One request to both. What the running release refuses as input says nothing about the other."""
-        self.asked += 1
+        """One request to both. What the running release refuses, or fails, says nothing about the other."""
+        first = None
         try:
             first, first_ms = timed(running, item)
-        except InvalidInput:
+        except REFUSALS:
+            self.refused += 1
             return
+        except ServiceError:
+            if not self.broken:
+                raise
+        self.asked += 1
         try:
             second, second_ms = timed(trial, item)
         except EmotionError as error:
             self.errors.append(str(error))
             return
-        self.pairs.append((first, second))
-        self.running_ms.append(first_ms)
-        self.trial_ms.append(second_ms)
+        if first is not None:
+            self.pairs.append((first, second))
+            self.ratios.append(second_ms / first_ms)
+            self.usual_ms.setdefault(id(item), []).append(first_ms)
 
     def faults(self, options: RolloutOptions) -> list[str]:
         """Where it goes beyond what the options allow."""
         found = []
         if len(self.errors) > options.max_errors * self.asked:
             found.append(f"{len(self.errors)} of {self.asked} requests failed: {self.errors[0]}")
+        if self.broken:
+            return found
         if self.flips > options.max_flips:
             found.append(f"{self.flips:.0%} of the labels flip; {options.max_flips:.0%} are allowed")
         if self.distance > options.max_distance:
             found.append(f"probabilities are {self.distance:.3f} apart; {options.max_distance:g} is allowed")
-        if self.slowdown > options.max_slowdown:
-            found.append(f"it takes {self.slowdown:.2f} times as long; {options.max_slowdown:g} is allowed")
+        if slow := slower(self.ratios, options.max_slowdown):
+            found.append(slow)
         return found
 
     def summary(self) -> str:
+        """What was compared, for people."""
+        if self.broken:
+            return (
+                f"{self.asked} requests answered; the running release fails its own golden requests, so how far the "
+                "answers are from its own doesn't count"
+            )
         return (
             f"{len(self.pairs)} requests to both: {self.flips:.0%} of the labels flip, probabilities "
-            f"{self.distance:.3f} apart, {self.slowdown:.2f} times the median latency"
+            f"{self.distance:.3f} apart, {self.slowdown:.2f} times as long in the median"
         )
+
+
+def slower(ratios: Sequence[float], allowed: float) -> str | None:
+    """Why the requests take longer than allowed, beyond chance; None if they don't. ratios: new time over old."""
+    least = median_at_least(ratios, SLOWER_BY_CHANCE)
+    if least <= allowed:
+        return None
+    return (
+        f"it takes {statistics.median(ratios):.2f} times as long, of {len(ratios)} requests in the median and "
+        f"{least:.2f} at the least; {allowed:g} is allowed"
+    )
 
 
 def timed(client: EmotionClient, item: Item) -> tuple[Emotion, float]:
@@ -132,14 +138,6 @@ def live_like(options: RolloutOptions, seed: int = 0) -> list[Item]:
         else:
             items.append(item_of({m: files[m][index % len(files[m])].read_bytes() for m in subset}))
     return items
-
-
-def item_of(files: dict[Modality, bytes]) -> Item:
-    """What a client takes: bytes, and text as a string."""
-    item: Item = {}
-    for modality in ordered(files):
-        item[modality] = files[modality].decode(errors="replace") if modality == "text" else files[modality]
-    return item
 
 
 def _files(folder: Path) -> dict[Modality, list[Path]]:

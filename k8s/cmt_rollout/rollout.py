@@ -4,29 +4,33 @@ Until the flip no request of a client that doesn't follow the canary ever meets 
 pipelines of a target at once, on its disk, and then one after another in the server, within tens of milliseconds;
 each answer comes from one release throughout. A driver that is killed leaves targets that serve one whole release;
 the next one reads from them how far it came, and goes on or back.
+
+Nothing is taken for done because it was told to be: an upgrade, a rollback and a way back end with the golden requests
+of the release that is to serve, asked at every pipeline.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-import tenacity
-
-from cmt_client import EmotionError, Item, ServerUnavailable
+from cmt_client import ServerUnavailable, ServiceError
 from cmt_release.release import Release
 from cmt_rollout.errors import RollbackFailed, RolloutError, StepFailed
+from cmt_rollout.golden import Golden, golden_faults, golden_of_release
 from cmt_rollout.options import Report, RolloutOptions, Step
-from cmt_rollout.release_checks import Comparison, golden_faults, live_like
 from cmt_rollout.steps import StepRun
 from cmt_rollout.target import Target
+from cmt_rollout.trial import Trial
+from cmt_server.errors import ServerError
 
 UNJUDGED = RolloutOptions(canary_s=0, max_flips=1, max_distance=1, max_slowdown=float("inf"))
 COMES_BACK_S = 120.0
-PAUSE_S = 0.2  # between requests that only watch
+TRIES = 3  # of what must not be left half done, where somebody answers with a no
+PAUSE_S = 0.2
 
 
 def upgrade(targets: Sequence[Target], release: Release, options: RolloutOptions, report: Report) -> None:
@@ -50,10 +54,11 @@ def rollback(targets: Sequence[Target], fetch: Callable[[int], Release], report:
         if not all(previous in target.resident() for target in targets):
             _Upgrade(targets, fetch(previous), UNJUDGED, report).run()
             return
-        for target in targets:
-            StepRun(report, "recover", target.name).run(partial(target.recover, previous))
-        for target in targets:
-            StepRun(report, "rollback", target.name).run(partial(_flipped, target, previous, target.live()))
+        move = _Move(targets, UNJUDGED, report)
+        move.each("recover", lambda target: target.recover(previous))
+        move.note_before()
+        with move.or_back():
+            move.each("rollback", lambda target: _patiently(partial(move.serve, target, previous, target.live())))
 
 
 @contextlib.contextmanager
@@ -74,126 +79,51 @@ def _previous(targets: Sequence[Target]) -> int:
     return previous
 
 
-def _flipped(target: Target, release: int, previous: int | None) -> str:
-    target.flip(release, previous)
-    return _taken(release)
+@dataclass(frozen=True)
+class _Before:
+    """What a target is led back to: a release, and the one that it had before that."""
+
+    release: int
+    previous: int | None
 
 
-class _Upgrade:
-    """One upgrade; its methods are the steps."""
+class _Move:
+    """Leads targets to a release, and back to what they ran."""
 
-    def __init__(self, targets: Sequence[Target], release: Release, options: RolloutOptions, report: Report) -> None:
-        self.targets, self.release, self.options, self.report = targets, release, options, report
-        self.before: dict[str, tuple[int, int | None]] = {}
-        self.items = live_like(options)
+    def __init__(self, targets: Sequence[Target], options: RolloutOptions, report: Report) -> None:
+        self.targets, self.options, self.report = targets, options, report
+        self.before: Mapping[str, _Before] = {}
+        self.broken: dict[str, str] = {}  # targets whose release before fails its golden requests, and how
 
-    def run(self) -> None:
-        self._each("recover", lambda target: target.recover(self.release.number))
-        self.before = {target.name: (target.live(), target.previous()) for target in self.targets}
-        everywhere = self.targets
-        self.targets = [target for target in self.targets if target.live() != self.release.number]
-        self._move()
-        self.targets = everywhere  # one that had it already may not have retired the old one yet
-        self._each("retire", self._retire)
+    def each(self, name: Step, work: Callable[[Target], str], targets: Sequence[Target] | None = None) -> None:
+        """One step on all targets, or some."""
+        for target in self.targets if targets is None else targets:
+            StepRun(self.report, name, target.name).run(partial(work, target))
 
-    def _move(self) -> None:
-        self._each("preflight", self._preflight)
+    def note_before(self, wanted: int | None = None) -> None:
+        """Takes down what the targets run. One that has the wanted release already goes back to that before it."""
+        self.before = {target.name: _before(target, wanted) for target in self.targets}
+
+    @contextlib.contextmanager
+    def or_back(self) -> Iterator[None]:
+        """What goes wrong in the block leads all targets back."""
         try:
-            self._each("load", self._load)
-            self._each("golden", lambda target: self._golden(target, candidate=True))
-            self._each("drift", self._drift)
-            self._each("canary", self._canary)
-            self._each("flip", self._flip)
-            self._each("watch", self._watch)
+            yield
         except BaseException as error:
             self._back(error)
             raise
 
-    def _each(self, name: Step, work: Callable[[Target], str]) -> None:
-        for target in self.targets:
-            StepRun(self.report, name, target.name).run(partial(work, target))
-
-    def _preflight(self, target: Target) -> str:
-        if reasons := target.preflight(self.release):
-            raise StepFailed("preflight", target.name, "; ".join(reasons))
-        return f"release {self.release.number} ({self.release.digest[:12]}) is whole and fits"
-
-    def _load(self, target: Target) -> str:
-        live = target.live()
-        target.retire((live, self.release.number), self.options.drain_s)  # of three releases the oldest goes
-        target.load(self.release)
-        return f"loaded and warmed up beside release {live}"
-
-    def _golden(self, target: Target, candidate: bool) -> str:
-        with target.client(candidate) as client:
-            faults = golden_faults(client, self.release)
-        if faults:
-            raise StepFailed("golden", target.name, "; ".join(faults))
-        return f"{2 * len(self.release.manifest.golden)} golden requests answered as PyTorch does"
-
-    def _drift(self, target: Target) -> str:
-        comparison = Comparison()
-        with target.client(False) as running, target.client(True) as trial:
-            for item in self.items:
-                comparison.ask(running, trial, item)
-        return _judged("drift", target, comparison, self.options)
-
-    def _canary(self, target: Target) -> str:
-        """Clients that follow it send it their share; a few requests of our own go to both all the while."""
-        if self.options.canary_s == 0:
-            return "left out"
-        target.share(self.release, self.options.canary_share)
-        before, comparison = (target.traffic(True), target.traffic(False)), Comparison()
-        with target.client(False) as running, target.client(True) as trial:
-            for item in self._for(self.options.canary_s):
-                comparison.ask(running, trial, item)
-                if len(comparison.errors) > 1 + self.options.max_errors * comparison.asked:
-                    break
-        ours = comparison.asked
-        canary, live = target.traffic(True).since(before[0]), target.traffic(False).since(before[1])
-        if canary.failing > live.failing + self.options.max_errors and canary.failed > 0:
-            comparison.errors.append(f"{canary.failed} of {canary.answered + canary.failed} requests to the candidate")
-        told = _judged("canary", target, comparison, self.options)
-        followed = max(0, canary.answered + canary.failed - ours)
-        return (
-            f"{self.options.canary_share:.0%} for {self.options.canary_s:g} s, {followed} of clients' requests; {told}"
-        )
-
-    def _flip(self, target: Target) -> str:
-        target.flip(self.release.number, self.before[target.name][0])
+    def serve(self, target: Target, release: int, previous: int | None) -> str:
+        """All pipelines of a target answer from a release, as its golden requests show."""
+        target.flip(release, previous)
         target.end_trial()
-        return _taken(self.release.number)
+        return f"release {release} takes the traffic; {self.proven(target, target.golden(release))}"
 
-    def _watch(self, target: Target) -> str:
-        """The golden requests at the live pipelines, then their failures and our own requests for a while."""
-        self._golden(target, candidate=False)
-        before, failed, asked = target.traffic(False), [], 0
-        with target.client(False) as client:
-            for item in self._for(self.options.watch_s):
-                asked += 1
-                try:
-                    client.predict(**item)
-                except EmotionError as error:
-                    failed.append(str(error))
-        came = target.traffic(False).since(before)
-        if len(failed) > self.options.max_errors * asked:
-            raise StepFailed("watch", target.name, f"{len(failed)} of our {asked} requests failed: {failed[0]}")
-        return f"{came.answered} answered and {came.failed} refused in {self.options.watch_s:g} s"
-
-    def _retire(self, target: Target) -> str:
-        live, previous = target.live(), target.previous()
-        if self.options.keep and previous is not None:
-            return f"release {previous} stays loaded: `cmt rollback` is instant"
-        return target.retire((live,), self.options.drain_s)
-
-    def _for(self, seconds: float) -> Iterator[Item]:
-        """Live-like requests, a few a second, until the time is over; at least one."""
-        end = time.monotonic() + seconds
-        for item in itertools.cycle(self.items):
-            yield item
-            if time.monotonic() >= end:
-                return
-            time.sleep(PAUSE_S)
+    def proven(self, target: Target, golden: Golden, candidate: bool = False) -> str:
+        """What the golden requests showed at the live pipelines, or at the candidate's. ServerError if they failed."""
+        if faults := _faults(target, golden, candidate):
+            raise ServerError("; ".join(faults))
+        return golden.passed()
 
     def _back(self, cause: BaseException) -> None:
         """Every target to what it ran before, the last that changed first."""
@@ -207,30 +137,103 @@ class _Upgrade:
             raise RollbackFailed(f"{cause}; and rolling back failed: {'; '.join(lost)}") from cause
 
     def _back_on(self, target: Target) -> str:
-        live, previous = self.before[target.name]
-        if target.live() != live:
-            target.flip(live, previous)
+        before = self.before[target.name]
+        target.flip(before.release, before.previous)
         target.end_trial()
-        target.retire((live,), self.options.drain_s)
-        return f"release {live} has all traffic, as before"
+        target.retire((before.release,), self.options.drain_s)
+        taken = f"release {before.release} has all traffic, as before"
+        if target.name in self.broken:
+            return f"{taken}, and it fails its golden requests, as before: {self.broken[target.name]}"
+        return f"{taken}; {self.proven(target, target.golden(before.release))}"
+
+
+class _Upgrade(_Move):
+    """One upgrade; its methods are the steps."""
+
+    def __init__(self, targets: Sequence[Target], release: Release, options: RolloutOptions, report: Report) -> None:
+        super().__init__(targets, options, report)
+        self.release, self.golden = release, golden_of_release(release)
+        self.trials: dict[str, Trial] = {}
+
+    def run(self) -> None:
+        self.each("recover", lambda target: target.recover(self.release.number))
+        self.note_before(self.release.number)
+        away = [target for target in self.targets if target.live() != self.release.number]
+        self.each("preflight", self._preflight, away)
+        with self.or_back():
+            self.each("load", self._load, away)
+            self.each("golden", self._golden, away)
+            self.each("drift", lambda target: self.trials[target.name].drift(), away)
+            self.each("canary", lambda target: self.trials[target.name].canary(), away)
+            self.each("flip", self._flip)
+            self.each("watch", self._watch)
+        self.each("retire", lambda target: _patiently(partial(self._retire, target)))
+
+    def _preflight(self, target: Target) -> str:
+        if reasons := target.preflight(self.release):
+            raise StepFailed("preflight", target.name, "; ".join(reasons))
+        said = f"release {self.release.number} ({self.release.digest[:12]}) is whole and fits"
+        if faults := _faults(target, target.golden(target.live())):
+            self.broken[target.name] = faults[0]
+            said += f"; release {target.live()}, which is live, fails its golden requests, so it is no measure: "
+            said += faults[0]
+        return said
+
+    def _load(self, target: Target) -> str:
+        live = target.live()
+        target.retire((live, self.release.number), self.options.drain_s)  # of three releases the oldest goes
+        target.load(self.release)
+        self.trials[target.name] = Trial(target, self.release, self.options, target.name in self.broken)
+        return f"loaded and warmed up beside release {live}"
+
+    def _golden(self, target: Target) -> str:
+        return self.proven(target, self.golden, candidate=True)
+
+    def _flip(self, target: Target) -> str:
+        if target.name in self.trials:
+            self.trials[target.name].note_live()
+        previous = target.previous() if target.live() == self.release.number else target.live()
+        target.flip(self.release.number, previous)
+        target.end_trial()
+        return f"release {self.release.number} takes the traffic"
+
+    def _watch(self, target: Target) -> str:
+        proof = self.proven(target, self.golden)
+        trial = self.trials.get(target.name)
+        return f"{proof}; {trial.watch()}" if trial else proof
+
+    def _retire(self, target: Target) -> str:
+        live, previous = target.live(), target.previous()
+        if self.options.keep and previous is not None:
+            said = f"release {previous} stays loaded: `cmt rollback` is instant"
+        else:
+            said = target.retire((live,), self.options.drain_s)
+        return f"{said}; {self.proven(target, self.golden)}"
+
+
+def _faults(target: Target, golden: Golden, candidate: bool = False) -> list[str]:
+    with target.client(candidate) as client:
+        return golden_faults(client, golden)
+
+
+def _before(target: Target, wanted: int | None) -> _Before:
+    live, previous = target.live(), target.previous()
+    if live == wanted and previous is not None and previous in target.resident():
+        return _Before(previous, None)
+    return _Before(live, previous)
 
 
 def _patiently(work: Callable[[], str]) -> str:
-    """Again while nobody answers: a server that died is started again by whoever looks after it."""
-    again = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(ServerUnavailable),
-        stop=tenacity.stop_after_delay(COMES_BACK_S),
-        wait=tenacity.wait_fixed(PAUSE_S),
-        reraise=True,
-    )
-    return again(work)
-
-
-def _judged(step: Step, target: Target, comparison: Comparison, options: RolloutOptions) -> str:
-    if faults := comparison.faults(options):
-        raise StepFailed(step, target.name, "; ".join(faults))
-    return comparison.summary()
-
-
-def _taken(release: int) -> str:
-    return f"release {release} takes the traffic"
+    """Again while nobody answers, for a server that died is started again; a few times where somebody says no."""
+    deadline, refused = time.monotonic() + COMES_BACK_S, 0
+    while True:
+        try:
+            return work()
+        except ServerUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        except (ServiceError, ServerError, OSError):
+            refused += 1
+            if refused == TRIES:
+                raise
+        time.sleep(PAUSE_S)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from cmt_client import ControlFailed, EmotionClient, ModelControl
+from cmt_client.canary import CanaryMode
 from cmt_client.operations import IndexEntry
+from cmt_client.transport import Transport, connect
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINES, candidate_of
 from cmt_pipeline.stages import STAGES
 from cmt_release.manifest import Manifest
 from cmt_release.release import Release
+from cmt_rollout.golden import Golden, generated_golden, golden_of
+from cmt_rollout.live_traffic import Counters, Traffic, counts_of
 from cmt_rollout.preflight import preflight
-from cmt_rollout.target import Traffic
+from cmt_rollout.refusals import refusals
 from cmt_server.errors import RepositoryError
-from cmt_server.repository import Repository
+from cmt_server.repository import Live, Repository
 
 TIMEOUT_S = 30.0
 POLL_S = 0.1
@@ -26,10 +31,19 @@ class ServerTarget:
     What is the case is read from the repository and the server alone, so that another process can go on at any moment.
     """
 
-    def __init__(self, url: str, repository: Repository, token: str | None) -> None:
-        self._url = url
-        self._repository = repository
-        self._control = ModelControl(url, token=token)
+    def __init__(
+        self,
+        url: str,
+        repository: Repository,
+        token: str | None,
+        *,
+        metrics_url: str | None = None,
+        connect: Callable[[str], Transport] = connect,
+    ) -> None:
+        """metrics_url: where refusals are counted by code, where that is known; connect: opens a transport."""
+        self._url, self._connect = url, connect
+        self._repository, self._metrics_url = repository, metrics_url
+        self._control = ModelControl(url, token=token, transport=connect(url))
 
     @property
     def name(self) -> str:
@@ -56,15 +70,16 @@ class ServerTarget:
         return tuple(self._repository.manifests())
 
     def recover(self, wanted: int) -> str:
-        live = self.live()
+        live, previous = self.live(), self.previous()
         done = []
-        if late := [name for name in PIPELINES if self._control.release(name) != live]:
-            self._load_pipelines(tuple(late), live)
+        served = self._served()
+        if late := [name for name in PIPELINES if served.get(name) != live]:
+            self.flip(live, previous)
             done.append(f"{len(late)} pipelines brought to release {live}, which the repository says is live")
-        if self._candidates():
+        if self._candidates() or any(self._repository.candidate.iterdir()):
             self.end_trial()
             done.append("the pipelines of a release on trial removed")
-        keep = tuple(number for number in self.resident() if number in (live, self.previous(), wanted))
+        keep = tuple(number for number in self.resident() if number in (live, previous, wanted))
         if keep != self.resident() or self._unlike(keep):
             done.append(self.retire(keep, TIMEOUT_S))
         return "; ".join(done) or f"release {live} is live, nothing was left half done"
@@ -77,8 +92,7 @@ class ServerTarget:
         self._repository.add(release)
         both = (self.live(), release.number)
         self._repository.load_only(both)
-        for stage in self._unlike(both):
-            self._control.load(stage)
+        self._load_stages(self._unlike(both))
         if missing := self._unlike(both):
             raise ControlFailed(f"{', '.join(missing)} isn't ready in all its versions after it was loaded")
         self.share(release, 0.0)
@@ -89,17 +103,39 @@ class ServerTarget:
             self._control.load(candidate_of(name))
 
     def client(self, candidate: bool) -> EmotionClient:
-        return EmotionClient(self._url, timeout_s=TIMEOUT_S, retries=0, canary="only" if candidate else "off")
+        canary: CanaryMode = "only" if candidate else "off"
+        return EmotionClient(
+            self._url, timeout_s=TIMEOUT_S, retries=0, canary=canary, transport=self._connect(self._url)
+        )
 
-    def traffic(self, candidate: bool) -> Traffic:
-        prefix = CANDIDATE_PREFIX if candidate else ""
-        names = {f"{prefix}{name}" for name in PIPELINES}
-        found = [s for s in self._control.statistics() if s.name in names]
-        return Traffic(sum(s.success.count for s in found), sum(s.fail.count for s in found))
+    def golden(self, number: int) -> Golden:
+        manifest, files = self._repository.manifests().get(number), self._repository.golden_files(number)
+        if manifest is None or not files:
+            return generated_golden(number)
+        version = manifest.stages["preprocess"].version
+        return golden_of(manifest, files, self._repository.version_folder("preprocess", version))
+
+    def counters(self) -> Counters:
+        return Counters(counts_of(self._url, self._control.statistics()), refusals(self._url, self._metrics_url))
+
+    def traffic(self, window: Counters, release: int, candidate: bool) -> Traffic:
+        return window.traffic(release, candidate)
 
     def flip(self, release: int, previous: int | None) -> None:
-        self._repository.flip(release, previous)
-        self._load_pipelines(tuple(PIPELINES), release)
+        # On the disk first, for a server that is started again takes what lies there; then in the server, as it is by
+        # then: it may have been started again, without the stages of this release.
+        serving = {number for number in self._served().values() if number in self.resident()}
+        self._repository.load_only({release, *serving})
+        if self._repository.live() != Live(release, previous):
+            self._repository.flip(release, previous)
+        self._load_stages(self._lacking(release))
+        served = self._served()
+        for name in PIPELINES:
+            if served.get(name) != release:
+                self._control.load(name)
+        served = self._served()
+        if wrong := [name for name in PIPELINES if served.get(name) != release]:
+            raise ControlFailed(f"{', '.join(wrong)} doesn't answer from release {release} after it was loaded")
 
     def end_trial(self) -> None:
         for name in self._candidates():
@@ -107,11 +143,12 @@ class ServerTarget:
         self._repository.remove_candidate()
 
     def retire(self, keep: tuple[int, ...], drain_s: float) -> str:
-        gone = [number for number in self.resident() if number not in keep]
-        self._repository.load_only(keep)
-        for stage in self._unlike(keep):
-            self._control.load(stage)
-        left = self._wait_unloaded(keep, drain_s)
+        served = set(self._served().values())  # a stage that a loaded pipeline pins takes it along when it goes
+        gone = [number for number in self.resident() if number not in keep and number not in served]
+        kept = tuple(number for number in self.resident() if number not in gone)
+        self._repository.load_only(kept)
+        self._load_stages(self._unlike(kept))
+        left = self._wait_unloaded(kept, drain_s)
         for number in gone:
             self._repository.remove(number)
         names = ", ".join(map(str, gone)) or "none"
@@ -122,17 +159,29 @@ class ServerTarget:
             )
         return f"retired: {names}"
 
-    def _load_pipelines(self, names: tuple[str, ...], release: int) -> None:
+    def _load_stages(self, names: list[str]) -> None:
         for name in names:
             self._control.load(name)
-        if wrong := [name for name in names if self._control.release(name) != release]:
-            raise ControlFailed(f"{', '.join(wrong)} doesn't answer from release {release} after it was loaded")
+
+    def _served(self) -> dict[str, int]:
+        """Loaded live pipeline -> the release that it answers from, as the server says."""
+        served = {name: self._control.release(name) for name in PIPELINES}
+        return {name: release for name, release in served.items() if release is not None}
+
+    def _lacking(self, release: int) -> list[str]:
+        """Stages whose version of a release isn't ready."""
+        ready = self._ready()
+        stages = self._repository.manifests()[release].stages
+        return [name for name in STAGES if stages[name].version not in ready[name]]
+
+    def _ready(self) -> dict[str, set[int | None]]:
+        index = self._control.index()
+        return {name: {e.version for e in index if e.name == name and e.state == "READY"} for name in STAGES}
 
     def _unlike(self, numbers: tuple[int, ...]) -> list[str]:
         """Stages that aren't ready in just the versions that these releases have."""
         manifests = [m for number, m in self._repository.manifests().items() if number in numbers]
-        index = self._control.index()
-        ready = {stage: {e.version for e in index if e.name == stage and e.state == "READY"} for stage in STAGES}
+        ready = self._ready()
         return [stage for stage in STAGES if ready[stage] != {m.stages[stage].version for m in manifests}]
 
     def _candidates(self) -> list[str]:

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from cmt_client import EmotionClient
 from cmt_release.release import Release
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Requests since the server started, over all pipelines of one kind, live or on trial."""
-
-    answered: int
-    failed: int
-
-    def since(self, before: Traffic) -> Traffic:
-        """What came since; counts start again when a pipeline is loaded anew."""
-        return Traffic(max(0, self.answered - before.answered), max(0, self.failed - before.failed))
-
-    @property
-    def failing(self) -> float:
-        """The share that failed."""
-        return self.failed / max(1, self.answered + self.failed)
+from cmt_rollout.golden import Golden
+from cmt_rollout.live_traffic import Counters, Traffic
 
 
 class Target(Protocol):
     """One place that serves a release.
 
-    Every method may be repeated: what is done already is passed over. All raise cmt_client's ServiceErrors,
+    Every method may be repeated, and looks at what is the case before it does something: at the server as well as at
+    what is written down, of which either may have changed in the meantime. All raise cmt_client's ServiceErrors,
     cmt_server's ServerErrors, cmt_export's ReleaseErrors, ClusterErrors and OSErrors; an upgrade takes any of them
     as a no.
     """
@@ -69,14 +54,21 @@ class Target(Protocol):
     def client(self, candidate: bool) -> EmotionClient:
         """Asks the candidate, or the live release; retries nothing."""
 
-    def traffic(self, candidate: bool) -> Traffic:
-        """How the candidate's pipelines, or the live ones, did."""
+    def golden(self, number: int) -> Golden:
+        """What a release is asked to prove itself here; who answers is all that can be told where it isn't at hand."""
+
+    def counters(self) -> Counters:
+        """What every model has counted by now."""
+
+    def traffic(self, window: Counters, release: int, candidate: bool) -> Traffic:
+        """How requests to a release fared between two moments, at the candidate's pipelines or at the live ones."""
 
     def flip(self, release: int, previous: int | None) -> None:
-        """All pipelines answer from a release that is loaded; back once every one of them does."""
+        """All pipelines answer from a release that lies here, its stages loaded first where they aren't."""
 
     def end_trial(self) -> None:
         """The candidate's pipelines go; its stages stay."""
 
     def retire(self, keep: tuple[int, ...], drain_s: float) -> str:
-        """Unloads all releases but these, once their requests in flight are answered; says what came of it."""
+        """Unloads all releases but these and what still answers, once their requests in flight are answered; says what
+        came of it."""

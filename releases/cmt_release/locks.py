@@ -1,7 +1,7 @@
-"""Folders that a process locks while it works in them, so that others recognise what a killed one left behind.
+"""Locks that end with their process, however that ends: files that one at a time may hold, folders at work in.
 
-A lock is a flock on the folder itself. It ends with its process however that ends, and it doesn't mistake a
-process of another container, or a reused process number, for its own.
+They are flocks: none mistakes a process of another container, or a reused process number, for its own.
+A folder that a process locks while it works in it lets others recognise what a killed one left behind.
 """
 
 from __future__ import annotations
@@ -11,10 +11,41 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DRAFT_PREFIX = ".draft-"
+POLL_S = 0.02
+
+
+class Locked(RuntimeError):
+    """Somebody else holds the lock. holder: their process number, where it could be read."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(f"process {holder} holds the lock")
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds a lock file. Raises Locked once another holder has had it for wait_s."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    with path.open("a+b", buffering=0) as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    raise Locked(file.read().decode(errors="replace").strip() or "?") from None
+                time.sleep(POLL_S)
+        file.truncate(0)
+        with contextlib.suppress(OSError):  # a full disk: the name is for people alone
+            file.write(str(os.getpid()).encode())
+        yield
 
 
 @contextlib.contextmanager
@@ -50,7 +81,7 @@ def draft_folder(store: Path) -> Iterator[Path]:
     Drafts of processes that died are removed on the way.
     """
     remove_unlocked(drafts_of(store))
-    with locked(store / f"{DRAFT_PREFIX}{os.getpid()}-{secrets.token_hex(4)}") as draft:
+    with locked(store / f"{DRAFT_PREFIX}{secrets.token_hex(6)}") as draft:
         try:
             yield draft
         finally:

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Manifest:
         stages = {f"{STAGES_FOLDER}/{s}/{path}": sha for s in self.stages for path, sha in self.stages[s].files.items()}
         return stages | {f"{GOLDEN_FOLDER}/{name}": sha256 for name, sha256 in self.golden_files.items()}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the manifest's text: the release's content address."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

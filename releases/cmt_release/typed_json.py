@@ -6,6 +6,7 @@ are each refused by name; nothing is guessed and nothing is passed over.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -49,12 +50,17 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(dict, value, where)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     if lacking := sorted(hints.keys() - value.keys()):
         raise ValueError(f"{where} lacks {', '.join(lacking)}")
     if unknown := sorted(value.keys() - hints.keys()):
         raise ValueError(f"{where} has unknown fields: {', '.join(map(ascii, unknown[:5]))}")
     return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:

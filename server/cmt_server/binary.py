@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def _lay_out_backends(root: Path, folder: Path) -> Path:
         *(root / "backends" / "python" / name for name in BACKEND_FILES),
     ):
         link = python / source.name
-        fresh = link.with_name(f".{link.name}-{os.getpid()}")
+        fresh = link.with_name(f".{link.name}-{secrets.token_hex(6)}")
         fresh.symlink_to(source)
         fresh.replace(link)
     return folder

@@ -1,18 +1,22 @@
 """The model repository that a server reads, and how releases come into it, take the traffic and leave.
 
     releases/3.json                   manifest of every release whose stages lie here
+    golden/3/{image,audio,text}       what that release is asked to prove itself
     stages/encode_text/{1,3}/         stage versions, with the configuration that says which of them are loaded
     pipelines -> .pipelines-2         the pipelines that take traffic: this link alone says which release is live
     candidate/candidate_emotion/      the pipelines of a release on trial
 
 Every change leaves a repository from which a server can start, whenever it is cut off: a stage version appears whole,
 and one link moves all pipelines together. Nothing here talks to a server; k8s/cmt_rollout says when to do what.
+
+Two locks: one upgrade at a time holds `lock` throughout. What a starting server reads changes under `still` alone, for
+moments; whoever starts a server holds that meanwhile, so it reads one state, and never waits for an upgrade's end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,6 +28,7 @@ from google.protobuf.text_format import ParseError
 from cmt_engine.engine import ENGINES, sha256_of
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.limits import Limits
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINE_VERSION
 from cmt_pipeline.reference import pipeline_files, stage_files, write_files
 from cmt_pipeline.release_info import CANARY_SHARE, PREVIOUS_RELEASE, RELEASE, STAMP_FILE, ReleaseStamp
@@ -36,7 +41,17 @@ from cmt_pipeline.triton_config import (
     from_pbtxt,
     to_pbtxt,
 )
-from cmt_release.durable import point_link, publish_folder, remove_folder, replace_file, sync, sync_tree
+from cmt_release.durable import (
+    draft_name,
+    exchange,
+    point_link,
+    publish_folder,
+    remove_folder,
+    replace_file,
+    sync,
+    sync_tree,
+)
+from cmt_release.locks import Locked, only_holder
 from cmt_release.manifest import Manifest, StageVersion, read_manifest
 from cmt_release.release import Release
 from cmt_server.errors import RepositoryBusy, RepositoryError
@@ -44,6 +59,8 @@ from cmt_server.errors import RepositoryBusy, RepositoryError
 #: Seen on Triton 2.51: its python backend writes bytecode whatever the environment says, the next poll takes that for
 #: a change, and every load of anything restarts the stage. A file of this name keeps Python from making the folder.
 NO_BYTECODE = "__pycache__"
+
+STILL_WAIT_S = 900.0  # longer than a server takes to start
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository in a folder. Whoever changes one that a server reads holds `lock`."""
+    """A repository in a folder. Whoever upgrades one holds `lock`."""
 
     root: Path
 
@@ -87,28 +104,28 @@ class Repository:
             return (self.root,)
         return (self.stages, self.pipelines, self.candidate)
 
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the one upgrade that is at work; ends with its process. RepositoryBusy if another has it."""
+        return self._held("", 0.0, "is changing {}; wait until it is done")
+
+    def still(self) -> contextlib.AbstractContextManager[None]:
+        """Held for one change of what a starting server reads, or while one starts. Waited for; never wait in it."""
+        return self._held("-still", STILL_WAIT_S, f"has kept {{}} still for {STILL_WAIT_S:g} s; end it")
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held by the one who changes the repository; ends with its process. RepositoryBusy if somebody has it."""
-        path = self.root.with_name(f".{self.root.name}.lock")
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise RepositoryBusy(
-                    f"process {file.read().strip() or '?'} is changing {self.root}; wait until it is done"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+    def starting(self) -> Iterator[None]:
+        """Still, with nothing but the live release going to be loaded, while a server starts from it."""
+        with self.still():
+            live = self.live()
+            if live is not None:  # what an upgrade was loading mustn't keep a server from starting
+                self._load_only([live.release])
             yield
 
     def live(self) -> Live | None:
         """Which release the pipelines link to; None where nothing was installed. Raises RepositoryError."""
         path = self.pipelines / "emotion" / TRITON_CONFIG_FILE
         try:
-            config = from_pbtxt(path.read_text())
+            config = from_pbtxt(_read(path))
             previous = config.parameters[PREVIOUS_RELEASE].string_value
             stamp = ReleaseStamp.from_json(config.parameters[RELEASE].string_value)
             return Live(stamp.release, int(previous) if previous else None)
@@ -122,25 +139,35 @@ class Repository:
         found = (read_manifest(path) for path in (self.root / "releases").glob("*.json"))
         return {manifest.number: manifest for manifest in sorted(found, key=lambda m: m.number)}
 
+    def golden_files(self, number: int) -> dict[Modality, bytes]:
+        """The files that a release's golden answers are for; empty where they don't lie here as its manifest says."""
+        manifest, folder = self.manifests()[number], self._golden_folder(number)
+        found: dict[Modality, bytes] = {}
+        with contextlib.suppress(OSError):
+            found = {m: (folder / m).read_bytes() for m in MODALITIES if m in manifest.golden_files}
+        same = all(hashlib.sha256(data).hexdigest() == manifest.golden_files[m] for m, data in found.items())
+        return found if same else {}
+
     def install(self, release: Release, options: InstallOptions | None = None) -> None:
-        """Replaces the whole repository by one that serves this release alone, every file verified first.
+        """Replaces the whole repository, in one step, by one that serves this release alone, every file verified first.
 
         Not for a repository that a server is reading.
         """
         release.verify()
         live = self.live()
-        draft = Repository(self.root.with_name(f".{self.root.name}-{os.getpid()}"))
-        remove_folder(draft.root)
-        draft._make(release.manifest)
+        for left in self.root.parent.glob(f".{self.root.name}-*.draft"):
+            remove_folder(left)
+        draft = Repository(self.root.with_name(f"{draft_name(self.root.name)}.draft"))
+        draft._make(release)
         draft._bring(release, release.manifest.stages)
         previous = live.release if live and live.release != release.number else None
         draft._configure(release.manifest, options or InstallOptions(), previous)
-        old = self.root.with_name(f".{self.root.name}-{os.getpid()}-old")
         if self.root.exists():
-            self.root.rename(old)
-        draft.root.rename(self.root)
+            exchange(draft.root, self.root)
+            remove_folder(draft.root)
+        else:
+            draft.root.rename(self.root)
         sync(self.root.parent)
-        remove_folder(old)
 
     def add(self, release: Release) -> None:
         """Lays the stage versions of a release beside those that are there. Nothing is loaded by that.
@@ -162,10 +189,14 @@ class Repository:
             else:
                 missing[name] = stage
         self._bring(release, missing)
-        replace_file(self._manifest_file(release.number), release.manifest.to_json().encode(), self._drafts())
+        self._enter(release)
 
     def load_only(self, numbers: Collection[int]) -> None:
         """Lets the stages' configurations name the versions of these releases alone; a load brings them about."""
+        with self.still():
+            self._load_only(numbers)
+
+    def _load_only(self, numbers: Collection[int]) -> None:
         chosen = [manifest for number, manifest in self.manifests().items() if number in numbers]
         for name in STAGES:
             versions = sorted({manifest.stages[name].version for manifest in chosen})
@@ -186,6 +217,10 @@ class Repository:
 
     def flip(self, number: int, previous: int | None) -> None:
         """All pipelines pin the stages of a release that lies here. One rename: all of them or none."""
+        with self.still():
+            self._flip(number, previous)
+
+    def _flip(self, number: int, previous: int | None) -> None:
         numbers = [int(path.name.rpartition("-")[2]) for path in self.root.glob(".pipelines-*")]
         target = self.root / f".pipelines-{max(numbers, default=0) + 1}"
         parameters = {} if previous is None else {PREVIOUS_RELEASE: str(previous)}
@@ -197,13 +232,14 @@ class Repository:
                 _pipeline_writer(content)((folder / name).parent)
 
         publish_folder(target, fill, self._drafts())
-        point_link(self.pipelines, target.name)
+        point_link(self.pipelines, target.name, self._drafts())
         self._sweep()
 
     def remove(self, number: int) -> None:
         """A release leaves: its manifest, and every stage version that no other release here needs."""
-        self._forget(number)
-        self._sweep()
+        with self.still():
+            self._manifest_file(number).unlink(missing_ok=True)
+            self._sweep()
 
     def version_folder(self, stage: str, version: int) -> Path:
         """Where a stage version lies."""
@@ -213,10 +249,23 @@ class Repository:
         """Lets the next load start this stage version anew, though nothing in it changed."""
         os.utime(self.version_folder(stage, version) / ADAPTER_FILE)
 
-    def _make(self, manifest: Manifest) -> None:
-        for folder in (self.root / "releases", self.candidate, *(self.stages / name for name in STAGES)):
+    def _make(self, release: Release) -> None:
+        folders = (self._manifest_file(0).parent, self._golden_folder(0).parent, self.candidate)
+        for folder in (*folders, *map(self.stages.joinpath, STAGES)):
             folder.mkdir(parents=True)
-        replace_file(self._manifest_file(manifest.number), manifest.to_json().encode(), self._drafts())
+        self._enter(release)
+
+    def _enter(self, release: Release) -> None:
+        """A release's golden files, then its manifest: with that it is here."""
+        files = release.golden_files()
+
+        def fill(folder: Path) -> None:
+            for modality, data in files.items():
+                (folder / modality).write_bytes(data)
+
+        self._golden_folder(0).parent.mkdir(exist_ok=True)
+        publish_folder(self._golden_folder(release.number), fill, self._drafts())
+        replace_file(self._manifest_file(release.number), release.manifest.to_json().encode(), self._drafts())
 
     def _bring(self, release: Release, stages: Mapping[str, StageVersion]) -> None:
         for name, stage in stages.items():
@@ -248,7 +297,7 @@ class Repository:
         variants = {} if engine.variant is None else {engine.variant: engine.stage_config}
         write_files(self.stages, stage_files(served, info.labels, variants))
         sync_tree(self.stages)
-        self.flip(manifest.number, previous)
+        self._flip(manifest.number, previous)
 
     def _served(self, number: int, parameters: Mapping[str, str]) -> Served:
         """What the pipelines of a release that lies here say."""
@@ -275,12 +324,12 @@ class Repository:
             config.version_policy.specific.versions[:] = versions
             replace_file(path, to_pbtxt(config).encode(), self._drafts())
 
-    def _forget(self, number: int) -> None:
-        self._manifest_file(number).unlink(missing_ok=True)
-
     def _sweep(self) -> None:
-        """Removes stage versions that no manifest names, pipelines that no link names, and drafts."""
+        """Removes stage versions and golden files that no manifest names, pipelines that no link names, and drafts."""
         manifests = self.manifests().values()
+        for folder in (self.root / "golden").glob("*"):
+            if folder.name not in {str(manifest.number) for manifest in manifests}:
+                remove_folder(folder, self._drafts())
         for name in STAGES:
             needed = {str(manifest.stages[name].version) for manifest in manifests}
             for folder in (self.stages / name).iterdir():
@@ -295,10 +344,30 @@ class Repository:
     def _manifest_file(self, number: int) -> Path:
         return self.root / "releases" / f"{number}.json"
 
+    def _golden_folder(self, number: int) -> Path:
+        return self.root / "golden" / str(number)
+
+    @contextlib.contextmanager
+    def _held(self, which: str, wait_s: float, told: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(only_holder(self.root.with_name(f".{self.root.name}{which}.lock"), wait_s))
+            except Locked as error:
+                raise RepositoryBusy(f"process {error.holder} {told.format(self.root)}") from None
+            yield
+
     def _drafts(self) -> Path:
         folder = self.root / ".drafts"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def _read(path: Path) -> str:
+    """A pipeline's configuration; once more where a flip took the folder away between link and file."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return path.read_text()
 
 
 def _pipeline_writer(config: bytes) -> Callable[[Path], None]:

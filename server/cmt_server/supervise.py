@@ -77,14 +77,12 @@ class Supervisor:
     def _restart(self) -> None:
         """Starts the server again; a start that fails counts as one more death."""
         self._restart_at = None
-        live = self._repository.live()
-        if live is not None:  # what an upgrade was loading when the server died must not keep it from starting
-            self._repository.load_only([live.release])
         self._server.stop(drain=False)
         self._stage_restarts.clear()
         self._missing = set()
         try:
-            self._server.start(self._progress)
+            with self._repository.starting():
+                self._server.start(self._progress)
         except ServerError as error:
             self._plan_restart(str(error))
             return

@@ -182,6 +182,10 @@ class EmulatedApi:
         live, owners = self.store.get(request.key), self.owners.get(request.key, {})
         if "force" not in request.query or not (manager := request.query.get("fieldManager")):
             raise Refused(400, "BadRequest", "fieldManager and force are expected here")
+        version = request.body["metadata"].get("resourceVersion")
+        if live is not None and version not in (None, live["metadata"]["resourceVersion"]):
+            message = f"Operation cannot be fulfilled on {request.name}: the object has been modified"
+            raise Refused(409, "Conflict", message)
         namespace = {"namespace": request.namespace} if request.namespace else {}
         body = {**request.body, "metadata": {**request.body["metadata"], **namespace}}
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cmt_release.release import Release
-from cmt_rollout import rollout
+from cmt_rollout import rollout, trial
+from cmt_rollout.golden import generated_golden
 from cmt_rollout.kubernetes import target as kubernetes_target
 from k8s_place import Place, place_of, played_golden
 from small_releases import make
@@ -19,9 +20,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """An empty namespace, and pods of a few bytes whose golden requests are played."""
     monkeypatch.setattr(rollout, "golden_faults", played_golden)
     monkeypatch.setattr(kubernetes_target, "golden_faults", played_golden)
+    monkeypatch.setattr(rollout, "golden_of_release", lambda release: generated_golden(release.number))
+    monkeypatch.setattr(kubernetes_target, "golden_of_release", lambda release: generated_golden(release.number))
     monkeypatch.setattr(kubernetes_target, "fits", lambda manifest, served: [])
-    monkeypatch.setattr(rollout, "live_like", lambda options: [{"text": "Well."}] * options.samples)
-    monkeypatch.setattr(rollout, "PAUSE_S", 0.01)
+    monkeypatch.setattr(trial, "live_like", lambda options: [{"text": "Well."}] * options.samples)
+    for module in (rollout, trial):
+        monkeypatch.setattr(module, "PAUSE_S", 0.01)
     monkeypatch.setattr(kubernetes_target, "POLL_S", 0.05)
     with place_of(tmp_path) as place:
         yield place

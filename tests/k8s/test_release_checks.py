@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +9,17 @@ import pytest
 
 from cmt_client import EmotionClient, FakeTransport, InferenceFailed, InvalidInput
 from cmt_client.operations import Infer, InferAnswer
+from cmt_rollout.golden import item_of
 from cmt_rollout.options import RolloutOptions
-from cmt_rollout.release_checks import Comparison, item_of, live_like
+from cmt_rollout.release_checks import Comparison, live_like, slower
 
 OPTIONS = RolloutOptions()
 
 
-def client(label: str = "joy", late_s: float = 0.0, error: Exception | None = None) -> EmotionClient:
+def client(label: str = "joy", error: Exception | None = None) -> EmotionClient:
     fake, healthy = FakeTransport(label=label), FakeTransport(label=label)
 
     def infer(request: Infer) -> InferAnswer:
-        time.sleep(late_s)
         if error is not None:
             raise error
         return healthy.call(request, 1.0)
@@ -53,19 +52,35 @@ def test_flips_and_distance() -> None:
 
 
 def test_a_slow_release_is_told_from_a_quick_one() -> None:
-    comparison = compared(client(late_s=0.002), client(late_s=0.02))
-    assert comparison.slowdown > 2
-    assert "times as long; 2 is allowed" in comparison.faults(OPTIONS)[0]
-    assert compared(client(late_s=0.02), client(late_s=0.002)).faults(OPTIONS) == []
+    assert "it takes 9.00 times as long, of 8 requests" in Comparison(ratios=[9.0] * 8).faults(OPTIONS)[0]
+    assert Comparison(ratios=[0.1] * 8).faults(OPTIONS) == []
 
 
 def test_errors_count_against_the_release_on_trial_alone() -> None:
     comparison = compared(client(), client(error=InferenceFailed("NaN")))
     assert (comparison.asked, len(comparison.errors)) == (8, 8)
-    assert comparison.faults(OPTIONS) == ["8 of 8 requests failed: NaN"]
+    assert comparison.faults(OPTIONS)[0].startswith("8 of 8 requests failed: NaN")
     refused = InvalidInput("text", "too_long", "got 129 tokens")
     assert compared(client(error=refused), client(error=InferenceFailed("NaN"))).errors == []
     assert compared(client(), client(error=refused)).errors  # what the running one takes must be taken
+
+
+def test_a_few_slow_requests_are_chance() -> None:
+    assert slower([1.0] * 4 + [9.0] * 3, 2.0) is None
+    assert slower([9.0] * 6, 2.0) is None  # too few to say anything
+    assert slower([9.0] * 7, 2.0) == (
+        "it takes 9.00 times as long, of 7 requests in the median and 9.00 at the least; 2 is allowed"
+    )
+
+
+def test_what_a_broken_release_answers_is_no_measure() -> None:
+    broken = client(error=InferenceFailed("NaN"))
+    comparison = Comparison(broken=True)
+    for item in live_like(RolloutOptions(samples=7)):
+        comparison.ask(broken, client(), item)
+    assert (comparison.faults(OPTIONS), comparison.asked, comparison.pairs) == ([], 7, [])
+    comparison.ask(broken, client(error=InferenceFailed("mine too")), live_like(OPTIONS)[0])
+    assert comparison.faults(OPTIONS)[0].startswith("1 of 8 requests failed: mine too")
 
 
 def test_requests_cover_every_subset_and_are_the_same_each_time() -> None:

@@ -13,11 +13,12 @@ from cmt_client import EmotionClient, FakeTransport, InferenceFailed
 from cmt_client.errors import ServerUnavailable
 from cmt_client.fake import FAKE_RELEASE
 from cmt_release.release import Release
-from cmt_rollout import rollout
+from cmt_rollout import rollout, trial
 from cmt_rollout.errors import RollbackFailed, StepFailed
+from cmt_rollout.golden import Golden, generated_golden
+from cmt_rollout.live_traffic import Counters, Traffic
 from cmt_rollout.options import STEPS, Event, RolloutOptions
 from cmt_rollout.rollout import rollback, upgrade
-from cmt_rollout.target import Traffic
 from cmt_server.errors import RepositoryBusy, ServerError
 from small_releases import make
 
@@ -36,6 +37,7 @@ class PlayedTarget:
     fails: dict[str, list[BaseException]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     canary: list[Traffic] = field(default_factory=list)
+    lived: list[Traffic] = field(default_factory=list)
     label: str = "joy"
     busy: bool = False
     fake: FakeTransport = field(default_factory=FakeTransport)
@@ -83,8 +85,15 @@ class PlayedTarget:
         self.fake.candidate = replace(FAKE_RELEASE, release=2)
         return EmotionClient("fake:1", transport=self.fake, retries=0, canary="only" if candidate else "off")
 
-    def traffic(self, candidate: bool) -> Traffic:
-        return self.canary.pop(0) if candidate and self.canary else Traffic(0, 0)
+    def golden(self, number: int) -> Golden:
+        return generated_golden(number)
+
+    def counters(self) -> Counters:
+        return Counters({})
+
+    def traffic(self, window: Counters, release: int, candidate: bool) -> Traffic:
+        told = self.canary if candidate else self.lived
+        return told.pop(0) if told else Traffic()
 
     def flip(self, release: int, previous: int | None) -> None:
         self._called("flip", release, previous)
@@ -102,8 +111,10 @@ class PlayedTarget:
 @pytest.fixture(autouse=True)
 def _golden_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Releases of a few bytes have no preprocessing to ask golden requests with."""
-    monkeypatch.setattr(rollout, "golden_faults", lambda client, release: [])
+    monkeypatch.setattr(rollout, "golden_faults", lambda client, golden: [])
+    monkeypatch.setattr(rollout, "golden_of_release", lambda release: generated_golden(release.number))
     monkeypatch.setattr(rollout, "PAUSE_S", 0.01)
+    monkeypatch.setattr(trial, "PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -141,7 +152,7 @@ def test_the_old_release_can_stay_loaded(release: Release, events: list[Event]) 
     assert target.loaded == [1, 2]
     rollback([target], lambda number: release, events.append)
     assert (target.served, target.before) == (1, 2)
-    assert target.calls[-2:] == ["recover 1", "flip 1 2"]
+    assert target.calls[-3:] == ["recover 1", "flip 1 2", "end_trial"]
 
 
 def test_where_it_is_live_already_only_the_old_one_goes(release: Release, events: list[Event]) -> None:
@@ -149,7 +160,7 @@ def test_where_it_is_live_already_only_the_old_one_goes(release: Release, events
     upgrade([target], release, replace(QUICK, keep=True), events.append)
     assert target.loaded == [1, 2]
     upgrade([target], release, QUICK, events.append)
-    assert target.calls == ["recover 2", "recover 2", "retire 2"]
+    assert target.calls == ["recover 2", "flip 2 1", "end_trial", "recover 2", "flip 2 1", "end_trial", "retire 2"]
     assert target.loaded == [2]
 
 
@@ -184,7 +195,8 @@ def test_golden_answers_that_differ_end_it(
     release: Release, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = PlayedTarget()
-    monkeypatch.setattr(rollout, "golden_faults", lambda client, release: ["audio: a probability is off by 0.5"])
+    wrong = ["audio: a probability is off by 0.5"]
+    monkeypatch.setattr(rollout, "golden_faults", lambda client, golden: wrong if golden.number == 2 else [])
     with pytest.raises(StepFailed, match=r"golden on played: audio: a probability is off by 0\.5"):
         upgrade([target], release, QUICK, events.append)
     assert "flip 2 1" not in target.calls
@@ -192,16 +204,56 @@ def test_golden_answers_that_differ_end_it(
 
 
 def test_a_canary_whose_clients_requests_fail_ends_it(release: Release, events: list[Event]) -> None:
-    target = PlayedTarget(canary=[Traffic(10, 0), Traffic(30, 4)])
-    with pytest.raises(StepFailed, match=r"canary on played: .*4 of 24 requests to the candidate"):
+    target = PlayedTarget(canary=[Traffic(20, 9)], lived=[Traffic(400, 2)])
+    with pytest.raises(StepFailed, match=r"canary on played: the candidate: of live requests 9 of 29 failed \(31\.0 %"):
         upgrade([target], release, QUICK, events.append)
     assert target.served == 1
 
 
+def test_live_requests_that_fail_more_than_before_end_a_watch(release: Release, events: list[Event]) -> None:
+    target = PlayedTarget(lived=[Traffic(400, 2), Traffic(400, 2), Traffic(20, 9)])
+    with pytest.raises(StepFailed, match=r"watch on played: of live requests 9 of 29 .* before: 2 of 402 failed"):
+        upgrade([target], release, QUICK, events.append)
+    assert (target.served, target.loaded) == (1, [1])
+
+
+def test_what_callers_do_wrong_is_said_and_vetoes_nothing(release: Release, events: list[Event]) -> None:
+    refused = {"audio.not_decodable": 12}
+    target = PlayedTarget(canary=[Traffic(20, 0, refused)], lived=[Traffic(), Traffic(), Traffic(300, 0, refused)])
+    upgrade([target], release, QUICK, events.append)
+    said = {event.step: event.detail for event in events if event.state == "passed"}
+    assert "0 of 20 failed (0.0 %, 95 %: 0.0 to 16.1), 12 refused (audio.not_decodable 12)" in said["canary"]
+    assert "0 of 300 failed (0.0 %, 95 %: 0.0 to 1.3), 12 refused" in said["watch"]
+
+
 def test_failures_that_are_allowed_are_let_pass(release: Release, events: list[Event]) -> None:
-    target = PlayedTarget(canary=[Traffic(10, 0), Traffic(99, 1)])
+    target = PlayedTarget(canary=[Traffic(99, 40)])
     upgrade([target], release, replace(QUICK, max_errors=0.5), events.append)
     assert target.served == 2
+
+
+def test_a_broken_live_release_doesnt_protect_itself(
+    release: Release, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it answers, how far the new one is from it is no reason to keep it."""
+    target = PlayedTarget()
+    target.fake.label = "anger"
+    monkeypatch.setattr(rollout, "golden_faults", lambda _, golden: ["text: NaN"] if golden.number == 1 else [])
+    upgrade([target], release, replace(QUICK, max_flips=0, max_distance=0), events.append)
+    said = {event.step: event.detail for event in events if event.state == "passed"}
+    assert "release 1, which is live, fails its golden requests, so it is no measure: text: NaN" in said["preflight"]
+    assert "the running release fails its own golden requests" in said["drift"]
+    assert target.served == 2
+
+
+def test_a_way_back_to_a_broken_release_says_so(
+    release: Release, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = PlayedTarget(fails={"share": [ServerError("no")]})
+    monkeypatch.setattr(rollout, "golden_faults", lambda _, golden: ["text: NaN"] if golden.number == 1 else [])
+    with pytest.raises(StepFailed, match="canary on played: no"):
+        upgrade([target], release, QUICK, events.append)
+    assert "fails its golden requests, as before: text: NaN" in events[-1].detail
 
 
 def test_several_targets_move_together_or_not_at_all(release: Release, events: list[Event]) -> None:
@@ -215,11 +267,12 @@ def test_several_targets_move_together_or_not_at_all(release: Release, events: l
 def test_a_target_that_has_it_already_isnt_moved(release: Release, events: list[Event]) -> None:
     targets = [PlayedTarget("a", served=2, loaded=[2]), PlayedTarget("b")]
     upgrade(targets, release, QUICK, events.append)
-    assert (targets[0].calls, targets[1].served) == (["recover 2", "retire 2"], 2)
+    assert targets[0].calls == ["recover 2", "flip 2 None", "end_trial", "retire 2"]
+    assert targets[1].served == 2
 
 
 def test_a_way_back_that_fails_is_said(release: Release, events: list[Event]) -> None:
-    target = PlayedTarget(fails={"load": [ServerError("load")], "end_trial": [ServerError("end")]})
+    target = PlayedTarget(fails={"load": [ServerError("load")], "end_trial": [ServerError("end")] * 3})
     with pytest.raises(RollbackFailed, match="load on played: load; and rolling back failed: rollback on played: end"):
         upgrade([target], release, QUICK, events.append)
 

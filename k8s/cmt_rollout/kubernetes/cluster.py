@@ -7,6 +7,7 @@ until `patience_s` is over. Whatever it refuses is a ClusterError with its own w
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -56,9 +57,20 @@ class Cluster:
         place = f"/namespaces/{item['metadata'].get('namespace', self.namespace)}" if namespaced else ""
         return f"{root}{place}/{plural}/{item['metadata']['name']}"
 
-    def request(self, method: str, path: str, body: Object | None = None, query: Query = (), kind: str = "") -> Object:
-        """An answer's JSON. kind: of the body, application/json by default. Raises ClusterError."""
-        response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S))
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        query: Query = (),
+        kind: str = "",
+        within_s: float | None = None,
+    ) -> Object:
+        """An answer's JSON. kind: of the body, application/json by default; within_s: nothing is sent later than that.
+
+        Raises ClusterError.
+        """
+        response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S), within_s)
         answer: Object = json.loads(response.data)
         return answer
 
@@ -72,13 +84,23 @@ class Cluster:
             raise
 
     def apply(
-        self, path: str, item: Object, manager: str, *, dry_run: bool = False, force_conflicts: bool = False
+        self,
+        path: str,
+        item: Object,
+        manager: str,
+        *,
+        dry_run: bool = False,
+        force_conflicts: bool = False,
+        within_s: float | None = None,
     ) -> Object:
-        """Server-side apply: these fields, and no others, are the manager's. Raises ApplyConflict."""
+        """Server-side apply: these fields, and no others, are the manager's. Raises ApplyConflict.
+
+        An item that names a resourceVersion is applied to that state of the object alone; ClusterError 409 otherwise.
+        """
         query: list[tuple[str, Any]] = [("fieldManager", manager), ("force", str(force_conflicts).lower())]
         if dry_run:
             query.append(("dryRun", "All"))
-        return self.request("PATCH", path, item, query, APPLY)
+        return self.request("PATCH", path, item, query, APPLY, within_s)
 
     def follow(self, collection: str, name: str, tick_s: int) -> Iterator[Object]:
         """An object as it is now, then whenever it changes, and every tick_s seconds at the latest; without end."""
@@ -132,11 +154,20 @@ class Cluster:
         return self._kinds[version, kind]
 
     def _patiently(
-        self, method: str, path: str, body: Object | None, query: Query, kind: str, timeout: tuple[float, float]
+        self,
+        method: str,
+        path: str,
+        body: Object | None,
+        query: Query,
+        kind: str,
+        timeout: tuple[float, float],
+        within_s: float | None = None,
     ) -> Any:
+        patience_s = min(self._patience_s, math.inf if within_s is None else within_s)
+        conditional = "resourceVersion" in (body or {}).get("metadata", {})
         again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(partial(_passes, method)),
-            stop=tenacity.stop_after_delay(self._patience_s),
+            retry=tenacity.retry_if_exception(partial(_passes, method == "PATCH" and not conditional)),
+            stop=tenacity.stop_before_delay(patience_s),
             wait=_pause,
             reraise=True,
         )
@@ -149,14 +180,12 @@ class Cluster:
                 query_params=list(query),
                 content_type=kind or "application/json",
                 serialize=False,
-                _request_timeout=timeout,
+                _request_timeout=(min(timeout[0], patience_s), min(timeout[1], patience_s)) if within_s else timeout,
             )
         except ApiException as error:
             raise _ours(error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ClusterError(
-                f"no answer from the API server of {self.name} for {self._patience_s:g} s: {error}"
-            ) from error
+            raise ClusterError(f"no answer from the API server of {self.name} for {patience_s:g} s: {error}") from error
 
 
 def connect(
@@ -186,13 +215,13 @@ def in_cluster() -> bool:
     return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
 
 
-def _passes(method: str, error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+def _passes(mergeable: bool, error: BaseException) -> bool:
+    """Whether the same request may succeed a little later. mergeable: it applies to any state of the object."""
     if isinstance(error, ApiException):
         kube_status = _status(error)
         conflict = error.status == 409 and kube_status.get("reason") == "Conflict" and not _causes(kube_status)
         # A patch that met another change applies to the new state as well; a replacement must be made anew from it.
-        return error.status in PASSING or (conflict and method == "PATCH")
+        return error.status in PASSING or (conflict and mergeable)
     return isinstance(error, (urllib3.exceptions.HTTPError, OSError))
 
 

@@ -60,6 +60,7 @@ class _Deploy:
         self.report = Following(report)
         self.lease = Lease(cluster, timing.lease_s)
         self.is_new: dict[str, bool] = {}
+        self.at_work = False
 
     def run(self) -> None:
         self._place()
@@ -67,6 +68,7 @@ class _Deploy:
         if self.options.dry_run:
             return
         with self.lease.held():
+            self.at_work = True
             self._step("load", self._bring)
             self._step("watch", self._wait)
 
@@ -113,7 +115,6 @@ class _Deploy:
     def _bring(self) -> str:
         for item in self.items:
             self.report.say(f"{item['kind']} {item['metadata']['name']}")
-            self.lease.check()
             with _named(item):
                 if _is_ours(item):
                     self._bring_deployment(item)
@@ -165,7 +166,8 @@ class _Deploy:
     def _apply(self, item: Object, manager: str = DEPLOY_MANAGER, dry_run: bool = False) -> None:
         path = self.cluster.path_of(item)
         force = self.timing.force_conflicts
-        self.cluster.apply(path, item, manager, dry_run=dry_run, force_conflicts=force)
+        within_s = self.lease.remaining_s() if self.at_work else None
+        self.cluster.apply(path, item, manager, dry_run=dry_run, force_conflicts=force, within_s=within_s)
 
 
 def _is_ours(item: Object) -> bool:

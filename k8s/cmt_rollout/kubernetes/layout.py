@@ -22,9 +22,11 @@ RELEASE, TRACK, TRAFFIC = "cmt/release", "cmt/track", "cmt/traffic"
 TRAFFIC_YES = "yes"
 #: Annotation of the stable Deployment: the release that it served before.
 PREVIOUS = "cmt/previous-release"
+#: Annotation of both Deployments: the driver that may change them.
+DRIVER = "cmt/driver"
 
 #: Field managers: of what an upgrade changes, and of all that `cmt deploy` applies beside it.
-ROLLOUT_MANAGER, DEPLOY_MANAGER = "cmt-rollout", "cmt-deploy"
+ROLLOUT_MANAGER, DEPLOY_MANAGER, SIGNATURE_MANAGER = "cmt-rollout", "cmt-deploy", "cmt-lease"
 
 
 @dataclass(frozen=True)

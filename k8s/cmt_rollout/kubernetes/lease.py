@@ -1,4 +1,9 @@
-"""One driver at a time: a Lease in the namespace, renewed by a thread while the driver works."""
+"""One driver at a time: a Lease in the namespace, renewed by a thread while the driver works.
+
+A driver that was stopped for longer than the lease (a laptop that slept) may wake up while another one is at work. So
+whoever takes the lease signs both Deployments, and writes to one only in the very state in which it saw its own
+signature: the API server refuses what comes late, however late it comes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 from cmt_rollout.errors import ClusterError
-from cmt_rollout.kubernetes.cluster import Cluster
-from cmt_rollout.kubernetes.layout import LEASE, Object
+from cmt_rollout.kubernetes.cluster import MERGE, Cluster
+from cmt_rollout.kubernetes.layout import CANARY, DRIVER, LEASE, SIGNATURE_MANAGER, STABLE, Object
 from cmt_server.errors import RepositoryBusy
 
 GROUP = "coordination.k8s.io/v1"
@@ -32,6 +37,7 @@ class Lease:
     def held(self) -> Iterator[None]:
         """Holds it throughout. RepositoryBusy where another driver does; ClusterError."""
         self._take()
+        self._sign()
         over = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(over,), name="cmt-lease", daemon=True)
         renewer.start()
@@ -42,13 +48,32 @@ class Lease:
             renewer.join()
             self._let_go()
 
-    def check(self) -> None:
-        """ClusterError once it can't be ours for certain any more. Asked before anything is changed."""
-        if time.monotonic() - self._renewed_s > self._seconds:
+    def remaining_s(self) -> float:
+        """How long it is ours for certain: what is written must be sent within that. ClusterError once it isn't."""
+        left_s = self._renewed_s + self._seconds - time.monotonic()
+        if left_s <= 0:
             raise ClusterError(
                 f"lost the lease {LEASE}: it couldn't be renewed for {self._seconds} s, so another driver may be at "
                 "work. Nothing was changed since; the next upgrade sees to what is left"
             )
+        return left_s
+
+    def expect_signed(self, deployment: Object) -> None:
+        """ClusterError where another driver has signed a Deployment since."""
+        holder = deployment["metadata"].get("annotations", {}).get(DRIVER, "nobody")
+        if holder != self._holder:
+            raise ClusterError(
+                f"{holder} has taken over {deployment['metadata']['name']}; got its signature, expected our own "
+                f"({self._holder}). Nothing was changed; see what that one did with `cmt status`"
+            )
+
+    def _sign(self) -> None:
+        patch = {"metadata": {"annotations": {DRIVER: self._holder}}}
+        for name in (STABLE, CANARY):
+            path = self._cluster.path("deployments", name, "apps/v1")
+            if self._cluster.find(path) is not None:
+                query = [("fieldManager", SIGNATURE_MANAGER)]
+                self._cluster.request("PATCH", path, patch, query, MERGE, self.remaining_s())
 
     def _take(self) -> None:
         lease = self._cluster.find(self._path(LEASE))
@@ -88,7 +113,7 @@ class Lease:
             if lease is None:
                 self._cluster.request("POST", self._path(), body)
             else:
-                self._cluster.request("PUT", self._path(LEASE), body)
+                self._cluster.request("PUT", self._path(LEASE), body, within_s=self._seconds)
         except ClusterError as error:
             if error.status != 409 or not self._is_ours():
                 raise self._refusal(error) from error

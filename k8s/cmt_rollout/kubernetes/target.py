@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager
 
 from cmt_client import EmotionClient, ServerUnavailable
 from cmt_client.operations import GetModelConfig, GetStatistics
-from cmt_pipeline.pipelines import PIPELINES
 from cmt_release.manifest import Manifest
 from cmt_release.release import Release, ReleaseError
-from cmt_rollout.errors import ClusterError, StepFailed, Stuck
+from cmt_rollout.errors import ApplyConflict, ClusterError, StepFailed, Stuck
+from cmt_rollout.golden import Golden, generated_golden, golden_faults, golden_of_release
 from cmt_rollout.kubernetes.cluster import MERGE, Cluster
 from cmt_rollout.kubernetes.layout import (
     CANARY,
@@ -33,22 +33,29 @@ from cmt_rollout.kubernetes.layout import (
 from cmt_rollout.kubernetes.lease import Lease
 from cmt_rollout.kubernetes.pods import Pod, Progress, pods_of, wait_for_rollout
 from cmt_rollout.kubernetes.port_forward import PodConnector, PodsTransport
+from cmt_rollout.live_traffic import Count, Counters, Traffic, counts_of
 from cmt_rollout.preflight import fits
-from cmt_rollout.release_checks import golden_faults
-from cmt_rollout.target import Traffic
 
 TIMEOUT_S = 30.0
 POLL_S = 0.5
+CONFLICT = 409
 
 #: Gives the manifest of a release that the pods' store has; ReleaseError where it hasn't.
 InStore = Callable[[int], Manifest]
+#: Gives a release of a store on this machine; ReleaseError where it has none of that number.
+Fetch = Callable[[int], Release]
+
+
+def _not_here(number: int) -> Release:
+    raise ReleaseError(f"release {number} isn't on this machine")
 
 
 class KubernetesTarget:
     """One namespace that `cmt deploy` set up.
 
     connector: how a single pod is asked; in_store: looks into the store that the pods pull from, where it can be read
-    from here; say: called with what is under way. Raises ClusterError beside what a Target may.
+    from here; fetch: where the golden requests of a release come from; say: told what is under way. Raises
+    ClusterError beside what a Target may.
     """
 
     def __init__(
@@ -58,10 +65,11 @@ class KubernetesTarget:
         options: ClusterOptions,
         *,
         in_store: InStore | None = None,
+        fetch: Fetch = _not_here,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._cluster, self._connector, self._options = cluster, connector, options
-        self._in_store, self._say = in_store, say
+        self._in_store, self._fetch, self._say = in_store, fetch, say
         self._lease = Lease(cluster, options.lease_s)
 
     @property
@@ -119,32 +127,46 @@ class KubernetesTarget:
         """
         if canary_share == 0:
             return
+        golden = golden_of_release(release)
         for pod in self._ready(CANARY):
             with EmotionClient(pod.name, transport=self._connector.transport(pod), retries=0) as client:
-                faults = golden_faults(client, release)
+                faults = golden_faults(client, golden)
             if faults:
                 raise StepFailed("canary", self.name, f"pod {pod.name}: {'; '.join(faults)}")
-            self._lease.check()
+            self._lease.expect_signed(self._deployment(CANARY))
             labels = {"metadata": {"labels": {TRAFFIC: TRAFFIC_YES}}}
-            self._cluster.request("PATCH", self._cluster.path("pods", pod.name), labels, kind=MERGE)
+            self._cluster.request(
+                "PATCH", self._cluster.path("pods", pod.name), labels, kind=MERGE, within_s=self._lease.remaining_s()
+            )
             self._say(f"pod {pod.name} takes traffic")
 
     def client(self, candidate: bool) -> EmotionClient:
         which = CANARY if candidate else STABLE
         return EmotionClient(which, transport=self._transport(which), timeout_s=TIMEOUT_S, retries=0)
 
-    def traffic(self, candidate: bool) -> Traffic:
-        answered = failed = 0
-        for pod in self._ready(CANARY if candidate else STABLE):
-            # A pod that leaves in this moment takes its counts along, as one that starts again does.
-            with (
-                contextlib.closing(self._connector.transport(pod)) as transport,
-                contextlib.suppress(ServerUnavailable),
-            ):
-                found = [s for s in transport.call(GetStatistics(), TIMEOUT_S) if s.name in PIPELINES]
-                answered += sum(s.success.count for s in found)
-                failed += sum(s.fail.count for s in found)
-        return Traffic(answered, failed)
+    def golden(self, number: int) -> Golden:
+        try:
+            return golden_of_release(self._fetch(number))
+        except ReleaseError:
+            return generated_golden(number)
+
+    def counters(self) -> Counters:
+        models: dict[tuple[str, str, int], Count] = {}
+        for which in (STABLE, CANARY):
+            for pod in self._ready(which):
+                # A pod that leaves in this moment takes its counts along, as one that starts again does.
+                with (
+                    contextlib.closing(self._connector.transport(pod)) as transport,
+                    contextlib.suppress(ServerUnavailable),
+                ):
+                    found = transport.call(GetStatistics(), TIMEOUT_S)
+                    models |= counts_of(f"{which}/{pod.name}", found)
+        return Counters(models)
+
+    def traffic(self, window: Counters, release: int, candidate: bool) -> Traffic:
+        which = CANARY if candidate else STABLE
+        models = {key: count for key, count in window.models.items() if key[0].startswith(f"{which}/")}
+        return Counters(models).traffic(release, False)
 
     def flip(self, release: int, previous: int | None) -> None:
         self._apply(STABLE, release, previous=previous)
@@ -214,14 +236,28 @@ class KubernetesTarget:
         replicas: int | None = None,
         dry_run: bool = False,
     ) -> None:
-        self._lease.check()
-        self._cluster.apply(
-            self._path(name),
-            release_fields(self._deployment(name), release, previous=previous, replicas=replicas),
-            ROLLOUT_MANAGER,
-            dry_run=dry_run,
-            force_conflicts=self._options.force_conflicts,
-        )
+        while True:
+            within_s = self._lease.remaining_s()
+            there = self._deployment(name)
+            fields = release_fields(there, release, previous=previous, replicas=replicas)
+            if not dry_run:
+                self._lease.expect_signed(there)
+                fields["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"]
+            try:
+                self._cluster.apply(
+                    self._path(name),
+                    fields,
+                    ROLLOUT_MANAGER,
+                    dry_run=dry_run,
+                    force_conflicts=self._options.force_conflicts,
+                    within_s=within_s,
+                )
+            except ClusterError as error:
+                if error.status != CONFLICT or isinstance(error, ApplyConflict):
+                    raise
+                time.sleep(POLL_S)  # somebody changed it in the same moment, if only its status: seen anew
+            else:
+                return
 
     def _deployment(self, name: str) -> Object:
         found = self._cluster.find(self._path(name))

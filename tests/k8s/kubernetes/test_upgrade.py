@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -133,11 +134,11 @@ def test_a_lease_is_renewed_while_a_driver_works_and_free_after(deployed: Place)
     first, second = (Lease(deployed.cluster, TIMING.lease_s) for _ in range(2))
     with first.held():
         time.sleep(1.5 * TIMING.lease_s)
-        first.check()
+        assert first.remaining_s() > 0
         with pytest.raises(RepositoryBusy), second.held():
             pytest.fail("both have it")
     with second.held():
-        second.check()
+        assert second.remaining_s() > 0
 
 
 def test_the_lease_of_a_killed_driver_is_taken_over(
@@ -149,7 +150,33 @@ def test_the_lease_of_a_killed_driver_is_taken_over(
     deployed.upgrade(releases[1])
     deployed.settled(2)
     with pytest.raises(ClusterError, match="lost the lease"):
-        killed.check()
+        killed.remaining_s()
+
+
+def test_a_driver_that_slept_over_its_lease_changes_nothing(
+    deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its own clock says, and although it looked a moment before it wrote."""
+    slept = deployed.target(replace(TIMING, lease_s=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "_renew", lambda *_: None)
+        lock = slept.lock()
+        lock.__enter__()
+    time.sleep(1.1)
+    apply, came = deployed.cluster.apply, []
+
+    def another_comes_first(*arguments: Any, **named: Any) -> Any:
+        if not came:
+            came.append(True)
+            deployed.upgrade(releases[1])
+        return apply(*arguments, **named)
+
+    monkeypatch.setattr(deployed.cluster, "apply", another_comes_first)
+    monkeypatch.setattr(slept._lease, "remaining_s", lambda: 1.0)
+    with pytest.raises(ClusterError, match="has taken over cmt-triton"):
+        slept.flip(3, 1)
+    assert came
+    deployed.settled(2)
 
 
 def test_what_a_killed_driver_left_on_trial_is_removed(deployed: Place, releases: list[Release]) -> None:
@@ -270,7 +297,7 @@ def test_a_driver_that_lost_its_lease_changes_nothing_more(
     emulated: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lease, "_renew", lambda self, over: None)
-    with pytest.raises(RollbackFailed, match=r"flip on .*: lost the lease"):
+    with pytest.raises(RollbackFailed, match=r"(canary|flip) on .*: lost the lease"):
         emulated.upgrade(releases[1], at={"flip": lambda: time.sleep(TIMING.lease_s + 0.1)})
     assert emulated.live() == 1
     emulated.upgrade(releases[1], QUICK, replace(TIMING, lease_s=30))
