@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cmt_client import EmotionClient, InvalidInput
-from cmt_pipeline.pipelines import PIPELINES
+from cmt_pipeline.pipelines import PIPELINES, candidate_of
 from cmt_pipeline.stages import STAGES
 from cmt_server.server import TritonServer
 from rendering import K8S, one, rendered
@@ -34,6 +34,8 @@ FOREIGN = {
 }
 #: Triton's, where it sees a GPU: names as its documentation gives them, not seen here.
 ON_A_GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
+#: What Prometheus adds to a pod's metrics.
+TARGET_LABELS = {"namespace", "pod", "container", "cmt_track"}
 #: Values that Grafana and prometheus-adapter put in for their own words.
 FILLED_IN = {
     "$__rate_interval": "5m",
@@ -120,6 +122,8 @@ def test_stages_and_pipelines_are_those_of_the_contract(metrics: dict[str, set[s
     for where, expression in expressions().items():
         for pattern in re.findall(r'model=~"(.*?)"', expression):
             assert {name for name in served if re.fullmatch(pattern, name)} in (set(STAGES), set(PIPELINES)), where
+            if "emotion" in pattern and where.startswith("rule"):  # the faults of a release on trial are faults, too
+                assert re.fullmatch(pattern, candidate_of("emotion_text")), where
 
 
 def test_a_refused_request_is_two_failures_of_its_pipeline_and_none_of_a_stage(server: TritonServer) -> None:
@@ -145,10 +149,34 @@ def _labels(line: str) -> re.Match[str] | None:
     return re.search(r'model="(.*?)",reason="(.*?)"', line)
 
 
-def test_the_version_of_a_pipeline_is_the_release(server: TritonServer, metrics: dict[str, set[str]]) -> None:
+def test_the_series_that_alerts_are_tried_with_are_like_the_servers_own(metrics: dict[str, set[str]]) -> None:
+    """With the labels that Triton gives them, and the version that it gives every ensemble."""
+    series = {
+        each["series"] for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"] for each in test["input_series"]
+    }
+    for one_series in series:
+        name, labels = _name_and_labels(one_series)
+        if name in FOREIGN:
+            continue
+        own = {key: value for key, value in labels.items() if key not in TARGET_LABELS}
+        assert any(own.keys() == _name_and_labels(line)[1].keys() for line in metrics[name]), one_series
+        if own.get("model") in PIPELINES:
+            assert own["version"] == "1", one_series
+
+
+def _name_and_labels(series: str) -> tuple[str, dict[str, str]]:
+    name, _, labels = series.partition("{")
+    return name, dict(re.findall(r'(\w+)="([^"]*)"', labels))
+
+
+def test_accepted_requests_name_the_release_that_answers(server: TritonServer, metrics: dict[str, set[str]]) -> None:
     with EmotionClient(server.grpc_url) as client:
-        release = client.predict(text="Hello?").release
-    assert any(f'model="emotion_text",version="{release}"' in line for line in metrics["nv_inference_request_success"])
+        answer = client.predict(text="Hello?")
+    line = f'cmt_accepted_total{{pipeline="emotion_text",release="{answer.release}"}}'
+    assert any(found.startswith(line) for found in metrics["cmt_accepted_total"])
+    (loaded,) = metrics["cmt_release_loaded"]
+    assert loaded.endswith(" 1")
+    assert f'digest="{answer.digest}"' in loaded
 
 
 def test_what_the_autoscaler_asks_for_is_what_the_adapter_gives() -> None:
@@ -209,4 +237,4 @@ def test_an_alert_that_doesnt_fire_would_be_found(tmp_path: Path) -> None:
     shutil.copy(ALERT_TESTS, tmp_path)
     tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
     assert tested.returncode != 0
-    assert "CmtPipelineFailures" in tested.stdout + tested.stderr
+    assert "CmtFaults" in tested.stdout + tested.stderr
