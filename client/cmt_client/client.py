@@ -20,7 +20,7 @@ from cmt_client.errors import EmotionError, ServerUnavailable, identified
 from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
-from cmt_client.retry import Budget
+from cmt_client.retry import Allowance, Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
@@ -38,10 +38,12 @@ class _Client:
     def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
         self._timeout_s = timeout_s
         self._retries = retries
+        self._allowance = Allowance()
         self._limits = limits
 
     def _budget(self, timeout_s: float | None) -> Budget:
-        return Budget(self._timeout_s if timeout_s is None else timeout_s, self._retries)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return Budget(timeout_s, self._retries, allowance=self._allowance)
 
 
 class EmotionClient(_Client):

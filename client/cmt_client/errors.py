@@ -3,7 +3,8 @@
     EmotionError
     ├── InvalidInput          what you gave isn't accepted; also a ValueError; has `field`, `code`, `message`
     └── ServiceError          has `status`, the server's own code where it gave one
-        ├── ServerUnavailable     nobody there, overloaded, or the connection died; safe to try again
+        ├── ServerUnavailable     nobody there, or the connection died; safe to try again
+        │   └── Overloaded            too much waits there already; has `retry_after_s`
         ├── DeadlineExceeded      no answer within the time you gave
         ├── UnknownPipeline       the server has no such model, or it isn't ready
         ├── PermissionDenied      a restricted API without the right token
@@ -53,6 +54,20 @@ class ServerUnavailable(ServiceError):
     """Nobody there, overloaded, or the connection died. Another try may work."""
 
 
+class Overloaded(ServerUnavailable):
+    """Refused at once, because it would have waited too long. retry_after_s: when another try may find room.
+
+    code: `queue`, `deadline` (its own caller wouldn't have waited so long) or `memory`.
+    """
+
+    def __init__(
+        self, message: str, status: str | None = None, retry_after_s: float = 0.1, code: str = "queue"
+    ) -> None:
+        super().__init__(message, status)
+        self.retry_after_s = retry_after_s
+        self.code = code
+
+
 class DeadlineExceeded(ServiceError):
     """No answer within the time given. The server may still be working on it."""
 
@@ -83,6 +98,7 @@ INVALID = frozenset({"StatusCode.INVALID_ARGUMENT", "400"})
 # model that isn't ready, INVALID_ARGUMENT for the statistics of an unknown model, INTERNAL for a stage without process.
 RESTRICTED = re.compile(r"is restricted, expecting header")
 UNHEALTHY = re.compile(r"[Ss]tub process .*is not healthy")  # its process was killed and is being started again
+QUEUE_FULL = re.compile(r"Exceeds maximum queue size")  # that of a stage before the fan-out
 UNKNOWN_MODEL = re.compile(r"unknown model|is not at ready state|^requested model '.*' is not available")
 
 #: What Triton says of tensors that don't fit a model: pattern (its group: the tensor) -> InvalidInput's code.
@@ -158,6 +174,11 @@ def _from_server(text: str, status: str | None, where: str, otherwise: type[Serv
     if said is not None:
         return own_input_error(said)
     full = f"{where}: {text}"
+    overloaded = pipeline_errors.Overloaded.from_wire(text)
+    if overloaded is not None:
+        return Overloaded(f"{where}: {overloaded}", status, overloaded.retry_after_s, overloaded.code)
+    if QUEUE_FULL.search(text):
+        return Overloaded(full, status)
     if RESTRICTED.search(text) or status in DENIED:
         return PermissionDenied(full, status)
     if UNKNOWN_MODEL.search(text):

@@ -52,6 +52,10 @@ class Operation(ABC, Generic[T]):
     def decode(self, reply: Any) -> T:
         """The method's return value as ours."""
 
+    def deadline(self, timeout_s: float) -> dict[str, Any]:  # noqa: ARG002
+        """Further arguments that tell the server how long the caller waits, where it can use that."""
+        return {}
+
 
 @dataclass(frozen=True)
 class InferAnswer:
@@ -82,6 +86,10 @@ class Infer(Operation[InferAnswer]):
             "request_id": self.request_id,
             "headers": dict(self.headers) or None,
         }
+
+    def deadline(self, timeout_s: float) -> dict[str, Any]:
+        """Triton's `timeout` in microseconds: the stage before the fan-out drops what can't be answered in time."""
+        return {"timeout": max(1, int(timeout_s * 1e6))}
 
     def decode(self, reply: Any) -> InferAnswer:
         response = reply.get_response()

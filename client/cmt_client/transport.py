@@ -127,7 +127,7 @@ class GrpcTransport:
 
     def call(self, operation: Operation[T], timeout_s: float) -> T:
         with translated(self._where, operation.failure):
-            arguments = operation.arguments(self._wire)
+            arguments = operation.arguments(self._wire) | operation.deadline(timeout_s)
             reply = getattr(self._client, operation.method)(**arguments, client_timeout=timeout_s)
         return _decoded(operation, reply, self._where)
 
@@ -149,7 +149,7 @@ class AsyncGrpcTransport:
 
         with translated(self._where, operation.failure):
             self._client = self._client or InferenceServerClient(**self._settings)
-            arguments = operation.arguments(self._wire)
+            arguments = operation.arguments(self._wire) | operation.deadline(timeout_s)
             reply = await getattr(self._client, operation.method)(**arguments, client_timeout=timeout_s)
         return _decoded(operation, reply, self._where)
 
@@ -181,7 +181,7 @@ class AsyncHttpTransport:
 
         with translated(self._where, operation.failure):
             self._client = self._client or InferenceServerClient(**self._settings)
-            arguments = operation.arguments(self._wire)
+            arguments = operation.arguments(self._wire) | operation.deadline(timeout_s)
             reply = await asyncio.wait_for(getattr(self._client, operation.method)(**arguments), timeout_s)
         return _decoded(operation, reply, self._where)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX: of a FLAC that was streamed; it can't be read in part
+BLOCK_FRAMES = 65_536  # decoded at a time: of all channels, only their mean is kept
 VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
 
 
@@ -60,20 +61,31 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate = _check_header(file, limits)
             # One frame more than allowed shows a file that is longer than its header says.
-            sound = file.read(int(limits.max_audio_s * rate) + 1, dtype="float32", always_2d=True)
+            mono = _read_mono(file, int(limits.max_audio_s * rate) + 1)
     except soundfile.LibsndfileError as error:
         raise InvalidInput(
             "audio",
             "not_decodable",
             f"got {len(data)} bytes that don't decode ({error.error_string}); expected {ACCEPTED}",
         ) from None
-    _check_duration(len(sound) / rate, limits)
-    _check_finite(sound)
-    mono = sound.mean(axis=1, dtype=np.float64).astype(np.float32)  # float64: a sum of channels can overflow float32
+    _check_duration(len(mono) / rate, limits)
+    _check_finite(mono)  # the mean of channels that aren't all finite isn't either
     if rate != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate, SAMPLE_RATE_HZ)
         _check_finite(mono)  # its overshoot can overflow too
     return np.ascontiguousarray(mono, np.float32)
+
+
+def _read_mono(file: soundfile.SoundFile, most: int) -> Array:
+    """At most so many frames [frames] float32, the mean of their channels."""
+    parts = []
+    while most > 0:
+        block = file.read(min(most, BLOCK_FRAMES), dtype="float32", always_2d=True)
+        with np.errstate(invalid="ignore"):  # inf - inf is refused as not finite
+            # float64: a sum of channels can overflow float32
+            parts.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+        most = most - len(block) if len(block) == BLOCK_FRAMES else 0
+    return np.concatenate(parts)
 
 
 def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:

@@ -1,13 +1,17 @@
 """Image bytes -> `pixel_values`.
 
 Follows Hugging Face's ViTImageProcessor (bilinear, antialiased, to 224 x 224; then scaled to [0, 1] and normalised),
-so that checkpoints trained with it see the same pixels.
+so that checkpoints trained with it see the same pixels. What is more than twice as large as the resampling needs is
+shrunk before: a JPEG by its decoder, which then works on fewer coefficients, anything else by averaging whole blocks of
+pixels, a strip at a time, so that memory is bounded by the decoder's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,36 +21,97 @@ from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 #: PPM carries arrays: lossless, and made without an image library.
 FORMATS = ("JPEG", "PNG", "WEBP", "PPM")
 ACCEPTED = "a JPEG, PNG or WebP file"
 BACKGROUND = (255, 255, 255)  # what shows through a transparent pixel
+#: An image is never shrunk below so many times the side that is asked for: beyond that the resampling hardly sees it.
+SHRINK_GAP = 3
+STRIP_PIXELS = 1_000_000  # converted at a time
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 class ImagePreprocessor:
     """bytes -> {`pixel_values`: [3, 224, 224] float32}. Raises InvalidInput."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        limits: Limits = DEFAULT_LIMITS,
+        room: DecodingRoom | None = None,
+    ) -> None:
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
         self._scale = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32).reshape(3, 1, 1)
         self._shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32).reshape(3, 1, 1)
         self._limits = limits
+        self._room = room
 
     def __call__(self, data: bytes) -> dict[str, Array]:
-        from PIL import Image
-
-        image = decode_image(data, self._limits).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
+        image = decode_square(data, IMAGE_SIDE, self._limits, self._room)
         pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, height, width]
         pixels *= self._scale
         pixels += self._shift
         return {"pixel_values": pixels}
 
 
+class DecodingRoom:
+    """What may be decoded at once, in pixels: whoever finds no room waits, and the next behind it. Any number of
+    threads."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._taken = 0
+        self._turn = threading.Lock()  # of the next one: a large image isn't overtaken for ever
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Room for an image; one alone always finds it."""
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """An upright RGB image. The declared size is checked before any pixel is decoded. Raises InvalidInput."""
-    from PIL import Image, ImageOps
+    with _damage_refused(_opened(data, limits)) as opened:
+        return _upright(opened)
+
+
+def decode_square(
+    data: bytes, side: int, limits: Limits = DEFAULT_LIMITS, room: DecodingRoom | None = None
+) -> Image.Image:
+    """`decode_image`, resampled to side x side pixels; a much larger one is shrunk before. Raises InvalidInput."""
+    from PIL import Image
+
+    opened = _opened(data, limits)
+    pixels = opened.width * opened.height
+    with room.take(pixels) if room else contextlib.nullcontext(), _damage_refused(opened):
+        least = SHRINK_GAP * side
+        drafted = opened.draft(opened.mode, (least, least))  # of JPEG alone
+        opened.load()
+        factors = (max(1, opened.width // least), max(1, opened.height // least))
+        if drafted is None and factors == (1, 1):
+            return _upright(opened).resize((side, side), Image.Resampling.BILINEAR)
+        _, box = drafted or (None, (0, 0, *opened.size))
+        width, height = box[2] / factors[0], box[3] / factors[1]  # the last pixel may stand for less than a whole one
+        shrunk = _shrunk(opened, factors).resize((side, side), Image.Resampling.BILINEAR, (0, 0, width, height))
+        shrunk.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
+        return _upright(shrunk)
+
+
+def _opened(data: bytes, limits: Limits) -> ImageFile.ImageFile:
+    """An image of which the header alone was read."""
+    from PIL import Image
 
     if not data:
         raise InvalidInput("image", "empty", f"got 0 bytes; expected {ACCEPTED}")
@@ -67,13 +132,39 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
             "image", "not_decodable", f"got {len(data)} bytes that are no image; expected {ACCEPTED}"
         ) from None
     _check_declared_size(opened.size, limits)
+    return opened
+
+
+@contextlib.contextmanager
+def _damage_refused(opened: ImageFile.ImageFile) -> Iterator[ImageFile.ImageFile]:
+    """Whatever a decoder raises, as InvalidInput."""
     try:
-        opened.load()
-        return to_rgb(ImageOps.exif_transpose(opened))
+        yield opened
     except Exception as error:
         raise InvalidInput(
             "image", "not_decodable", f"got a damaged {opened.format} file ({error}); expected a whole one"
         ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    image.load()
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _shrunk(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
+    """The mean of each block of factors = (across, down) pixels, in RGB; those at the right and lower edge may be
+    smaller. Converted a strip at a time, so that no second image of full size is needed."""
+    from PIL import Image
+
+    across, down = factors
+    shrunk = Image.new("RGB", (-(-image.width // across), -(-image.height // down)))
+    rows = down * max(1, STRIP_PIXELS // (image.width * down))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        shrunk.paste(to_rgb(strip).reduce(factors), (0, top // down))
+    return shrunk
 
 
 def _check_declared_size(size: tuple[int, int], limits: Limits) -> None:
@@ -99,7 +190,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")

@@ -11,11 +11,11 @@ from cmt_pipeline.constants import MIB
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one item of each modality."""
+    """Limits on one item of each modality, and on all that a server has in hand."""
 
     max_image_bytes: int = 16 * MIB
     min_image_side_px: int = 16
-    max_image_pixels: int = 50_000_000  # of the declared size, before any decoding
+    max_image_pixels: int = 16_000_000  # of the declared size, before any decoding
     max_audio_bytes: int = 16 * MIB
     min_audio_s: float = 0.1
     max_audio_s: float = float(AUDIO_SECONDS[-1])
@@ -24,6 +24,9 @@ class Limits:
     max_audio_channels: int = 16
     max_text_bytes: int = 8_192
     max_text_tokens: int = TEXT_TOKENS[-1]
+    max_wait_s: float = 0.2  # in all queues; a request that would wait longer is refused at once
+    max_held_bytes: int = 128 * MIB  # of files that wait to be prepared
+    max_decoding_pixels: int = 16_000_000  # of all images that are being decoded
 
     def __post_init__(self) -> None:
         """ValueError for a limit that the contract's buckets can't hold."""

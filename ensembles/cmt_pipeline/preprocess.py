@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cmt_pipeline.audio import AudioPreprocessor
-from cmt_pipeline.image import ImagePreprocessor
+from cmt_pipeline.image import DecodingRoom, ImagePreprocessor
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.stages import READY
@@ -31,6 +31,9 @@ TOKENIZER_FILE = "tokenizer.json"
 
 #: The distributions that prepare; another version of one may give other tensors for the same bytes.
 LIBRARIES = ("pillow", "soundfile", "soxr", "tokenizers")
+
+#: Raised whenever this code makes something else of the same bytes.
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def make_preprocessors(
 ) -> dict[Modality, Preprocessor]:
     """The preprocessors of all modalities. tokenizer: a tokenizer.json."""
     return {
-        "image": ImagePreprocessor(config.image_mean, config.image_std, limits),
+        "image": ImagePreprocessor(
+            config.image_mean, config.image_std, limits, DecodingRoom(limits.max_decoding_pixels)
+        ),
         "audio": AudioPreprocessor(config.normalize_audio, limits),
         "text": TextPreprocessor(tokenizer, config.pad_token, limits),
     }
@@ -70,8 +75,8 @@ def library_versions() -> dict[str, str]:
 
 
 def fingerprint(config: PreprocessConfig, tokenizer: Path) -> str:
-    """SHA-256 over all that decides what bytes become here: configuration, tokenizer.json, library versions."""
-    digest = hashlib.sha256(config.to_json().encode())
+    """SHA-256 over all that decides what bytes become here: this code, its configuration, tokenizer.json, libraries."""
+    digest = hashlib.sha256(f"{REVISION} {config.to_json()}".encode())
     digest.update(json.dumps(library_versions(), sort_keys=True).encode())
     digest.update(tokenizer.read_bytes())
     return digest.hexdigest()

@@ -25,6 +25,10 @@ VARIANTS_FOLDER = "configs"
 WARMUP_FOLDER = "warmup"
 LINE_WIDTH = 110  # of a configuration's text
 
+#: Requests that wait for a stage before the fan-out itself, which answers or refuses each in well under a millisecond.
+#: Only there may Triton 2.51 refuse any: when it does so at a step with others beside it, it crashes or leaks.
+MAX_FRONT_QUEUE = 64
+
 DATA_TYPES = {"BYTES": DataType.TYPE_STRING, "FP32": DataType.TYPE_FP32, "INT64": DataType.TYPE_INT64}
 
 
@@ -75,7 +79,8 @@ def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     if stage.compiled:
         config.parameters["threads"].string_value = str(tuning.threads)
         config.parameters["niceness"].string_value = str(tuning.niceness)
-    if stage.kind == "preprocess":
+    if not stage.compiled:
+        config.dynamic_batching.default_queue_policy.max_queue_size = MAX_FRONT_QUEUE
         for name, value in served.limits.changed().items():
             config.parameters[name].string_value = str(value)
     return config

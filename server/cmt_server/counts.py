@@ -1,7 +1,7 @@
 """What a stage that every request meets first counts, in Triton's own Prometheus metrics.
 
     cmt_accepted_total{pipeline, release}               requests that went on to the encoders
-    cmt_refusals_total{pipeline, release, field, code}  requests turned away, for what they carry or while draining
+    cmt_refusals_total{pipeline, release, field, code}  requests turned away: for what they carry, for load, draining
     cmt_release_loaded{release, digest, …}              1 while a release is loaded, 0 once it isn't any more
 
 Triton's counters know neither: an ensemble's say `version="1"` and one kind of failure. What Triton calls a failure of
@@ -11,6 +11,7 @@ names of those: `release` tells them apart.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,8 @@ LOADED = "cmt_release_loaded"
 
 
 class RequestCounts:
-    """Counters of one stage version. warm_ups: requests to leave out, as Triton sends them itself before any other."""
+    """Counters of one stage version, for any number of threads. warm_ups: requests to leave out, as Triton sends them
+    itself before any other."""
 
     def __init__(self, stamp: ReleaseStamp | None, warm_ups: int) -> None:
         self._release = str(stamp.release) if stamp else ""
@@ -36,25 +38,28 @@ class RequestCounts:
         }
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._news: Counter[tuple[str, ...]] = Counter()
+        self._lock = threading.Lock()
 
     def note(self, pipeline: str, refusal: tuple[str, str] | None) -> None:
         """One request, and the field and code of its refusal; it shows after the next `publish`."""
-        if self._warm_ups > 0:
-            self._warm_ups -= 1
-        elif refusal is None:
-            self._news[ACCEPTED, pipeline] += 1
-        else:
-            self._news[(REFUSALS, pipeline, refusal[0], refusal[1])] += 1
+        with self._lock:
+            if self._warm_ups > 0:
+                self._warm_ups -= 1
+            elif refusal is None:
+                self._news[ACCEPTED, pipeline] += 1
+            else:
+                self._news[(REFUSALS, pipeline, refusal[0], refusal[1])] += 1
 
     def publish(self) -> None:
         """Lets the metrics show what was noted, with one call of Triton's for each kind."""
-        for key, count in self._news.items():
-            if key not in self._metrics:
-                name, *values = key
-                labels = dict(zip(("pipeline", "field", "code"), values, strict=False))
-                self._metrics[key] = self._families[name].Metric(labels={**labels, "release": self._release})
-            self._metrics[key].increment(count)
-        self._news.clear()
+        with self._lock:
+            for key, count in self._news.items():
+                if key not in self._metrics:
+                    name, *values = key
+                    labels = dict(zip(("pipeline", "field", "code"), values, strict=False))
+                    self._metrics[key] = self._families[name].Metric(labels={**labels, "release": self._release})
+                self._metrics[key].increment(count)
+            self._news.clear()
 
 
 class LoadedRelease:

@@ -21,6 +21,7 @@ from cmt_client.errors import (
     EmotionError,
     InferenceFailed,
     InvalidInput,
+    Overloaded,
     PermissionDenied,
     ServerUnavailable,
     ServiceError,
@@ -163,7 +164,7 @@ SAYINGS = [
         "This protocol is restricted, expecting header 'triton-grpc-protocol-cmt-control'",
         PermissionDenied,
     ),
-    ("StatusCode.UNAVAILABLE", "503", "Exceeds maximum queue size", ServerUnavailable),
+    ("StatusCode.UNAVAILABLE", "503", "Exceeds maximum queue size", Overloaded),
     ("StatusCode.INTERNAL", "500", "in ensemble 'emotion', engine broke", InferenceFailed),
     ("StatusCode.INTERNAL", "500", "in ensemble 'e', Stub process 'x_0_0' is not healthy.", ServerUnavailable),
 ]
@@ -247,3 +248,19 @@ def test_the_foreign_error_stays_as_cause() -> None:
     with pytest.raises(ServerUnavailable) as raised, translated(WHERE):
         raise ConnectionResetError(104, "reset")
     assert isinstance(raised.value.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("status", ["StatusCode.UNAVAILABLE", "503"])
+def test_a_refusal_for_load_says_when_to_come_back(status: str) -> None:
+    said = pipeline_errors.Overloaded("deadline", 1.25, "got much;\nexpected less")
+    ours = from_triton(InferenceServerException(f"in ensemble 'emotion', {said.to_wire()}", status), WHERE)
+    assert isinstance(ours, Overloaded)
+    assert (ours.code, ours.retry_after_s, ours.status) == ("deadline", 1.25, status)
+    assert str(ours) == f"{WHERE}: got much;\nexpected less"
+
+
+def test_a_full_queue_of_triton_is_a_refusal_for_load() -> None:
+    text = "in ensemble 'emotion', [request id: <id_unknown>] Exceeds maximum queue size"
+    ours = from_triton(InferenceServerException(text, "StatusCode.UNAVAILABLE"), WHERE)
+    assert isinstance(ours, Overloaded)
+    assert ours.retry_after_s > 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cmt_client import DeadlineExceeded, ServerUnavailable
-from cmt_client.retry import Budget
+from cmt_client import DeadlineExceeded, EmotionClient, FakeTransport, Overloaded, ServerUnavailable
+from cmt_client.retry import MOST_RETRIES, RETRY_SHARE, Allowance, Budget
 
 GONE = ServerUnavailable("gone")
+REFUSED = Overloaded("too much", retry_after_s=0.5)
 
 
 class Clock:
@@ -56,3 +57,45 @@ def test_remaining_time_runs_out() -> None:
 def test_any_number_of_retries_gives_a_pause() -> None:
     budget = Budget(1e9, 3_000, Clock())
     assert all(0.05 <= budget.pause_s(GONE) <= 2.0 for _ in range(3_000))
+
+
+def test_a_refusal_says_when_to_come_back() -> None:
+    budget = Budget(1_000, 3, Clock(), longest)
+    assert [round(budget.pause_s(REFUSED), 3) for _ in range(3)] == [0.6, 0.7, 0.9]
+
+
+def test_a_refusal_is_not_waited_out_beyond_the_deadline() -> None:
+    with pytest.raises(Overloaded):
+        Budget(0.55, 9, Clock(), longest).pause_s(REFUSED)
+
+
+def test_a_storm_is_not_fed_by_retries() -> None:
+    """However many callers are refused and would try again: a tenth of them may, after the first few."""
+    allowance = Allowance()
+    repeated = 0
+    for _ in range(1_000):
+        try:
+            Budget(1_000, 5, Clock(), longest, allowance).pause_s(REFUSED)
+            repeated += 1
+        except Overloaded:
+            pass
+    assert MOST_RETRIES <= repeated <= MOST_RETRIES + 1_000 * RETRY_SHARE
+
+
+def test_a_server_that_is_gone_is_tried_again_without_allowance() -> None:
+    """Its requests are lost otherwise, and they don't keep others from being answered."""
+    allowance = Allowance()
+    while allowance.spend():
+        pass
+    assert Budget(1_000, 1, Clock(), longest, allowance).pause_s(GONE) == 0.1
+
+
+def test_callers_of_a_client_share_its_allowance() -> None:
+    fake = FakeTransport()
+    with EmotionClient("fake:1", transport=fake, retries=1) as client:
+        while client._allowance.spend():
+            pass
+        fake.fail(Overloaded("too much", retry_after_s=0.0))
+        with pytest.raises(Overloaded):
+            client.predict(text="Who is there?")
+        assert client.predict(text="Who is there?").label
