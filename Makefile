@@ -103,6 +103,10 @@ bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: 
 	$(BIN)/cmt export --precision bf16 --state .cmt/capacity
 	$(BIN)/python -m cmt_perf.capacity_trial .cmt/capacity
 
+bench-overload: $(VENV)/.installed  ## what a server does at up to 4 times its load: writes perf/results/overload.*; quiet machine, 7 minutes
+	$(BIN)/cmt export --precision bf16 --state .cmt/overload
+	$(BIN)/python -m cmt_perf.overload .cmt/overload
+
 bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
 	$(BIN)/cmt export --precision bf16 --state .cmt/hostile
 	$(BIN)/python -m cmt_perf.hostile .cmt/hostile

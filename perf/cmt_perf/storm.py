@@ -19,6 +19,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
+from cmt_client.errors import QUEUE_FULL
 from cmt_client.operations import Infer
 from cmt_pipeline.errors import Overloaded
 
@@ -145,6 +146,6 @@ def _fate(call: Any) -> tuple[Fate, str]:
     if status is grpc.StatusCode.OK:
         return "answered", ""
     said = str(call.details())
-    if Overloaded.from_wire(said) is not None:
+    if Overloaded.from_wire(said) is not None or QUEUE_FULL.search(said):
         return "refused", said
     return ("late" if status is grpc.StatusCode.DEADLINE_EXCEEDED else "failed"), f"{status.name}: {said}"

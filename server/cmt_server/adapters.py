@@ -90,7 +90,7 @@ class CheckModel:
         inputs = {spec.name: array for spec in ALL_READY if (array := _tensor(request, spec.name)) is not None}
         modalities = tuple(m for m in MODALITIES if any(spec.name in inputs for spec in READY[m]))
         visit = self._entry.admit(request, modalities)
-        return self._entry.answered(visit, visit.refused or self._checked(inputs))
+        return self._entry.answered(visit, visit.refused or visit.late() or self._checked(inputs))
 
     def _checked(self, inputs: dict[str, Array]) -> Outcome:
         try:
