@@ -2,6 +2,7 @@
 
 sh        runs as it stands, against the session's server
 python    runs as it stands, in this process
+py, toml  files of docs/extending.md, which tests/test_extending.py lays out and uses
 console   isn't run: it takes minutes, blocks, or needs a cluster or a GPU; its commands are put to their parsers
 yaml      parses
 """
@@ -18,7 +19,7 @@ import command_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "k8s" / "README.md")
-LANGUAGES = {"sh", "python", "console", "yaml"}
+LANGUAGES = {"sh", "python", "py", "toml", "console", "yaml"}
 #: Commands of others, in console blocks, that nothing here can check.
 OTHERS = {"kind", "minikube", "git", "kubectl", "docker"}
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -45,7 +46,7 @@ def blocks(language: str | None = None) -> list[Block]:
     found = [
         Block(page, name, text)
         for page in PAGES
-        for name, text in re.findall(r"^```([^\n`]*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for name, text in re.findall(r"^```([^\n` ]*)[^\n`]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     ]
     return [block for block in found if language in (None, block.language)]
 
