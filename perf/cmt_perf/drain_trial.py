@@ -73,7 +73,7 @@ def drained(releases: Sequence[Release], upgrades: int, loops: int, folder: Path
             rig.end()
             seconds = time.monotonic() - before
             asked = traffic.stop().asked
-    return _judged(asked, before, upgrades, loops, seconds)
+    return judged(asked, before, upgrades, loops, seconds)
 
 
 def _upgraded(rig: Rig, release: Release) -> None:
@@ -81,7 +81,7 @@ def _upgraded(rig: Rig, release: Release) -> None:
         raise RuntimeError(f"the upgrade to release {release.number} failed: {told}")
 
 
-def _judged(asked: Sequence[Asked], before: float, upgrades: int, loops: int, seconds: float) -> Drained:
+def judged(asked: Sequence[Asked], before: float, upgrades: int, loops: int, seconds: float) -> Drained:
     errors = [one for one in asked if one.error]
     lost = [one for one in errors if one.due_s < before and not NOT_LET_IN.search(one.error)]
     failed = [one for one in errors if one.due_s >= before and not one.error.startswith(TRIED_AGAIN)]

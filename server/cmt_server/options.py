@@ -30,6 +30,8 @@ QUANTILE_ERRORS = ((0.99, 0.001), (0.9, 0.01), (0.0, 0.05))
 def new_token() -> str:
     """A token that nobody can guess."""
     return secrets.token_urlsafe(24)
+#: A server is drained before it is told to exit: what it would wait for then are connections that idle clients keep.
+IDLE_TIMEOUT_S = 2
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def command_line(options: ServerOptions, ports: Mapping[str, int], name: str, re
         "grpc-port": ports["gRPC"],
         "metrics-address": options.host,
         "metrics-port": ports["metrics"],
-        "exit-timeout-secs": int(options.drain_timeout_s),
+        "exit-timeout-secs": IDLE_TIMEOUT_S,
         "log-info": options.log_level == "info",
         "log-warning": options.log_level != "error",
         "log-verbose": options.verbose,
