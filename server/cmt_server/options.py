@@ -25,13 +25,13 @@ LOG_LEVELS = ("error", "warning", "info")
 MAX_PORT = 65_535
 #: Quantile -> how far from it the one that is told may be.
 QUANTILE_ERRORS = ((0.99, 0.001), (0.9, 0.01), (0.0, 0.05))
+#: A server is drained before it is told to exit: what it would wait for then are connections that idle clients keep.
+IDLE_TIMEOUT_S = 2
 
 
 def new_token() -> str:
     """A token that nobody can guess."""
     return secrets.token_urlsafe(24)
-#: A server is drained before it is told to exit: what it would wait for then are connections that idle clients keep.
-IDLE_TIMEOUT_S = 2
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from tritonclient.utils import InferenceServerException
 
 from cmt_client import (
     AsyncEmotionClient,
@@ -180,6 +181,21 @@ def test_labels_are_those_of_the_release_though_two_share_every_engine(tiny: Rel
             assert client.predict(**ITEMS[0]).digest == trial.digest
             answers(20)
         target.close()
+
+
+def test_another_version_than_1_never_was_there(both: tuple[Served, Served]) -> None:
+    """So that no upgrade takes away what a client could pin."""
+    for module, url, status in (
+        (tritonclient.grpc, both[1].server.grpc_url, "StatusCode.NOT_FOUND"),
+        (tritonclient.http, both[1].server.http_url, "404"),
+    ):
+        text = module.InferInput("text", [1, 1], "BYTES")
+        text.set_data_from_numpy(np.array([[b"Hello?"]], object))
+        client = module.InferenceServerClient(url.partition("://")[2])
+        with pytest.raises(InferenceServerException, match="version 2 is not found") as refused:
+            client.infer("emotion_text", [text], model_version="2")
+        assert refused.value.status() == status
+        client.close()
 
 
 @contextlib.contextmanager
