@@ -51,7 +51,7 @@ def demo(
     console.print(f"\n[bold]{meant}[/] is what a drawn face, a synthesised voice and '{text}' are meant to show.\n")
     console.print(alone_and_together(answers, meant))
     console.print(emotion_table(answers[MODALITIES], stages, total_ms))
-    console.print("server stopped")
+    console.print("server stopped; `cmt serve` starts one that stays")
 
 
 def ask(url: str) -> tuple[dict[tuple[Modality, ...], Emotion], list[tuple[str, float, float]], float]:

@@ -95,8 +95,9 @@ def test_every_block_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_and_targets_in_the_text_are_there(page: Path) -> None:
+    """--id is tritonserver's."""
     commands = [command_lines.root(), *(command for _, command in command_lines.verbs())]
-    known = {"--help"} | {option for command in commands for p in command.params for option in p.opts}
+    known = {"--help", "--id"} | {option for command in commands for p in command.params for option in p.opts}
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
     assert named <= known
