@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ServerOption = Annotated[
     list[str] | None,
-    typer.Option("--server", help="URL=REPOSITORY of a server, repeatable; the one running here by default."),
+    typer.Option("--server", help="URL=REPOSITORY[=METRICS] of a server, repeatable; the one running here by default."),
 ]
 TokenOption = Annotated[
     str | None,
@@ -180,13 +180,14 @@ def targets_of(state: State, servers: list[str] | None, token: str | None) -> It
     with contextlib.ExitStack() as stack:
         targets = []
         for given in servers or []:
-            url, separator, folder = given.partition("=")
+            url, separator, rest = given.partition("=")
+            folder, _, metrics = rest.partition("=")
             if not separator or not Path(folder, "stages").is_dir():
                 raise ValueError(
                     f"--server: got {given!r}; expected URL=REPOSITORY, such as "
                     "grpc://127.0.0.1:8001=.cmt/repository, with the folder that the server reads"
                 )
-            targets.append(ServerTarget(url, Repository(Path(folder)), token))
+            targets.append(ServerTarget(url, Repository(Path(folder)), token, metrics_url=metrics or None))
         if not servers:
             running = state.running()
             if running is None:

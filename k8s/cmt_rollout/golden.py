@@ -5,6 +5,7 @@ That a release serves is said only once they were answered by it; what was writt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cmt_client import Emotion, EmotionClient, EmotionError, Item, ServerUnavailable
+from cmt_client import Emotion, EmotionClient, EmotionError, Item, Overloaded, ServerUnavailable
 from cmt_export.samples import generated_bytes
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
 from cmt_pipeline.preprocess import collate, open_preprocessors
 from cmt_release.manifest import Manifest
 from cmt_release.release import Release
+
+TRIES = 20  # of one golden request while the server is overloaded
+PAUSE_S = 0.2
 
 Subset = tuple[Modality, ...]
 
@@ -84,7 +88,7 @@ def golden_faults(client: EmotionClient, golden: Golden) -> list[str]:
     faults = [f"{'+'.join(subset)}: it has no golden request" for subset in SUBSETS if subset not in golden.items]
     for what, subset, ask in _questions(client, golden):
         try:
-            emotion = ask()
+            emotion = _let_in(ask)
         except ServerUnavailable:
             raise
         except EmotionError as error:
@@ -93,6 +97,16 @@ def golden_faults(client: EmotionClient, golden: Golden) -> list[str]:
         if fault := _fault(emotion, golden, subset):
             faults.append(f"{what}: {fault}")
     return faults
+
+
+def _let_in(ask: Callable[[], Emotion]) -> Emotion:
+    """Again where too much waits there already: that says nothing about a release."""
+    for _ in range(TRIES - 1):
+        try:
+            return ask()
+        except Overloaded as error:
+            time.sleep(error.retry_after_s or PAUSE_S)
+    return ask()
 
 
 def _questions(client: EmotionClient, golden: Golden) -> Iterator[tuple[str, Subset, Callable[[], Emotion]]]:

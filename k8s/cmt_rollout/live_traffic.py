@@ -1,7 +1,8 @@
 """How live requests fare, counted by what the server counts: answered, refused for the caller's fault, failed for ours.
 
-Triton counts a refused input as a failure like any other. `preprocess` and `check` alone refuse, and count by code what
-they refuse; where those counters can't be read, every failure of the two is taken for a refusal.
+What Triton 2.51 counts needs reading: a request that fails counts twice for its ensemble, and as a success for the
+stage that refused it. So whoever entered the first stage and got no answer has failed, and `preprocess` and `check`
+count by code what they refuse. Where those counters can't be read, refusals stay among the failures, before as now.
 """
 
 from __future__ import annotations
@@ -63,19 +64,19 @@ class Counters:
         """How requests to the pipelines of a release fared, live or on trial."""
         names = {f"{CANDIDATE_PREFIX if candidate else ''}{name}" for name in PIPELINES}
         counts = [count for (_, name, _), count in self.models.items() if name in names]
-        answered, failed = sum(c.success for c in counts), sum(c.fail for c in counts)
-        refused = self._refusals(release)
+        answered, counted = sum(c.success for c in counts), sum(c.fail for c in counts)
+        # The stages that every request meets first have a version of their own for each release, numbered as it is.
+        first = [c for (_, name, version), c in self.models.items() if name in REFUSING and version == release]
+        missing = sum(c.success + c.fail for c in first) - answered  # but for those in flight
+        failed = min((counted // 2, counted), key=lambda count: abs(count - missing))
+        refused = None if self.refused is None else self._refusals(self.refused, release)
         mean_ms = sum(c.success_ns for c in counts) / max(1, answered) / 1e6
-        return Traffic(answered, max(0, failed - sum(refused.values())), refused, mean_ms)
+        return Traffic(answered, max(0, failed - sum((refused or {}).values())), refused, mean_ms)
 
-    def _refusals(self, release: int) -> dict[str, int]:
-        """By code. The stages that refuse have a version of their own for each release, numbered as it is."""
+    def _refusals(self, counted: Mapping[tuple[str, int, str], int], release: int) -> dict[str, int]:
+        """By code."""
         found: dict[str, int] = {}
-        if self.refused is None:
-            both = [(name, release) for name in REFUSING]
-            counted = sum(count.fail for (_, *part), count in self.models.items() if tuple(part) in both)
-            return {"code unknown": counted} if counted else {}
-        for (_, number, code), count in self.refused.items():
+        for (_, number, code), count in counted.items():
             if number == release and count:
                 found[code] = found.get(code, 0) + count
         return found
@@ -88,11 +89,14 @@ def counts_of(server: str, statistics: Iterable[ModelStatistics]) -> dict[tuple[
 
 @dataclass(frozen=True)
 class Traffic:
-    """What became of the requests to a release. refused: by code; they count for nobody and against nobody."""
+    """What became of the requests to a release.
+
+    refused: by code; they count for nobody and against nobody. None where they are among the faults.
+    """
 
     answered: int = 0
     faults: int = 0
-    refused: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] | None = field(default_factory=dict)
     mean_ms: float = 0.0
 
     @property
@@ -104,7 +108,8 @@ class Traffic:
         """For people: `3 of 240 failed (1.3 %, 95 %: 0.4 to 3.6), 7 refused (not_decodable 7), mean 12 ms`."""
         low, high = wilson(self.faults, self.asked)
         rate = self.faults / max(1, self.asked)
-        text = f"{self.faults} of {self.asked} failed ({100 * rate:.1f} %, 95 %: {100 * low:.1f} to {100 * high:.1f})"
+        what = "failed or were refused" if self.refused is None else "failed"
+        text = f"{self.faults} of {self.asked} {what} ({100 * rate:.1f} %, 95 %: {100 * low:.1f} to {100 * high:.1f})"
         if self.refused:
             codes = ", ".join(f"{code} {count}" for code, count in sorted(self.refused.items()))
             text += f", {sum(self.refused.values())} refused ({codes})"

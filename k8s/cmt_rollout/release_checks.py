@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmt_client import Emotion, EmotionClient, EmotionError, InvalidInput, Item, ServiceError
+from cmt_client import Emotion, EmotionClient, EmotionError, InvalidInput, Item, Overloaded, ServiceError
 from cmt_export.samples import EXTENSIONS, generated_bytes
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_rollout.golden import item_of
@@ -21,7 +21,7 @@ from cmt_rollout.significance import median_at_least
 SLOWER_BY_CHANCE = 0.01  # seven requests, one of each subset, can just show it
 
 #: What says nothing about the release that said it.
-REFUSALS = (InvalidInput,)
+REFUSALS = (InvalidInput, Overloaded)
 
 
 @dataclass
@@ -66,12 +66,16 @@ class Comparison:
         except ServiceError:
             if not self.broken:
                 raise
-        self.asked += 1
         try:
             second, second_ms = timed(trial, item)
+        except Overloaded:
+            self.refused += 1
+            return
         except EmotionError as error:
+            self.asked += 1
             self.errors.append(str(error))
             return
+        self.asked += 1
         if first is not None:
             self.pairs.append((first, second))
             self.ratios.append(second_ms / first_ms)

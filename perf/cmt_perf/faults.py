@@ -46,7 +46,13 @@ CHANGES = {
 
 def changed_answers(store: Path, base: Release, kind: str) -> Release:
     """A release whose `fuse` answers NaN, with a label too few, or late: `nan`, `wrong_dims`, `slow`."""
-    return _changed(store, base, "fuse", lambda f: _rewrite(f / ADAPTER_FILE, ADAPTER.format(change=CHANGES[kind])))
+    return _changed_fuse(store, base, CHANGES[kind])
+
+
+def wears_out(store: Path, base: Release, batches: int) -> Release:
+    """A release that answers well, but not more than so many batches."""
+    change = f"self.runs = getattr(self, 'runs', 0) + 1; assert self.runs <= {batches}, 'worn out'"
+    return _changed_fuse(store, base, change)
 
 
 def unloadable(store: Path, base: Release) -> Release:
@@ -77,6 +83,10 @@ def other_tensors(store: Path, base: Release) -> Release:
         return replace(manifest, tensors={**manifest.tensors, "fuse": replace(fuse, inputs=inputs)})
 
     return _remade(store, base, narrower)
+
+
+def _changed_fuse(store: Path, base: Release, change: str) -> Release:
+    return _changed(store, base, "fuse", lambda f: _rewrite(f / ADAPTER_FILE, ADAPTER.format(change=change)))
 
 
 def _changed(store: Path, base: Release, stage: str, change: Callable[[Path], None]) -> Release:

@@ -43,6 +43,7 @@ class TrafficPlan:
     requests that a closed loop sends at once and waits for, pause_s: after them and before the next ones. kind: what
     the URLs lead to. items: different requests, audio_s: seconds of sound in each, full: whether all have all
     modalities, or each subset a turn; text_tokens, image_px: sizes of those of a benchmark, 0 for whatever comes.
+    bad_share: of the requests, whose file nothing can decode.
     """
 
     grpc_url: str
@@ -62,6 +63,7 @@ class TrafficPlan:
     kind: Kind = "emotion"
     text_tokens: int = 0
     image_px: int = 0
+    bad_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Asked:
     release: int = 0
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    bad: bool = False  # meant to be refused
 
     @property
     def latency_ms(self) -> float:
@@ -177,6 +180,7 @@ class _Asker:
         self.items = traffic_items(plan)
         self.stopped = asyncio.Event()
         self.rng = np.random.default_rng(plan.seed + 1)
+        self.choices = np.random.default_rng(plan.seed + 2)
         self.sent = 0
 
     async def run(self) -> None:
@@ -227,12 +231,13 @@ class _Asker:
     async def _ask(self, loop: Loop, protocol: str, client: Asks, due: float) -> None:
         index = self.sent % len(self.items)
         self.sent += 1
-        answer: dict[str, Any] = {}
+        answer: dict[str, Any] = {"bad": bool(self.choices.random() < self.plan.bad_share)}
+        item: Item = {"audio": b"no sound"} if answer["bad"] else self.items[index]
         try:
-            release, probabilities = await client.ask(self.items[index])
-            answer = {"release": release, "probabilities": probabilities}
+            release, probabilities = await client.ask(item)
+            answer |= {"release": release, "probabilities": probabilities}
         except (EmotionError, PeerFailed) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+            answer |= {"error": f"{type(error).__name__}: {error}"[:300]}
             await asyncio.sleep(0.05)  # a server that is down is asked no faster than this
         asked = Asked(loop, protocol, index, due, time.monotonic(), **answer)
         self.log.write(json.dumps(asdict(asked)) + "\n")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,19 @@ class Rig:
     def repository(self) -> Repository:
         return Repository(self.server.options.repository)
 
-    def driver(self, verb: str, *arguments: str) -> Driver:
-        """`cmt upgrade` or `cmt rollback` on this server."""
-        return Driver(self, verb, arguments)
+    def driver(self, verb: str, *arguments: str, via: str | None = None) -> Driver:
+        """`cmt upgrade` or `cmt rollback` on this server. via: URL of a relay in front of it."""
+        return Driver(self, verb, arguments, via)
+
+    def proven(self, release: Release) -> list[str]:
+        """What speaks against a release at some pipeline; empty if golden requests show that it serves them all.
+
+        A driver asks them, which is to lead the server where it is already.
+        """
+        if (live := self.live()) != release.number:
+            return [f"got release {live or 'none'} live; expected release {release.number}"]
+        said = self.driver("upgrade", str(release.number)).finish()
+        return [said] if said else []
 
     def live(self) -> int:
         """The release that all pipelines answer from; 0 if they don't agree or one doesn't answer."""
@@ -114,8 +124,8 @@ def rig_on(
 class Driver:
     """An upgrade or a rollback in a process of its own, whose steps are read as it reports them."""
 
-    def __init__(self, rig: Rig, verb: str, arguments: Sequence[str]) -> None:
-        place = f"{rig.server.grpc_url}={rig.server.options.repository}"
+    def __init__(self, rig: Rig, verb: str, arguments: Sequence[str], via: str | None = None) -> None:
+        place = f"{via or rig.server.grpc_url}={rig.server.options.repository}=http://127.0.0.1:{rig.server.metrics_port}/metrics"
         command = [sys.executable, "-m", "cmt_cli.main", verb, *arguments, "--json"]
         command += ["--server", place, "--state", str(rig.state)]
         self.events: list[dict[str, Any]] = []
@@ -144,6 +154,13 @@ class Driver:
         self.process.wait(DRIVER_TIMEOUT_S)
         return output if self.process.returncode else ""
 
+    def after(self, step: str, state: str, work: Callable[[], object]) -> str:
+        """Does something once a step has come to a state; then as `finish`."""
+        for event in self.steps():
+            if (event["step"], event["state"]) == (step, state):
+                work()
+        return self.finish()
+
     def kill_in(self, step: str, after_s: float) -> bool:
         """SIGKILL some seconds into a step; whether it came to that."""
         for event in self.steps():
@@ -153,6 +170,10 @@ class Driver:
                 break
         self.process.wait(DRIVER_TIMEOUT_S)
         return self.process.returncode < 0
+
+    def detail(self, step: str) -> str:
+        """What a step said when it passed; empty if it didn't."""
+        return next((str(e["detail"]) for e in self.events if (e["step"], e["state"]) == (step, "passed")), "")
 
     def moment(self, step: str, state: str) -> float:
         """When an event came."""
@@ -186,7 +207,8 @@ def separation(truth: Truth) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the traffic. mixed: answers that no release gives; mislabelled: that another one gives."""
+    """What became of the traffic. mixed: answers that no release gives; mislabelled: that another one gives;
+    refused: of the requests that were meant to be."""
 
     answers: int
     errors: int
@@ -194,6 +216,7 @@ class Verdict:
     mixed: int
     mislabelled: int
     by_release: dict[int, int]
+    refused: int = 0
     first_errors: tuple[str, ...] = ()
 
     @property
@@ -204,7 +227,8 @@ class Verdict:
 def verdict_on(outcome: Outcome, truth: Truth, tolerance: float) -> Verdict:
     """Compares every answer with the truth; tolerance: largest difference of a probability."""
     answered = [asked for asked in outcome.asked if not asked.error]
-    errors = [asked.error for asked in outcome.asked if asked.error]
+    refused = [asked for asked in outcome.asked if asked.bad and asked.error.startswith("InvalidInput")]
+    errors = [asked.error for asked in outcome.asked if asked.error and asked not in refused]
     makers = [_makers(asked, truth, tolerance) for asked in answered]
     releases = [asked.release for asked in answered]
     return Verdict(
@@ -214,6 +238,7 @@ def verdict_on(outcome: Outcome, truth: Truth, tolerance: float) -> Verdict:
         mixed=sum(not made for made in makers),
         mislabelled=sum(bool(made) and release not in made for made, release in zip(makers, releases, strict=True)),
         by_release={release: releases.count(release) for release in sorted(set(releases))},
+        refused=len(refused),
         first_errors=tuple(dict.fromkeys(errors))[:3],
     )
 

@@ -17,28 +17,34 @@ nv_inference_request_success{model="emotion",version="1"} 5
 """
 
 
-def counters(emotion: Count, on_trial: Count | None = None, refused: bool = True) -> Counters:
-    models = {("a", "emotion", 1): emotion, ("a", "fuse", 2): Count(9, 9)}
+def counters(
+    live: Count, on_trial: Count | None = None, entered: tuple[int, int] = (0, 0), refused: bool = True
+) -> Counters:
+    models = {("a", "emotion", 1): live, ("a", "fuse", 2): Count(9, 9)}
     models |= {("a", "candidate_emotion", 1): on_trial} if on_trial else {}
-    models |= {("a", "preprocess", 1): Count(500, 30), ("a", "preprocess", 2): Count(90, 9)}
+    models |= {("a", "preprocess", 1): Count(entered[0]), ("a", "preprocess", 2): Count(entered[1])}
     return Counters(models, parsed("a", METRICS) if refused else None)
 
 
-@pytest.mark.parametrize("metrics", [True, False])
-def test_refusals_arent_faults(metrics: bool) -> None:
-    """With the metrics their codes are known; without them whatever the refusing stages of a release failed counts."""
-    window = counters(Count(470, 33, 470_000_000), Count(80, 10), metrics)
+@pytest.mark.parametrize("times", [1, 2])
+def test_refusals_arent_faults(times: int) -> None:
+    """However often a Triton counts one failed request of an ensemble."""
+    window = counters(Count(470, 33 * times, 470_000_000), Count(80, 10 * times), (504, 91))
     live, on_trial = window.traffic(1, False), window.traffic(2, True)
     assert (live.answered, live.faults, live.asked, live.mean_ms) == (470, 3, 473, 1.0)
-    assert (on_trial.answered, on_trial.faults) == (80, 1)
-    assert on_trial.refused == ({"audio.not_decodable": 9} if metrics else {"code unknown": 9})
+    assert (on_trial.answered, on_trial.faults, on_trial.refused) == (80, 1, {"audio.not_decodable": 9})
+
+
+def test_where_the_metrics_cant_be_read_refusals_stay_among_the_failures() -> None:
+    live = counters(Count(470, 66), entered=(503, 0), refused=False).traffic(1, False)
+    assert (live.faults, live.refused) == (33, None)
+    assert live.told().startswith("33 of 503 failed or were refused (6.6 %")
 
 
 def test_counts_since_a_moment_start_again_with_a_model_that_was_loaded_anew() -> None:
-    before, now = counters(Count(100, 5)), counters(Count(120, 6))
-    assert now.since(before).traffic(9, False) == Traffic(20, 1)
-    assert counters(Count(7, 1)).since(before).traffic(9, False) == Traffic(7, 1)
-    assert now.since(before).traffic(2, True).refused == {}
+    before, now = counters(Count(100, 5), entered=(0, 7)), counters(Count(120, 6), entered=(0, 28))
+    assert now.since(before).traffic(2, False) == Traffic(20, 1)
+    assert counters(Count(7, 1), entered=(0, 5)).since(before).traffic(2, False) == Traffic(7, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cmt_cli.state import State
 from cmt_client import EmotionClient
 from cmt_export.checkpoint import checkpoint_from_preset
 from cmt_perf import faults
+from cmt_perf.relay import NthLoads, Relay
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_rig import Rig, Truth, rig_on, separation, unpin, verdict_on
 from cmt_pipeline.pipelines import PIPELINES
@@ -234,6 +236,64 @@ def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_release(
     assert all("ServerUnavailable" in error or "UnknownPipeline" in error for error in verdict.first_errors)
     assert len(rig.mends) == 1
     assert list(rig.repository.manifests()) == [pair[0].number]
+
+
+@pytest.mark.parametrize(("step", "state"), [("flip", "passed"), ("watch", "started")])
+def test_a_server_that_dies_once_the_link_was_moved_ends_on_one_whole_release(
+    shared_rig: Rig, pair: Pair, step: str, state: str
+) -> None:
+    rig, (live, other) = shared_rig, by_turns(shared_rig, pair)
+    driver = rig.driver("upgrade", str(other.number), *UNLIKE)
+    said = driver.after(step, state, lambda: os.kill(rig.server.pid or 0, signal.SIGKILL))
+    assert "StepFailed: watch" in said, said
+    assert rig.proven(live) == []
+    assert list(rig.repository.manifests()) == [live.number]
+
+
+@pytest.mark.parametrize("lost", [(7,), (1, 8)], ids=["flip", "way back"])
+def test_a_connection_lost_at_the_seventh_load_leads_back_whole(
+    shared_rig: Rig, pair: Pair, lost: tuple[int, ...]
+) -> None:
+    rig, (live, other) = shared_rig, by_turns(shared_rig, pair)
+    with Relay([rig.server.http_url], NthLoads(*lost)) as relay:
+        assert "StepFailed: flip" in rig.driver("upgrade", str(other.number), *UNLIKE, via=relay.url).finish()
+    assert rig.proven(live) == []
+    assert list(rig.repository.manifests()) == [live.number]
+
+
+def test_files_that_nobody_can_read_veto_nothing(shared_rig: Rig, pair: Pair, truth: Truth, tmp_path: Path) -> None:
+    rig, (_, other) = shared_rig, by_turns(shared_rig, pair)
+    plan = replace(LIGHT, grpc_url=rig.server.grpc_url, http_url=rig.server.http_url, bad_share=0.3)
+    with Traffic(plan, tmp_path / "traffic.jsonl") as traffic:
+        traffic.wait_for(5)
+        driver = rig.driver("upgrade", str(other.number), *UNLIKE, "--canary-s", "2", "--watch-s", "3")
+        assert driver.finish() == ""
+        verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
+    assert verdict.clean, verdict
+    assert verdict.refused > 0
+    assert re.search(r"of live requests 0 of \d+ failed \(0\.0 %, .*\d+ refused", driver.detail("watch"))
+
+
+def test_live_requests_that_begin_to_fail_lead_back(
+    shared_rig: Rig, pair: Pair, tiny_state: State, tmp_path: Path
+) -> None:
+    """The release passes every check; then it wears out."""
+    live, other = by_turns(shared_rig, pair)
+    worn = faults.wears_out(tiny_state.releases, other, 150)
+    with asked(shared_rig, tmp_path):
+        said = shared_rig.driver("upgrade", str(worn.number), *UNLIKE, "--watch-s", "60").finish()
+    assert re.search(r"StepFailed: watch .* of live requests \d+ of \d+ failed", " ".join(said.split())), said
+    assert shared_rig.proven(live) == []
+
+
+def test_a_live_release_that_answers_nan_is_left_for_a_sound_one(pair: Pair, tiny_state: State, tmp_path: Path) -> None:
+    """However far the new one is from it."""
+    broken = faults.changed_answers(tiny_state.releases, pair[0], "nan")
+    with rig_on(broken, tmp_path, state=tiny_state.root) as rig:
+        driver = rig.driver("upgrade", str(pair[1].number), "--canary-s", "0.5", "--watch-s", "0.5")
+        assert driver.finish() == ""
+        assert "which is live, fails its golden requests, so it is no measure" in driver.detail("preflight")
+        assert rig.proven(pair[1]) == []
 
 
 def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, truth: Truth, tmp_path: Path) -> None:
