@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cmt_client.control_transport import ControlTransport
 from cmt_client.errors import UnknownPipeline
 from cmt_client.operations import (
     GetIndex,
@@ -25,17 +26,26 @@ from cmt_client.operations import (
     UnloadModel,
 )
 from cmt_client.result import release_of
-from cmt_client.transport import Transport, connect
+from cmt_client.transport import Address, Transport, connect
 from cmt_pipeline.limits import DEFAULT_LIMITS
 
 DEFAULT_LOAD_TIMEOUT_S = 300.0  # a load compiles or warms up before it answers
+ANSWER_TIMEOUT_S = 30.0
+
+
+def connect_control(url: str, root_certificates: Path | None = None) -> Transport:
+    """A transport for control and status; nothing is sent yet. ValueError for a URL that isn't one."""
+    if Address.parse(url).protocol == "http":
+        return ControlTransport(url, root_certificates)
+    return connect(url, DEFAULT_LIMITS, root_certificates)
 
 
 class ModelControl:
     """A blocking client of the model-repository API. Nothing is ever repeated: a load isn't safe to.
 
     url, transport, root_certificates: as EmotionClient's; token: what the server's restricted API expects;
-    timeout_s: for one call. A load that misses its deadline goes on in the server.
+    timeout_s: for one load; other calls get ANSWER_TIMEOUT_S of it at most. A load that misses its deadline goes on in
+    the server. Over HTTP the standard library does it all.
 
     Raises ControlFailed when the server refuses, PermissionDenied without the right token, ServerUnavailable,
     DeadlineExceeded, and UnknownPipeline where a model must be loaded to be asked about.
@@ -50,9 +60,10 @@ class ModelControl:
         transport: Transport | None = None,
         root_certificates: Path | None = None,
     ) -> None:
-        self._transport = transport or connect(url, DEFAULT_LIMITS, root_certificates)
+        self._transport = transport or connect_control(url, root_certificates)
         self._token = token
         self._timeout_s = timeout_s
+        self._answer_s = min(timeout_s, ANSWER_TIMEOUT_S)
 
     def load(self, model: str, config: Mapping[str, Any] | None = None) -> None:
         """Loads a model or, if it is loaded, brings it up to date; back when it is ready.
@@ -67,15 +78,15 @@ class ModelControl:
 
     def index(self) -> tuple[IndexEntry, ...]:
         """Every model of the repository with its loaded versions and their states."""
-        return self._transport.call(GetIndex(token=self._token), self._timeout_s)
+        return self._transport.call(GetIndex(token=self._token), self._answer_s)
 
     def ready(self, model: str) -> bool:
         """Whether a version of the model answers."""
-        return self._transport.call(ModelReady(model), self._timeout_s)
+        return self._transport.call(ModelReady(model), self._answer_s)
 
     def describe(self, model: str) -> ModelDescription:
         """The configuration that a loaded model runs with."""
-        return self._transport.call(GetModelConfig(model), self._timeout_s)
+        return self._transport.call(GetModelConfig(model), self._answer_s)
 
     def release(self, pipeline: str) -> int | None:
         """The release that a pipeline answers from; None if it isn't loaded, or doesn't say."""
@@ -87,7 +98,7 @@ class ModelControl:
 
     def statistics(self, model: str = "") -> tuple[ModelStatistics, ...]:
         """Counts and times of each loaded version of a model, of all models by default."""
-        return self._transport.call(GetStatistics(model), self._timeout_s)
+        return self._transport.call(GetStatistics(model), self._answer_s)
 
     def close(self) -> None:
         """Lets go of the connection."""

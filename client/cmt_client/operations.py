@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import quote
 
 from tritonclient.utils import np_to_triton_dtype
 
@@ -35,13 +36,25 @@ class Wire:
     as_json: Mapping[str, bool]
 
 
+@dataclass(frozen=True)
+class HttpCall:
+    """An operation as Triton's HTTP service takes it, with JSON on both sides. token: of a restricted API."""
+
+    verb: str
+    path: str
+    body: bytes | None = None
+    token: str | None = field(default=None, repr=False)
+
+
 class Operation(ABC, Generic[T]):
     """One call of a server that gives a T.
 
-    method: its name on tritonclient's clients; failure: the error for a refusal that no other class fits.
+    method: its name on tritonclient's clients; yes_or_no: whether HTTP's status is the whole reply; failure: the error
+    for a refusal that no other class fits.
     """
 
     method: ClassVar[str]
+    yes_or_no: ClassVar[bool] = False
     failure: ClassVar[type[ServiceError]] = InferenceFailed
 
     @abstractmethod
@@ -51,6 +64,10 @@ class Operation(ABC, Generic[T]):
     @abstractmethod
     def decode(self, reply: Any) -> T:
         """The method's return value as ours."""
+
+    def http(self) -> HttpCall:
+        """The same over plain HTTP. TypeError for an operation whose tensors want tritonclient's encoding."""
+        raise TypeError(f"{type(self).__name__} needs a transport of tritonclient's")
 
     def deadline(self, timeout_s: float) -> dict[str, Any]:  # noqa: ARG002
         """Further arguments that tell the server how long the caller waits, where it can use that."""
@@ -109,9 +126,13 @@ class ServerLive(Operation[bool]):
     """Whether the server process answers."""
 
     method = "is_server_live"
+    yes_or_no = True
 
     def arguments(self, wire: Wire) -> dict[str, Any]:  # noqa: ARG002
         return {}
+
+    def http(self) -> HttpCall:
+        return HttpCall("GET", "/v2/health/live")
 
     def decode(self, reply: Any) -> bool:
         return bool(reply)
@@ -124,9 +145,13 @@ class ModelReady(Operation[bool]):
     model: str
 
     method = "is_model_ready"
+    yes_or_no = True
 
     def arguments(self, wire: Wire) -> dict[str, Any]:  # noqa: ARG002
         return {"model_name": self.model}
+
+    def http(self) -> HttpCall:
+        return HttpCall("GET", f"/v2/models/{quote(self.model, '')}/ready")
 
     def decode(self, reply: Any) -> bool:
         return bool(reply)
@@ -162,6 +187,9 @@ class GetModelConfig(Operation[ModelDescription]):
 
     def arguments(self, wire: Wire) -> dict[str, Any]:
         return {"model_name": self.model, **wire.as_json}
+
+    def http(self) -> HttpCall:
+        return HttpCall("GET", f"/v2/models/{quote(self.model, '')}/config")
 
     def decode(self, reply: Any) -> ModelDescription:
         config = reply.get("config", reply)  # gRPC wraps it
@@ -225,6 +253,9 @@ class GetStatistics(Operation[tuple[ModelStatistics, ...]]):
     def arguments(self, wire: Wire) -> dict[str, Any]:
         return {"model_name": self.model, **wire.as_json}
 
+    def http(self) -> HttpCall:
+        return HttpCall("GET", f"/v2/models/{quote(self.model, '')}/stats" if self.model else "/v2/models/stats")
+
     def decode(self, reply: Any) -> tuple[ModelStatistics, ...]:
         return tuple(_statistics(entry) for entry in reply.get("model_stats", ()))
 
@@ -278,6 +309,9 @@ class GetIndex(ControlOperation[tuple[IndexEntry, ...]]):
     def arguments(self, wire: Wire) -> dict[str, Any]:
         return {**super().arguments(wire), **wire.as_json}
 
+    def http(self) -> HttpCall:
+        return HttpCall("POST", "/v2/repository/index", b"{}", self.token)
+
     def decode(self, reply: Any) -> tuple[IndexEntry, ...]:
         entries = reply.get("models", ()) if isinstance(reply, dict) else reply  # gRPC wraps the list
         return tuple(
@@ -304,6 +338,11 @@ class LoadModel(ControlOperation[None]):
         config = None if self.config is None else json.dumps(self.config)
         return {**super().arguments(wire), "model_name": self.model, "config": config}
 
+    def http(self) -> HttpCall:
+        parameters = {} if self.config is None else {"config": json.dumps(self.config)}
+        body = json.dumps({"parameters": parameters}).encode()
+        return HttpCall("POST", f"/v2/repository/models/{quote(self.model, '')}/load", body, self.token)
+
     def decode(self, reply: Any) -> None:
         del reply
 
@@ -319,6 +358,10 @@ class UnloadModel(ControlOperation[None]):
 
     def arguments(self, wire: Wire) -> dict[str, Any]:
         return {**super().arguments(wire), "model_name": self.model, "unload_dependents": self.dependents}
+
+    def http(self) -> HttpCall:
+        body = json.dumps({"parameters": {"unload_dependents": self.dependents}}).encode()
+        return HttpCall("POST", f"/v2/repository/models/{quote(self.model, '')}/unload", body, self.token)
 
     def decode(self, reply: Any) -> None:
         del reply

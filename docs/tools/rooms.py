@@ -33,10 +33,10 @@ MAY_IMPORT = {
     "cmt_rollout": {"cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_training": {"cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
-    "cmt_server": {"cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
+    "cmt_server": {"cmt_client", "cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
     "cmt_export": {"cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_release": {"cmt_engine", "cmt_pipeline"},
+    "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
     "cmt_engine": {"cmt_pipeline"},
     "cmt_pipeline": set[str](),
 }

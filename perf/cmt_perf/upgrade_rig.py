@@ -91,7 +91,7 @@ class Rig:
                 answered = client.predict(text="Who is there?").release
             except EmotionError:
                 return 0
-        ready = all(self.server.control.model_ready(name) for name in PIPELINES)
+        ready = all(self.server.control.ready(name) for name in PIPELINES)
         return answered if ready and live is not None and live.release == answered else 0
 
     def memory_mb(self) -> float:

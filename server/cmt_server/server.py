@@ -10,11 +10,11 @@ import subprocess
 import time
 from collections.abc import Callable
 
+from cmt_client import ModelControl, ServiceError
 from cmt_server.advisories import CURRENT_CONTAINER, open_advisories
 from cmt_server.binary import find_tritonserver, tritonserver_version
 from cmt_server.child import POLL_S, clean_up_after_the_dead, end_group, remove_regions, stack_bytes, start_child
 from cmt_server.child_log import ChildLog, LineReader
-from cmt_server.control import ControlApi
 from cmt_server.draining import finish_requests, open_door
 from cmt_server.errors import PortTaken, ServerError
 from cmt_server.options import ServerOptions, command_line, is_local, new_token, secret_flags
@@ -40,7 +40,7 @@ class TritonServer:
         check_exposure(options)
         self.options = options
         self.http_port, self.grpc_port, self.metrics_port = ports_for(options.host, list(options.ports.values()))
-        self.control = ControlApi(options.host, self.http_port, options.control_token)
+        self.control = ModelControl(self.http_url, token=options.control_token)
         self.name = f"cmt-{secrets.token_hex(8)}"
         self._log = ChildLog(options.work / "tritonserver.log", on_log_line)
         self.log = self._log.path
@@ -150,7 +150,7 @@ class TritonServer:
         while waiting:
             self.check()
             ours = ours or self._answers()
-            waiting = [name for name in waiting if not (ours and self.control.model_ready(name))]
+            waiting = [name for name in waiting if not (ours and self._is_ready(name))]
             if progress:
                 progress(len(self.options.pipelines) - len(waiting), len(self.options.pipelines))
             if waiting and time.monotonic() > deadline:
@@ -158,6 +158,12 @@ class TritonServer:
                     f"{', '.join(waiting)} not ready after {self.options.ready_timeout_s:g} s; {self._cause()}"
                 )
             time.sleep(POLL_S if waiting else 0)
+
+    def _is_ready(self, pipeline: str) -> bool:
+        """A server that dies meanwhile is found out by `check`."""
+        with contextlib.suppress(ServiceError):
+            return self.control.ready(pipeline)
+        return False
 
     def _answers(self) -> bool:
         """Whether the child answers on its port. PortTaken if somebody else does."""

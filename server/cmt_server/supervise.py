@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from cmt_client import ServiceError
 from cmt_pipeline.constants import PYTHON_STUB, TRITON_CONFIG_FILE
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.triton_config import VARIANTS_FOLDER, from_pbtxt
@@ -56,7 +57,7 @@ class Supervisor:
             return
         try:
             worn_out = self._restart_stages()
-        except (OSError, ServerError):
+        except (OSError, ServiceError, ServerError):
             return  # it is dying, or too busy to say: the next look tells
         if worn_out:
             self._plan_restart(f"{worn_out} was started again {STAGE_RESTARTS} times and died again")
@@ -96,7 +97,7 @@ class Supervisor:
         """
         running = stage_processes(self._server.pid or 0)
         entries = self._server.control.index()
-        ready = {(e["name"], int(e["version"])) for e in entries if e["name"] in STAGES and e.get("state") == "READY"}
+        ready = {(e.name, e.version) for e in entries if e.name in STAGES and e.version and e.state == "READY"}
         gone = {sv for sv in ready if len(running.get(sv, ())) < self._processes_of(sv[0])}
         for stage, version in sorted(gone & self._missing):
             recent = self._stage_restarts[stage, version] = _within_window(self._stage_restarts[stage, version])

@@ -99,7 +99,7 @@ def test_a_second_server_on_taken_ports_harms_nobody(
     assert f"HTTP port {server.http_port} of 127.0.0.1 can't be had: another process listens there" in second.stderr
     assert "Traceback" not in second.stderr
     assert not (folder / "server.json").exists()
-    assert server.control.model_ready("emotion")
+    assert server.control.ready("emotion")
 
 
 @pytest.mark.parametrize(

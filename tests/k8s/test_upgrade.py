@@ -116,8 +116,8 @@ def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
     assert list(rig.repository.manifests()) == [second]
     assert not list(rig.repository.candidate.iterdir())
     entries = rig.server.control.index()
-    ready = {e["name"]: e["version"] for e in entries if e.get("state") == "READY"}
-    assert ready["fuse"] == str(pair[1].manifest.stages["fuse"].version)
+    ready = {entry.name: entry.version for entry in entries if entry.state == "READY"}
+    assert ready["fuse"] == pair[1].manifest.stages["fuse"].version
     assert not [name for name in ready if name.startswith("candidate_")]
 
 
@@ -128,7 +128,7 @@ def test_readiness_of_the_pipelines_never_flickers(shared_rig: Rig, pair: Pair) 
 
     def probe() -> None:
         while not over.wait(0.02):
-            seen.update((name, rig.server.control.model_ready(name)) for name in ("emotion", "emotion_text"))
+            seen.update((name, rig.server.control.ready(name)) for name in ("emotion", "emotion_text"))
 
     prober = threading.Thread(target=probe)
     prober.start()

@@ -114,7 +114,7 @@ def test_another_user_reads_the_token_nowhere(small: TritonServer) -> None:
     assert token not in as_nobody("sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ").stdout
     assert token in Path(process, "environ").read_text()  # of this user: the test would find it
     # and it is in force
-    assert {entry["name"] for entry in small.control.index()} == {"one"}
+    assert {entry.name for entry in small.control.index()} == {"one"}
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{small.http_url}/v2/repository/index", b"{}", timeout=10)
 
@@ -125,7 +125,7 @@ def test_where_the_library_cant_be_had_the_token_is_said_to_be_readable(
     monkeypatch.setattr("cmt_server.preload.platform.machine", lambda: "pdp11")
     with TritonServer(options_on(tiny, tmp_path)) as server:
         assert server.notes == ("every user of this machine can read the control token in the process list",)
-        assert {entry["name"] for entry in server.control.index()} == {"one"}
+        assert {entry.name for entry in server.control.index()} == {"one"}
 
 
 @pytest.mark.parametrize("which", ["http_port", "grpc_port", "metrics_port"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cmt_client import EmotionClient, EmotionError, ServerUnavailable
+from cmt_client.operations import IndexEntry
 from cmt_pipeline.triton_config import DEFAULT_TUNING
 from cmt_release.release import Release
 from cmt_server.errors import GaveUp, ServerError
@@ -177,7 +178,7 @@ def test_a_stage_that_keeps_dying_leads_to_a_restart_and_then_to_an_end(
     said: list[str] = []
     processes: dict[tuple[str, int], list[int]] = {("fuse", 1): [1]}
     monkeypatch.setattr("cmt_server.supervise.stage_processes", lambda _: dict(processes))
-    monkeypatch.setattr(died.control, "index", lambda: [{"name": "fuse", "version": "1", "state": "READY"}])
+    monkeypatch.setattr(died.control, "index", lambda: (IndexEntry("fuse", 1, "READY", ""),))
     monkeypatch.setattr(died.control, "load", lambda _: processes.update({("fuse", 1): [1]}))
     start = died.start
     monkeypatch.setattr(died, "start", lambda progress=None: (start(), processes.update({("fuse", 1): [1]})))

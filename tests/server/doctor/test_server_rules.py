@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cmt_client import control_transport
 from cmt_server.advisories import ADVISORIES
 from cmt_server.doctor import running
 from cmt_server.doctor.diagnosis import diagnose
@@ -197,7 +198,7 @@ def test_names_cannot_leave_their_path() -> None:
 
 
 def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "MAX_ANSWER_BYTES", 100)
+    monkeypatch.setattr(control_transport, "MAX_ANSWER_BYTES", 100)
     with answering({}, b"x" * 1000) as url, pytest.raises(ServerError, match="more than 100 bytes"):
         RunningTriton(url).observe()
 
