@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -207,6 +208,8 @@ class Untouched:
 
     def live(self) -> None: ...
     def touch(self, stage: str, version: int) -> None: ...
+    def starting(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 def test_processes_of_other_servers_are_none_of_ours(tmp_path: Path) -> None:
