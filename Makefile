@@ -18,7 +18,7 @@ test: $(VENV)/.installed  ## the tests: what needs no Triton on all cores, then 
 	$(PYTEST) -m "not serial and $(USUAL)" -n $(WORKERS) --dist loadfile
 	$(PYTEST) -m "serial and $(USUAL)"
 
-test-slow: $(VENV)/.installed  ## benches, peers, floods and sweeps
+test-slow: $(VENV)/.peers  ## benches, peers, floods and sweeps
 	$(PYTEST) -m "slow and not base"
 
 coverage: $(VENV)/.installed  ## the same tests, with the share of lines that they run: .cmt/coverage/index.html
@@ -67,14 +67,17 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+$(VENV)/.peers: $(VENV)/.installed  # servers that ours is set beside
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
+	touch $@
+
 perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for `make bench` to be checked against
 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
 	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
 
-bench: $(VENV)/.installed .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, 45 minutes
+bench: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, 45 minutes
 	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
 	$(BIN)/cmt bench --precision int8 --state .cmt/bench --rounds 6 --requests 12 --same-model \
 		--peer fastapi --peer pytriton --peer bentoml
 
