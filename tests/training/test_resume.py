@@ -42,9 +42,7 @@ def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: 
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     histories = [without_times(folder) for folder in (run, tmp_path / "whole.run")]
-    assert histories[0] == [
-        pytest.approx(row, rel=1e-6) for row in histories[1]
-    ]  # temperatures are searched for
+    assert histories[0] == [pytest.approx(row, rel=1e-6) for row in histories[1]]  # temperatures are searched for
 
 
 def test_a_half_written_state_is_passed_over(prepared: Prepared, tmp_path: Path) -> None:
