@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Libraries get one thread each, before they are loaded: small models gain nothing from a second one, and lose much
     when another process wants its core. Workers start no Triton."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["COLUMNS"] = "200"  # commands break no line within a path, which are long beneath a worker's folder
     if hasattr(config, "workerinput"):
         TritonServer.start = _not_beside_others  # type: ignore[method-assign, assignment]
         TinyServer.__enter__ = _not_beside_others  # type: ignore[method-assign, assignment]

@@ -18,6 +18,7 @@ import pytest
 
 from cmt_client import EmotionClient, FakeTransport
 from cmt_client.transport import Transport
+from cmt_pipeline.release_info import ReleaseStamp
 from cmt_release.release import Release
 from cmt_rollout import rollout
 from cmt_rollout.golden import Golden
@@ -50,7 +51,9 @@ class PlayedConnector:
 
     def transport(self, pod: Pod) -> Transport:
         self.asked.append(pod.name)
-        return FakeTransport(replace(INFO, release=int(pod.release) + 100 * self.wrong(pod)))
+        return FakeTransport(
+            ReleaseStamp.of(replace(INFO, release=int(pod.release) + 100 * self.wrong(pod)), "ab" * 32)
+        )
 
     def close(self) -> None:
         """Nothing is held."""

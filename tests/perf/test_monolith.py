@@ -15,6 +15,9 @@ from cmt_export.model import run_model
 from cmt_perf.monolith import monolith_on
 from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_server.server import TritonServer
+from tiny_model import TINY
+
+pytestmark = pytest.mark.serial
 
 SAMPLES = {"image": sample("image").read_bytes(), "audio": sample("audio").read_bytes(), "text": "Is that you?"}
 
@@ -26,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def monolith(folder: Path) -> Iterator[TritonServer]:
-    save_checkpoint(checkpoint_from_preset("mini", "meld", model="conventional"), folder / "checkpoint")
+    save_checkpoint(checkpoint_from_preset(TINY.name, "meld", model="conventional"), folder / "checkpoint")
     with monolith_on(folder / "checkpoint", folder, threads=1) as server:
         yield server
 
@@ -41,7 +44,7 @@ def test_it_answers_as_pytorch_does(monolith: TritonServer, folder: Path) -> Non
     with EmotionClient(monolith.grpc_url) as client:
         emotion = client.predict(**SAMPLES)  # type: ignore[arg-type]
     assert np.allclose(list(emotion.probabilities.values()), wanted, atol=1e-5)
-    assert (emotion.preset, emotion.engine, emotion.trained) == ("mini", "pytorch", False)
+    assert (emotion.preset, emotion.engine, emotion.trained) == (TINY.name, "pytorch", False)
 
 
 def test_it_refuses_what_the_pipeline_refuses(monolith: TritonServer) -> None:
