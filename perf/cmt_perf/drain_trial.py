@@ -38,9 +38,9 @@ QUICK_UPGRADE = (
     "1000",
 )
 #: What a client tries again.
-TRIED_AGAIN = "ServerUnavailable"
-#: A loop that is busy sends later than it means to: a request may find the door closed, or nobody there any more.
-NOT_LET_IN = re.compile(r"draining|Cannot connect|[Cc]onnection refused|failed to connect")
+TRIED_AGAIN = ("ServerUnavailable", "Overloaded")
+#: Too many at once, or later than the loop meant to send it: the door was closed, or nobody there any more.
+NOT_LET_IN = re.compile(r"^Overloaded|draining|Cannot connect|[Cc]onnection refused|failed to connect")
 ROUNDS = 2  # answers of each loop before the server is told to stop
 
 

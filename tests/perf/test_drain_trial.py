@@ -29,6 +29,7 @@ def test_stopping_after_an_upgrade_loses_nothing(
     [
         ("", 1.0, (0, 0, 0)),
         ("ServerUnavailable: …: draining: …", 1.0, (0, 1, 0)),
+        ("Overloaded: …: got a request that would wait …", 1.0, (0, 1, 0)),
         ("ServerUnavailable: … Server is stopping, scheduler for model has stopped accepting", 1.0, (1, 0, 0)),
         ("ServerUnavailable: … Server is stopping, scheduler for model has stopped accepting", 3.0, (0, 1, 0)),
         ("UnknownPipeline: … has no available versions", 3.0, (0, 0, 1)),
