@@ -89,7 +89,7 @@ class ControlFailed(ServiceError):
 
 
 # Statuses of both protocols: gRPC's names, HTTP's numbers.
-UNAVAILABLE = frozenset({"StatusCode.UNAVAILABLE", "502", "503"})
+UNAVAILABLE = frozenset({"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "502", "503"})  # cancelled: by its exit
 LATE = frozenset({"StatusCode.DEADLINE_EXCEEDED", "408", "504"})
 DENIED = frozenset({"StatusCode.PERMISSION_DENIED", "StatusCode.UNAUTHENTICATED", "401", "403"})
 INVALID = frozenset({"StatusCode.INVALID_ARGUMENT", "400"})

@@ -21,7 +21,9 @@ from pathlib import Path
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import Asked, Traffic, TrafficPlan
 from cmt_perf.upgrade_rig import Rig, rig_on
+from cmt_pipeline.limits import Limits
 from cmt_release.release import Release, open_release
+from cmt_server.repository import InstallOptions
 
 QUICK_UPGRADE = (
     "--samples",
@@ -41,6 +43,8 @@ QUICK_UPGRADE = (
 TRIED_AGAIN = ("ServerUnavailable", "Overloaded")
 #: Too many at once, or later than the loop meant to send it: the door was closed, or nobody there any more.
 NOT_LET_IN = re.compile(r"^Overloaded|draining|Cannot connect|[Cc]onnection refused|failed to connect")
+#: Admission would keep most of the loops out: without it, hundreds of requests are in flight.
+ALL_LET_IN = InstallOptions(Limits(max_wait_s=600.0))
 ROUNDS = 2  # answers of each loop before the server is told to stop
 
 
@@ -61,7 +65,7 @@ class Drained:
 
 def drained(releases: Sequence[Release], upgrades: int, loops: int, folder: Path, state: Path) -> Drained:
     """Serves the first release, upgrades to and fro, and stops under load."""
-    with rig_on(releases[0], folder, state=state) as rig:
+    with rig_on(releases[0], folder, state=state, install=ALL_LET_IN) as rig:
         for _, release in zip(range(upgrades), itertools.cycle([*releases[1:], releases[0]]), strict=False):
             _upgraded(rig, release)
         plan = TrafficPlan(
@@ -69,8 +73,9 @@ def drained(releases: Sequence[Release], upgrades: int, loops: int, folder: Path
         )
         with Traffic(plan, folder / "traffic.jsonl") as traffic:
             traffic.wait_for(ROUNDS * loops)
+            rig.unwatch()
             before = time.monotonic()
-            rig.end()
+            rig.server.stop()
             seconds = time.monotonic() - before
             asked = traffic.stop().asked
     return judged(asked, before, upgrades, loops, seconds)

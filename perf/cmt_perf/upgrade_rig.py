@@ -27,7 +27,7 @@ from cmt_pipeline.constants import TOKEN_VARIABLE, TRITON_CONFIG_FILE
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
 from cmt_release.release import Release
-from cmt_server.repository import Repository
+from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer
 from cmt_server.supervise import Supervisor
 
@@ -53,11 +53,15 @@ class Rig:
         self._watcher = threading.Thread(target=self._look, name="supervisor")
         self._watcher.start()
 
-    def end(self) -> None:
-        """Stops the server as Ctrl-C does."""
+    def unwatch(self) -> None:
+        """Nobody looks after the server any more."""
         self._over.set()
         if self._watcher is not None:
             self._watcher.join()
+
+    def end(self) -> None:
+        """Stops the server as Ctrl-C does."""
+        self.unwatch()
         self.server.stop()
 
     def _look(self) -> None:
@@ -106,10 +110,11 @@ def rig_on(
     repository: Path | None = None,
     state: Path | None = None,
     token: str | None = None,
+    install: InstallOptions | None = None,
 ) -> Iterator[Rig]:
     """A rig that serves a release on free ports until the block ends; `state`/releases is its driver's store."""
     served = repository or folder / "repository"
-    Repository(served).install(release)
+    Repository(served).install(release, install)
     options = ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0)
     server = TritonServer(replace(options, control_token=token) if token else options)
     rig = Rig(server, state or folder)

@@ -7,7 +7,8 @@ What is in flight is counted, not inferred from states. Seen on Triton 2.51: onc
 calls them unloaded with hundreds of requests in flight; its gauge of an ensemble's requests stays at 0; and unloading
 the pipelines answers new requests NOT_FOUND, which nobody tries again. A request that was let in is either queued at a
 stage, as Triton's metrics tell, or in the hands of a stage's process, as that process tells. Between the two it is
-neither, for less than SETTLE_S; a TensorRT stage tells nothing, and has it for less than that.
+neither, for milliseconds, and a TensorRT stage tells nothing while it computes: nothing must be seen for SETTLE_S. What
+that misses is a batch alone in the server whose process gets no processor for so long.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmt_pipeline.stages import COMPILED_STAGES
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES
 from cmt_server.errors import ServerError
 
 #: Tells the stages of a server its folder.
 WORK_VARIABLE = "CMT_SERVER_WORK"
 POLL_S = 0.02
-SETTLE_S = 0.5  # nothing in flight and nothing answered for so long: nothing is left, and every answer is out
+SETTLE_S = 1.0  # nothing in flight and nothing answered for so long: nothing is left, and every answer is out
 TIMEOUT_S = 5.0
 COUNT = struct.Struct("<q")
 
 _COMPILED = "|".join(stage.name for stage in COMPILED_STAGES)
+_DOORS = "|".join(name for name, stage in STAGES.items() if not stage.compiled)
+_WAITING = re.compile(rf'^nv_inference_pending_request_count{{.*model="(?:{_DOORS})".*}} (\S+)', re.MULTILINE)
+_TOLD = re.compile(rf'^nv_inference_request_success{{.*model="(?:{_DOORS})".*}} (\S+)', re.MULTILINE)
 _PENDING = re.compile(rf'^nv_inference_pending_request_count{{.*model="(?:{_COMPILED})".*}} (\S+)', re.MULTILINE)
 # What the first stages refuse counts among their successes.
 _ANSWERED = re.compile(r'^nv_inference_request_success{.*model="(?!preprocess|check).*} (\S+)', re.MULTILINE)
@@ -81,10 +85,13 @@ def _shared(path: Path) -> mmap.mmap:
 
 @dataclass(frozen=True)
 class InFlight:
-    """requests: queued or in hand, behind the door; answered: by any model so far."""
+    """requests: queued or in hand, behind the door; answered: by any model so far; waiting: queued before the door;
+    told: how many the door has let in or refused so far."""
 
     requests: int
     answered: float
+    waiting: float
+    told: float
 
 
 def open_door(work: Path) -> dict[str, str]:
@@ -96,17 +103,24 @@ def open_door(work: Path) -> dict[str, str]:
 
 
 def finish_requests(work: Path, host: str, metrics_port: int, timeout_s: float) -> None:
-    """Closes the door and waits for those inside. ServerError if the server goes away, or they take too long."""
+    """Closes the door, waits for those inside, and until those who stood before it were told.
+
+    ServerError if the server goes away, or they take too long.
+    """
     (work / "draining").touch()
-    deadline, last, since = time.monotonic() + timeout_s, None, time.monotonic()
-    while time.monotonic() < deadline:
-        seen = in_flight(work, host, metrics_port)
-        if seen.requests or seen != last:
-            last, since = seen, time.monotonic()
-        elif time.monotonic() - since >= SETTLE_S:
+    seen = in_flight(work, host, metrics_port)
+    all_told = seen.told + seen.waiting
+    now = since = time.monotonic()
+    deadline = now + timeout_s
+    while now < deadline:
+        before, seen = seen, in_flight(work, host, metrics_port)
+        now = time.monotonic()
+        if seen.requests or seen.told < all_told or seen.answered != before.answered:
+            since = now
+        elif now - since >= SETTLE_S:
             return
         time.sleep(POLL_S)
-    raise ServerError(f"{last.requests if last else 'some'} requests were still in flight after {timeout_s:g} s")
+    raise ServerError(f"{seen.requests} requests were still in flight after {timeout_s:g} s")
 
 
 def in_flight(work: Path, host: str, metrics_port: int) -> InFlight:
@@ -119,8 +133,10 @@ def in_flight(work: Path, host: str, metrics_port: int) -> InFlight:
         raise ServerError(f"the server went away while it drained: {error}") from error
     finally:
         connection.close()
-    pending = sum(float(value) for value in _PENDING.findall(text))
-    return InFlight(int(pending) + _in_hand(work), sum(float(value) for value in _ANSWERED.findall(text)))
+    pending, answered, waiting, told = (
+        sum(map(float, wanted.findall(text))) for wanted in (_PENDING, _ANSWERED, _WAITING, _TOLD)
+    )
+    return InFlight(int(pending) + _in_hand(work), answered, waiting, told)
 
 
 def _in_hand(work: Path) -> int:

@@ -197,7 +197,7 @@ BROKEN: list[tuple[str, Callable[[Objects], object], str]] = [
     ("autoscalers_agree", lambda o: _hpa(o)["scaleTargetRef"].update(name="triton"), "scales triton, which isn't"),
     ("autoscalers_agree", lambda o: stable(o).update(replicas=2), "sets replicas, and its autoscaler does"),
     ("autoscalers_agree", _two_autoscalers, "has 2 autoscalers"),
-    ("grace_adds_up", lambda o: _pod(o).update(terminationGracePeriodSeconds=50), "killed after 50 s; it may take 60"),
+    ("grace_adds_up", lambda o: _pod(o).update(terminationGracePeriodSeconds=50), "killed after 50 s; it may take 55"),
     ("grace_adds_up", lambda o: triton(o)["args"].pop(), "doesn't say --drain-timeout-s"),
     ("grace_adds_up", lambda o: triton(o).pop("lifecycle"), "drains before proxies know"),
     (

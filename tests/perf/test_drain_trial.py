@@ -11,16 +11,15 @@ from cmt_perf.drain_trial import drained
 from cmt_perf.traffic import Asked
 from cmt_release.release import Release
 
-pytestmark = pytest.mark.serial
 
-
+@pytest.mark.serial
+@pytest.mark.slow
 def test_stopping_after_an_upgrade_loses_nothing(
     tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path
 ) -> None:
-    """After one upgrade, since Triton then no longer knows what is in flight."""
+    """Under closed loops. Whether much is in flight is up to chance here; tests/server/test_draining.py sees to it."""
     result = drained(tinies, upgrades=1, loops=32, folder=tmp_path, state=tiny_state.root)
     assert (result.lost, result.failed, result.first_errors) == (0, 0, ())
-    assert result.in_flight > 0
     assert result.refused > 0
 
 
