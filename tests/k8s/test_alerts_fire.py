@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmt_client import EmotionClient, InferenceFailed, InvalidInput, ServerUnavailable
+from cmt_client import Emotion, EmotionClient, InferenceFailed, InvalidInput, ServerUnavailable
 from cmt_release.release import Release
 from cmt_rollout.server_target import ServerTarget
 from cmt_server.repository import Repository
@@ -84,7 +84,7 @@ def _series(line: str, before: float, after: float) -> dict[str, str]:
     step = 0.0 if name in GAUGES else after - before
     return {
         "series": f"{name}{{{','.join(part for part in (labels, POD) if part)}}}",
-        "values": f"{after:.0f}+{step:.0f}x{HOURS * 60}",
+        "values": f"{after:.0f}{step:+.0f}x{HOURS * 60}",
     }
 
 
@@ -136,16 +136,17 @@ def test_a_queue(running: TritonServer, tmp_path: Path) -> None:
     os.kill(process, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as pool, EmotionClient(running.grpc_url, retries=0) as client:
-            asked = pool.submit(client.predict_many, [{"text": "Hello?"}] * BURST, concurrency=BURST, errors="raise")
+            asked = pool.submit(client.predict_many, [{"text": "Hello?"}] * BURST, concurrency=BURST)
             deadline = time.monotonic() + BURST_TIMEOUT_S
-            while (waiting := _pending(scraped(running)))[0] <= 16 and time.monotonic() < deadline:
+            while (waiting := _pending(scraped(running)))[0] <= 8 and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.5)
             os.kill(process, signal.SIGCONT)
-            assert len(asked.result()) == BURST
+            # Admission lets some wait and refuses the others.
+            assert any(isinstance(answer, Emotion) for answer in asked.result())
     finally:
         os.kill(process, signal.SIGCONT)
-    assert firing(before, scraped(running) | waiting[1], tmp_path) == {"CmtPendingRequests", "CmtQueueTime"}
+    assert firing(before, scraped(running) | waiting[1], tmp_path) >= {"CmtPendingRequests", "CmtQueueTime"}
 
 
 def _pending(scrape: Scrape) -> tuple[float, Scrape]:

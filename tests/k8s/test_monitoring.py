@@ -77,7 +77,9 @@ def metrics_in(expression: str) -> set[str]:
     bare = re.sub(r'"[^"]*"', '""', re.sub(r"\b(by|on|without|group_left)\s*\([^)]*\)", "", expression))
     bare = re.sub(r"\{[^}]*\}", "{}", bare)
     return {
-        name for name in re.findall(r"[a-z_:][a-z0-9_:]*(?![a-z0-9_:(\s]*\()", bare) if "_" in name or name == "up"
+        name
+        for name in re.findall(r"[a-z_:][a-z0-9_:]*(?![a-z0-9_:(\s]*\()", bare)
+        if "_" in name or ":" in name or name == "up"
     } - {"avg_over_time"}
 
 

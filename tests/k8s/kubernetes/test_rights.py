@@ -21,6 +21,7 @@ from cmt_cli.main import app
 from cmt_cli.state import State
 from cmt_client import EmotionClient
 from cmt_engine.engine import Precision
+from cmt_pipeline.stages import STAGES
 from cmt_release.release import Release
 from cmt_rollout.errors import RolloutError, StepFailed
 from cmt_rollout.kubernetes import port_forward
@@ -88,7 +89,7 @@ def test_there_and_back_with_the_least_rights_that_work(driven: Driven) -> None:
     number = driven.release.number
     events = driven.cmt("upgrade", str(number), *QUICK)
     assert [event["step"] for event in events if event["state"] == "passed"] == list(STEPS)
-    assert "answered as PyTorch does" in next(
+    assert "golden requests answered by release" in next(
         e["detail"] for e in events if (e["step"], e["state"]) == ("golden", "passed")
     )
     assert any(event["state"] == "progress" for event in events)
@@ -103,7 +104,8 @@ def test_there_and_back_with_the_least_rights_that_work(driven: Driven) -> None:
 def test_pods_that_answer_from_another_release_never_take_traffic(driven: Driven, tmp_path: Path) -> None:
     number = driven.release.number + 1
     manifest = driven.release.manifest
-    manifest = replace(manifest, info=replace(manifest.info, release=number))
+    stages = {n: replace(s, version=number) if STAGES[n].stamped else s for n, s in manifest.stages.items()}
+    manifest = replace(manifest, info=replace(manifest.info, release=number), stages=stages)
     driven.state = State(tmp_path / "state")
     folder = driven.state.releases / str(number)
     shutil.copytree(driven.release.folder, folder)
