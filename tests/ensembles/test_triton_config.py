@@ -286,7 +286,7 @@ def test_a_stage_comes_back_out_of_its_text(served: Served, stage: Stage) -> Non
     parameters = {key: parameter.string_value for key, parameter in cpu.parameters.items()}
     for name in ("threads", "niceness"):
         assert parameters.pop(name, None) == (str(getattr(tuning, name)) if stage.compiled else None)
-    assert Limits.from_text(parameters) == (served.limits if stage.kind == "preprocess" else Limits())
+    assert Limits.from_text(parameters) == (Limits() if stage.compiled else served.limits)
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,10 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from tritonclient.grpc import InferenceServerClient, InferInput
 
-from cmt_client import Emotion, EmotionClient, InferenceFailed, InvalidInput, ServerUnavailable
+from cmt_client import EmotionClient, InferenceFailed, InvalidInput, ServerUnavailable
+from cmt_pipeline.stages import READY
 from cmt_release.release import Release
 from cmt_rollout.server_target import ServerTarget
 from cmt_server.repository import Repository
@@ -130,23 +134,36 @@ def test_two_releases_that_answer_side_by_side(running: TritonServer, tmp_path: 
 
 
 def test_a_queue(running: TritonServer, tmp_path: Path) -> None:
-    """`fuse` stands still while many requests come, for longer than one should wait."""
-    process = process_of(running, "fuse", 1)
+    """A stage stands still while many requests come, for longer than one should wait. They come to the stage itself:
+    the gate before it lets no such queue build up."""
+    process = process_of(running, "encode_text", 1)
     before = scraped(running)
     os.kill(process, signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(1) as pool, EmotionClient(running.grpc_url, retries=0) as client:
-            asked = pool.submit(client.predict_many, [{"text": "Hello?"}] * BURST, concurrency=BURST)
+        with ThreadPoolExecutor(BURST) as pool, contextlib.closing(_plain(running)) as client:
+            asked = [pool.submit(client.infer, "encode_text", _tokens(), model_version="1") for _ in range(BURST)]
             deadline = time.monotonic() + BURST_TIMEOUT_S
-            while (waiting := _pending(scraped(running)))[0] <= 8 and time.monotonic() < deadline:
+            while (waiting := _pending(scraped(running)))[0] <= 16 and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.5)
             os.kill(process, signal.SIGCONT)
-            # Admission lets some wait and refuses the others.
-            assert any(isinstance(answer, Emotion) for answer in asked.result())
+            assert all(answer.result().as_numpy("text_features") is not None for answer in asked)
     finally:
         os.kill(process, signal.SIGCONT)
-    assert firing(before, scraped(running) | waiting[1], tmp_path) >= {"CmtPendingRequests", "CmtQueueTime"}
+    assert firing(before, scraped(running) | waiting[1], tmp_path) == {"CmtPendingRequests", "CmtQueueTime"}
+
+
+def _plain(server: TritonServer) -> InferenceServerClient:
+    return InferenceServerClient(server.grpc_url.partition("://")[2])
+
+
+def _tokens() -> list[InferInput]:
+    made = []
+    for spec in READY["text"]:
+        tensor = InferInput(spec.name, [1, 16], "INT64")
+        tensor.set_data_from_numpy(np.ones((1, 16), np.int64))
+        made.append(tensor)
+    return made
 
 
 def _pending(scrape: Scrape) -> tuple[float, Scrape]:

@@ -232,9 +232,7 @@ def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
 @needs_promtool
 def test_an_alert_that_doesnt_fire_would_be_found(tmp_path: Path) -> None:
     groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
-    text = yaml.safe_dump(groups).replace(
-        "cmt:pipeline_failure_ratio:rate5m > 0.05", "cmt:pipeline_failure_ratio:rate5m > 0.5"
-    )
+    text = yaml.safe_dump(groups).replace("cmt:fault_ratio:rate5m > 0.01", "cmt:fault_ratio:rate5m > 0.6")
     (tmp_path / "rules.yaml").write_text(text)
     shutil.copy(ALERT_TESTS, tmp_path)
     tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
