@@ -44,7 +44,8 @@ class Golden:
     def passed(self) -> str:
         """What it means that nothing was wrong, for people."""
         if self.answers:
-            return f"{len(self.items) + len(self.tensors)} golden requests answered by release {self.number} as PyTorch does"
+            count = len(self.items) + len(self.tensors)
+            return f"{count} golden requests answered by release {self.number} as PyTorch does"
         return f"{len(self.items)} requests answered by release {self.number}, whose golden ones aren't here to ask"
 
 
