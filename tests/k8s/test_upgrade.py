@@ -234,10 +234,11 @@ def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_release(
         verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
     assert (verdict.mixed, verdict.mislabelled, verdict.lost) == (0, 0, 0)
     assert all("ServerUnavailable" in error or "UnknownPipeline" in error for error in verdict.first_errors)
-    assert len(rig.mends) == 1
+    assert "ended with -9" in rig.mends[0]
     assert list(rig.repository.manifests()) == [pair[0].number]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "state"), [("flip", "passed"), ("watch", "started")])
 def test_a_server_that_dies_once_the_link_was_moved_ends_on_one_whole_release(
     shared_rig: Rig, pair: Pair, step: str, state: str
@@ -261,6 +262,7 @@ def test_a_connection_lost_at_the_seventh_load_leads_back_whole(
     assert list(rig.repository.manifests()) == [live.number]
 
 
+@pytest.mark.slow
 def test_files_that_nobody_can_read_veto_nothing(shared_rig: Rig, pair: Pair, truth: Truth, tmp_path: Path) -> None:
     rig, (_, other) = shared_rig, by_turns(shared_rig, pair)
     plan = replace(LIGHT, grpc_url=rig.server.grpc_url, http_url=rig.server.http_url, bad_share=0.3)

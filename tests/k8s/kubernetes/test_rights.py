@@ -84,6 +84,7 @@ def driven(
         yield Driven(place, place.emulation, release_of("fp32"), state)
 
 
+@pytest.mark.slow
 def test_there_and_back_with_the_least_rights_that_work(driven: Driven) -> None:
     """On real answers: golden requests, drift and canary go through the API server to the pods on trial."""
     number = driven.release.number
