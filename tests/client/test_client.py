@@ -180,7 +180,7 @@ def test_nothing_else_is_tried_again(ask: Ask, fake: FakeTransport, error: Emoti
 
 def test_the_deadline_covers_every_try(ask: Ask, fake: FakeTransport) -> None:
     fake.fail(*[GONE] * 100)
-    with pytest.raises(ServerUnavailable):
+    with pytest.raises((ServerUnavailable, DeadlineExceeded)):  # whichever the machine's pace leaves time for
         predict(ask, retries=100, timeout_s=0.5)
     assert fake.timeouts_s == sorted(fake.timeouts_s, reverse=True)
     assert 0 < fake.timeouts_s[-1] < fake.timeouts_s[0] <= 0.5
