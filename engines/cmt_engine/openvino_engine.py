@@ -78,7 +78,7 @@ class OpenVinoRunner:
     """A compiled model with one infer request."""
 
     def __init__(self, path: Path, precision: Precision, threads: int = 0) -> None:
-        import openvino
+        from cmt_engine.openvino_cpu import compile_for_cpu
 
         options = {
             "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
@@ -88,7 +88,7 @@ class OpenVinoRunner:
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        self._request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+        self._request = compile_for_cpu(path, options).create_infer_request()
         self._outputs = [output.any_name for output in self._request.model_outputs]
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -103,18 +103,22 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
         raise EngineError(f"int8 needs calibration inputs for {stage.name}; got none")
     import nncf
 
+    from cmt_engine.openvino_cpu import signal_stack_kept
     from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
-    quantized: openvino.Model = nncf.quantize(
-        model,
-        nncf.Dataset([dict(inputs) for inputs in calibration]),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=_kept_products(model, stage), types=list(NOT_QUANTISED), validate=False),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
-    )
+    with signal_stack_kept():
+        quantized: openvino.Model = nncf.quantize(
+            model,
+            nncf.Dataset([dict(inputs) for inputs in calibration]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(
+                names=_kept_products(model, stage), types=list(NOT_QUANTISED), validate=False
+            ),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+        )
     if stage.modality == "audio":
         quantize_feature_encoder(quantized)
     return quantized

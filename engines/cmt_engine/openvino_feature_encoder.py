@@ -16,6 +16,7 @@ import openvino
 from openvino import Node, Output
 from openvino import opset13 as ops
 
+from cmt_engine.openvino_cpu import compile_for_cpu
 from cmt_engine.openvino_rows import Rows, array, integers, number, product, rows_of_gelu
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
 from cmt_pipeline.tensors import Array
@@ -164,7 +165,7 @@ def _norm_between(model: openvino.Model, start: Output, end: Output) -> tuple[Ar
     into whatever they like, and leave ones and zeros out. None if what it does is something else."""
     noise = np.random.default_rng(0).standard_normal((1, SAMPLE_RATE_HZ)).astype(np.float32)
     part = openvino.Model([ops.result(start), ops.result(end)], model.get_parameters())
-    compiled = openvino.Core().compile_model(part.clone(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(part.clone(), {"INFERENCE_PRECISION_HINT": "f32"})
     before, after = compiled({"input_values": noise, "num_samples": np.array([[noise.shape[1]]])}).to_tuple()
     centred = before - before.mean(axis=2, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(axis=2, keepdims=True) + EPSILON)

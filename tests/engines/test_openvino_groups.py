@@ -7,6 +7,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from cmt_engine.openvino_cpu import compile_for_cpu
 from cmt_engine.openvino_groups import LEAST_CHANNELS, join_small_groups, joined_groups
 from cmt_pipeline.tensors import Array
 
@@ -23,7 +24,7 @@ def convolution(channels: int, groups: int) -> openvino.Model:
 
 
 def answer(model: openvino.Model, sound: Array, precision: str) -> Array:
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    compiled = compile_for_cpu(model, {"INFERENCE_PRECISION_HINT": precision})
     return np.array(compiled(sound)[0])
 
 

@@ -10,6 +10,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from cmt_engine.openvino_cpu import compile_for_cpu
 from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
 from cmt_engine.openvino_rows import array, product, rows_of_gelu
 from cmt_pipeline.buckets import frames_of
@@ -19,7 +20,7 @@ OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 
 def run(model: openvino.Model, inputs: Arrays | list[Array]) -> Array:
-    return np.array(openvino.Core().compile_model(model, "CPU", OPTIONS)(inputs)[0])
+    return np.array(compile_for_cpu(model, OPTIONS)(inputs)[0])
 
 
 def relative(found: Array, wanted: Array) -> float:
@@ -68,9 +69,9 @@ def sounds(lengths: list[int], size: int) -> dict[str, Array]:
 def both(graphs: Mapping[str, Path]) -> tuple[openvino.CompiledModel, openvino.CompiledModel]:
     """The mini preset's audio encoder, and with its feature encoder in int8."""
     model = openvino.convert_model(str(graphs["encode_audio"]))
-    exact = openvino.Core().compile_model(model.clone(), "CPU", OPTIONS)
+    exact = compile_for_cpu(model.clone(), OPTIONS)
     assert quantize_feature_encoder(model)
-    return exact, openvino.Core().compile_model(model, "CPU", OPTIONS)
+    return exact, compile_for_cpu(model, OPTIONS)
 
 
 @pytest.mark.parametrize(
