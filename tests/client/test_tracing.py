@@ -17,7 +17,9 @@ from tiny_triton import TinyServer, python_model, write_model
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
-WAIT_S = 20.0
+WAIT_S = 5.0
+#: Over gRPC, Triton 2.51 begins a trace of its own for about 1 in 40 requests that carry a parent.
+ATTEMPTS = 5
 
 
 class Collector:
@@ -83,12 +85,21 @@ def ask(transport: Transport, request_id: str, headers: dict[str, str], dtype: t
     return transport.call(asked, WAIT_S).request_id
 
 
+def continued(trace: str, collector: Collector, request: Callable[[], str]) -> str:
+    """The request's answer, once a span of it was seen in the trace."""
+    for _ in range(ATTEMPTS):
+        answer = request()
+        if collector.has(trace):
+            return answer
+    pytest.fail(f"no span continues the trace, of {ATTEMPTS} requests")
+
+
 def test_triton_gives_the_id_back_and_continues_the_trace(
     transport: Transport, traced: tuple[TinyServer, Collector], request: pytest.FixtureRequest
 ) -> None:
     trace = TRACE[:-1] + ("1" if "http" in request.node.name else "2")
-    assert ask(transport, "order-17", request_headers({"traceparent": TRACEPARENT.replace(TRACE, trace)})) == "order-17"
-    assert traced[1].has(trace)
+    headers = request_headers({"traceparent": TRACEPARENT.replace(TRACE, trace)})
+    assert continued(trace, traced[1], lambda: ask(transport, "order-17", headers)) == "order-17"
 
 
 def test_a_current_span_is_continued(transport: Transport, traced: tuple[TinyServer, Collector]) -> None:
@@ -96,10 +107,10 @@ def test_a_current_span_is_continued(transport: Transport, traced: tuple[TinySer
     tracer = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider().get_tracer("caller")
     assert "traceparent" not in request_headers({})
     with tracer.start_as_current_span("question") as span:
-        ask(transport, "a", request_headers({"X-Other": "kept"}))
+        trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+        continued(trace_id, traced[1], lambda: ask(transport, "a", request_headers({"X-Other": "kept"})))
         assert request_headers({"x-other": "kept"}).keys() == {"x-other", "traceparent"}
         assert request_headers({"Traceparent": TRACEPARENT})["traceparent"] == TRACEPARENT
-    assert traced[1].has(trace.format_trace_id(span.get_span_context().trace_id))
 
 
 def test_tritons_own_errors_dont_name_the_request_twice(transport: Transport) -> None:
