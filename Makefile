@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-PYTEST = $(BIN)/pytest --durations=10
+PYTEST = $(BIN)/pytest --durations=10 -n $(WORKERS) --dist loadfile
 USUAL = not slow and not base
+export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile bench-drain soak clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -14,17 +15,17 @@ demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
 
-test: $(VENV)/.installed  ## the tests: what needs no Triton on all cores, then what does on the real one
-	$(PYTEST) -m "not serial and $(USUAL)" -n $(WORKERS) --dist loadfile
-	$(PYTEST) -m "serial and $(USUAL)"
+test: $(VENV)/.installed  ## the tests: what needs no Triton, then what does on real ones
+	$(PYTEST) -m "not triton and $(USUAL)"
+	$(PYTEST) -m "triton and $(USUAL)"
 
 test-slow: $(VENV)/.peers  ## benches, peers, floods and sweeps
-	$(PYTEST) -m "slow and not base"
+	$(BIN)/pytest --durations=10 -m "slow and not base"
 
 coverage: $(VENV)/.installed  ## the same tests, with the share of lines that they run: .cmt/coverage/index.html
 	rm -f .coverage
-	$(PYTEST) -m "not serial and $(USUAL)" -n $(WORKERS) --dist loadfile --cov --cov-report=
-	$(PYTEST) -m "serial and $(USUAL)" --cov --cov-append --cov-report=html --cov-report=term:skip-covered
+	$(PYTEST) -m "not triton and $(USUAL)" --cov --cov-report=
+	$(PYTEST) -m "triton and $(USUAL)" --cov --cov-append --cov-report=html --cov-report=term:skip-covered
 
 test-base: $(VENV)/.installed  ## the full-size preset too: minutes and 6 GB of memory
 	$(BIN)/pytest -m base
@@ -71,6 +72,12 @@ $(VENV)/.peers: $(VENV)/.installed  # servers that ours is set beside
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
 	touch $@
 
+promtool: .cmt/prometheus/usr/bin/promtool  ## Debian's promtool, without a service: what the tests of alerts need
+
+.cmt/prometheus/usr/bin/promtool:
+	mkdir -p .cmt/prometheus
+	cd .cmt/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb .
+
 perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for `make bench` to be checked against
 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
@@ -113,6 +120,14 @@ bench-overload: $(VENV)/.installed  ## what a server does at up to 4 times its l
 bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
 	$(BIN)/cmt export --precision bf16 --state .cmt/hostile
 	$(BIN)/python -m cmt_perf.hostile .cmt/hostile
+
+soak: $(VENV)/.installed  ## half an hour of all that a server meets: writes perf/results/soak.*
+	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	$(BIN)/python -m cmt_perf.soak .cmt/upgrade
+
+bench-drain: $(VENV)/.installed  ## stops under 400 loops, 20 times after 0, 1 and 3 upgrades: writes perf/results/drain.json
+	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	$(BIN)/python -m cmt_perf.drain_trial .cmt/upgrade
 
 clean:
 	rm -rf $(VENV) .cmt .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -39,10 +39,10 @@ TRITON = {"server", "tiny", "traced"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a Triton has the machine to itself."""
+    """What needs a Triton runs beside at most one other that does, not beside what uses all cores."""
     for item in items:
         if isinstance(item, pytest.Function) and TRITON & set(item.fixturenames):
-            item.add_marker(pytest.mark.serial)
+            item.add_marker(pytest.mark.triton)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,13 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
     when another process wants its core. Workers start no Triton."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["COLUMNS"] = "200"  # commands break no line within a path, which are long beneath a worker's folder
-    if hasattr(config, "workerinput"):
+    if "not triton" in config.option.markexpr:
         TritonServer.start = _not_beside_others  # type: ignore[method-assign, assignment]
         TinyServer.__enter__ = _not_beside_others  # type: ignore[method-assign, assignment]
 
 
 def _not_beside_others(*_: object) -> None:
-    pytest.fail("this test starts a Triton: mark it `serial`")
+    pytest.fail("this test starts a Triton: mark it `triton`")
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def moody(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return release
 
 
-@pytest.mark.serial
+@pytest.mark.triton
 def test_a_release_of_foreign_parts_is_held_against_pytorch_and_serves(moody: Release, tmp_path: Path) -> None:
     info = moody.manifest.info
     assert (info.engine, info.preset, info.label_set) == ("optimised", "pocket", "moods")

@@ -24,7 +24,7 @@ from cmt_server.errors import GaveUp
 from cmt_server.server import TritonServer
 from cmt_server.triton_log import log_line
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 
 FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 

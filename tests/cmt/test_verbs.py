@@ -124,7 +124,7 @@ def test_serve_without_a_release_says_how_to_make_one(tmp_path: Path) -> None:
     assert "cmt export" in refused.stderr
 
 
-@pytest.mark.serial
+@pytest.mark.triton
 def test_demo_is_right_alone_and_together_and_shows_times(
     release_of: Callable[[Precision], Release], state: State
 ) -> None:

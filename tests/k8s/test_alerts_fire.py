@@ -31,7 +31,7 @@ from serving import server_on
 
 PROMTOOL = shutil.which("promtool")
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.triton,
     pytest.mark.skipif(PROMTOOL is None, reason="promtool isn't installed: Debian's package prometheus"),
 ]
 

@@ -12,7 +12,7 @@ from cmt_perf.traffic import Asked
 from cmt_release.release import Release
 
 
-@pytest.mark.serial
+@pytest.mark.triton
 @pytest.mark.slow
 def test_stopping_after_an_upgrade_loses_nothing(
     tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path

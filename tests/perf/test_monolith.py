@@ -17,7 +17,7 @@ from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_server.server import TritonServer
 from tiny_model import TINY
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 
 SAMPLES = {"image": sample("image").read_bytes(), "audio": sample("audio").read_bytes(), "text": "Is that you?"}
 

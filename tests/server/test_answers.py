@@ -40,7 +40,7 @@ from exports import add_to, exported
 from items import as_request, random_items
 from serving import server_on
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 T = TypeVar("T")
 
 ITEMS: list[Item] = [as_request(item) for item in random_items(len(SUBSETS), seed=5)]

@@ -21,7 +21,7 @@ from cmt_server.server import TritonServer
 from cmt_server.supervise import stage_processes
 from serving import server_on
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 
 EACH = 5  # requests in flight over either protocol; admission lets twelve wait
 TIMEOUT_S = 60.0

@@ -30,7 +30,7 @@ from tiny_triton import TinyServer, python_model, write_model
 ReleaseOf = Callable[[Precision], Release]
 NOBODY = 65_534
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(scope="module")

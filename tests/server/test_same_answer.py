@@ -66,7 +66,7 @@ def test_different_items_answer_differently(checkpoint: Checkpoint) -> None:
         assert np.ptp(same_subset, axis=0).max() > 10 * BOUNDS["fp32"]
 
 
-@pytest.mark.serial
+@pytest.mark.triton
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_reduced_precision_stays_within_its_bound(
     precision: Precision, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path

@@ -18,13 +18,11 @@ SECRET = "my-diary-of-yesterday"
 MODEL = f"""
 import sys
 sys.path[:0] = {sys.path}  # Triton's Python ignores PYTHONPATH
-from concurrent.futures import ThreadPoolExecutor
-from cmt_server.adapters import Entry, PreprocessModel
+from cmt_server.adapters import Entry, PreparePool, PreprocessModel
 
 class TritonPythonModel(PreprocessModel):
     def initialize(self, args):
-        self._entry, self._pool = Entry(args, "raw"), ThreadPoolExecutor(1)
-        self._preprocessors = {{"text": self.broken}}
+        self._entry, self._pool = Entry(args, "raw"), PreparePool({{"text": self.broken}}, 1_000_000)
 
     def broken(self, data):
         raise KeyError(data.decode())

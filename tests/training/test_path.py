@@ -27,7 +27,7 @@ from small_training import OPTIONS, silent
 from tiny_model import TINY
 
 
-@pytest.mark.serial
+@pytest.mark.triton
 def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train(prepared, OPTIONS, out, silent)

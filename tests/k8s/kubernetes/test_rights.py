@@ -5,9 +5,11 @@ The command, port forwarding, and the rights of k8s/components/rollout-rbac.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from cmt_release.release import Release
 from cmt_rollout.errors import RolloutError, StepFailed
 from cmt_rollout.kubernetes import port_forward
 from cmt_rollout.kubernetes.cluster import connect
-from cmt_rollout.kubernetes.layout import CANARY, LEASE
+from cmt_rollout.kubernetes.layout import CANARY, LEASE, RELEASE
 from cmt_rollout.kubernetes.pods import Pod
 from cmt_rollout.kubernetes.port_forward import DirectConnector
 from cmt_rollout.options import STEPS
@@ -34,9 +36,11 @@ from cmt_server.server import TritonServer
 from emulated_api.rights import Rights
 from emulated_api.server import EmulatedApi
 from k8s_place import KUBECONFIG, Place, manifests, place_of
+from serving import server_on
 
 ROLE = Path(__file__).parents[3] / "k8s" / "components" / "rollout-rbac" / "rbac.yaml"
 QUICK = ("--canary-s", "0.2", "--watch-s", "0.2", "--max-slowdown", "20", "--canary-share", "0.5", "--json")
+UNLIKE = ("--max-flips", "1", "--max-distance", "1")
 
 pytestmark = pytest.mark.skipif(KUBECONFIG is not None, reason="needs the emulated API server")
 
@@ -49,7 +53,7 @@ def rules() -> list[dict[str, Any]]:
 
 @dataclass
 class Driven:
-    """A namespace whose pods are all one real tritonserver, serving `release`; release 1000 is said to be live."""
+    """A namespace whose pods are real tritonservers."""
 
     place: Place
     api: EmulatedApi
@@ -65,38 +69,53 @@ class Driven:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+Drive = Callable[[Release, State, int, Mapping[int, TritonServer]], Driven]
+
+
 @pytest.fixture
-def driven(
-    server: TritonServer,
-    release_of: Callable[[Precision], Release],
-    state: State,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Driven]:
-    with place_of(tmp_path) as place:
-        assert place.emulation
-        place.emulation.backend = lambda pod, port: ("127.0.0.1", server.grpc_port)
-        place.emulation.users["rollout"] = Rights(rules())
-        monkeypatch.setenv("KUBECONFIG", str(place.emulation.kubeconfig(place.kubeconfig)))
-        monkeypatch.delenv("CMT_STORE", raising=False)
-        place.deploy(release=1000)
-        place.cluster.request("DELETE", place.cluster.path("leases", LEASE, "coordination.k8s.io/v1"))  # as kubectl
-        yield Driven(place, place.emulation, release_of("fp32"), state)
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
+    """Makes the namespace: the release to be driven, its store, the live one, and the server behind each one's pods."""
+    with contextlib.ExitStack() as stack:
+
+        def made(release: Release, state: State, live: int, servers: Mapping[int, TritonServer]) -> Driven:
+            place = stack.enter_context(place_of(tmp_path))
+            assert place.emulation
+            place.emulation.backend = lambda pod, port: (
+                "127.0.0.1",
+                servers[int(pod["metadata"]["labels"][RELEASE])].grpc_port,  # type: ignore[index]
+            )
+            place.emulation.users["rollout"] = Rights(rules())
+            monkeypatch.setenv("KUBECONFIG", str(place.emulation.kubeconfig(place.kubeconfig)))
+            monkeypatch.delenv("CMT_STORE", raising=False)
+            place.deploy(release=live)
+            # as with kubectl
+            place.cluster.request("DELETE", place.cluster.path("leases", LEASE, "coordination.k8s.io/v1"))
+            return Driven(place, place.emulation, release, state)
+
+        yield made
 
 
-@pytest.mark.slow
-def test_there_and_back_with_the_least_rights_that_work(driven: Driven) -> None:
+@pytest.fixture
+def driven(drive: Drive, server: TritonServer, release_of: Callable[[Precision], Release], state: State) -> Driven:
+    return drive(release_of("fp32"), state, 1000, defaultdict(lambda: server))
+
+
+def test_there_and_back_with_the_least_rights_that_work(
+    drive: Drive, tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path
+) -> None:
     """On real answers: golden requests, drift and canary go through the API server to the pods on trial."""
-    number = driven.release.number
-    events = driven.cmt("upgrade", str(number), *QUICK)
-    assert [event["step"] for event in events if event["state"] == "passed"] == list(STEPS)
-    assert "golden requests answered by release" in next(
-        e["detail"] for e in events if (e["step"], e["state"]) == ("golden", "passed")
-    )
-    assert any(event["state"] == "progress" for event in events)
-    driven.place.settled(number)
-    driven.cmt("rollback", "--json")
-    driven.place.settled(1000)
+    old, new = tinies
+    with server_on(old, tmp_path / "old") as before, server_on(new, tmp_path / "new") as after:
+        driven = drive(new, tiny_state, old.number, {old.number: before, new.number: after})
+        events = driven.cmt("upgrade", str(new.number), *QUICK, *UNLIKE)
+        assert [event["step"] for event in events if event["state"] == "passed"] == list(STEPS)
+        assert "golden requests answered by release" in next(
+            e["detail"] for e in events if (e["step"], e["state"]) == ("golden", "passed")
+        )
+        assert any(event["state"] == "progress" for event in events)
+        driven.place.settled(new.number)
+        driven.cmt("rollback", "--json")
+        driven.place.settled(old.number)
     rights = driven.api.users["rollout"]
     assert rights.refused == []
     assert rights.granted - rights.used == set(), "rights that nothing used"

@@ -17,7 +17,7 @@ from cmt_server.doctor.diagnosis import Diagnosis, diagnose
 from cmt_server.doctor.running import RunningTriton
 from tiny_triton import Step, TinyServer, ensemble, python_model, write_model
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.triton
 
 TOKEN = "secret"
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")

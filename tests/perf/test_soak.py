@@ -1,0 +1,57 @@
+"""The soak: what it calls lost, and a minute of it on a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmt_cli.state import State
+from cmt_perf.soak import Reading, failures, of_one_server, slope, soak
+from cmt_perf.traffic import Asked, Outcome
+from cmt_release.release import Release
+
+
+def asked(due_s: float, error: str = "", bad: bool = False) -> Asked:
+    return Asked("closed", "grpc", 0, due_s, due_s + 0.5, error=error, bad=bad)
+
+
+def reading(s: float, memory_mb: float, server: int = 1) -> Reading:
+    return Reading(s, server, memory_mb, 10, 20, 30, 4, 50, 60)
+
+
+def test_what_failed_in_an_outage_is_told_from_what_was_lost() -> None:
+    outcome = Outcome(
+        (
+            asked(0.0),
+            asked(9.8, "ServerUnavailable: gone"),  # overlaps the outage
+            asked(20.5, "Overloaded: 40 waiting"),
+            asked(21.0, "InvalidInput: no sound", bad=True),
+            asked(22.0, "InvalidInput: no sound"),  # of a sound file
+            asked(23.0, "ServerUnavailable: gone"),
+        ),
+        sent=7,
+    )
+    found = failures(outcome, [(10.0, 20.0)])
+    assert (found["failed_in_outages"], found["refused_as_too_many"], found["lost_beyond_kills"]) == (1, 1, 3)
+    assert found["first_lost"] == ["InvalidInput: no sound", "ServerUnavailable: gone"]
+
+
+def test_growth_is_told_from_a_spike_and_of_the_last_server_alone() -> None:
+    readings = [reading(0, 900, server=1), *(reading(60 * n, 500 + n + 300 * (n == 7), server=2) for n in range(20))]
+    steady = of_one_server(readings)
+    assert len(steady) == 20
+    assert slope(steady, "memory_mb")["per_hour"] == 60
+    assert slope(steady, "threads") == {"per_hour": 0, "low": 0, "high": 0, "first": 30, "last": 30}
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_a_minute_of_everything_loses_nothing(
+    tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path
+) -> None:
+    result = soak(tinies, tmp_path, tiny_state.root, seconds=60, seed=1)
+    assert result["answers"] > 100
+    assert (result["wrong"], result["lost_beyond_kills"], result["left_in_flight"]) == (0, 0, 0), result["first_lost"]
+    assert result["left_regions"] == []
+    assert len(result["events"]) > 1
