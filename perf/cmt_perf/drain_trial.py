@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,8 +40,6 @@ QUICK_UPGRADE = (
 )
 #: What a client tries again.
 TRIED_AGAIN = ("ServerUnavailable", "Overloaded")
-#: Too many at once, or later than the loop meant to send it: the door was closed, or nobody there any more.
-NOT_LET_IN = re.compile(r"^Overloaded|draining|Cannot connect|[Cc]onnection refused|failed to connect")
 #: Admission would keep most of the loops out: without it, hundreds of requests are in flight.
 ALL_LET_IN = InstallOptions(Limits(max_wait_s=600.0))
 ROUNDS = 2  # answers of each loop before the server is told to stop
@@ -88,7 +85,7 @@ def _upgraded(rig: Rig, release: Release) -> None:
 
 def judged(asked: Sequence[Asked], before: float, upgrades: int, loops: int, seconds: float) -> Drained:
     errors = [one for one in asked if one.error]
-    lost = [one for one in errors if one.due_s < before and not NOT_LET_IN.search(one.error)]
+    lost = [one for one in errors if one.due_s < before and not one.turned_away]
     failed = [one for one in errors if one.due_s >= before and not one.error.startswith(TRIED_AGAIN)]
     return Drained(
         upgrades,

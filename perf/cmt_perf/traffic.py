@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from cmt_perf.load_clients import Asks, Kind, PeerFailed, client_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
 
 STOP_TIMEOUT_S = 90.0
+#: Errors of requests that no server had taken on: too many at once, the door was closed, or nobody was there.
+TURNED_AWAY = re.compile(r"^Overloaded|draining|Cannot connect|[Cc]onnection refused|failed to connect")
 
 Loop = Literal["closed", "open"]
 
@@ -83,6 +86,11 @@ class Asked:
     @property
     def latency_ms(self) -> float:
         return (self.came_s - self.due_s) * 1e3
+
+    @property
+    def turned_away(self) -> bool:
+        """Never taken on, so that asking again does no harm, which clients do by themselves."""
+        return bool(TURNED_AWAY.search(self.error))
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class FaultRow:
-    """One line of the table: what was done, what happened, what it cost."""
+    """One line of the table: what was done, what happened, what it cost. turned_away: while no server was there."""
 
     fault: str
     what_happened: str
     answers: int
     requests_lost: int
+    turned_away: int
     mixed: int
     live_after: int
     expected: int
@@ -279,7 +280,8 @@ def _row(trial: Trial, name: str, output: str, rig: Rig, traffic: Traffic, expec
             output.replace(str(trial.folder), "").replace(rig.server.grpc_url, "the server").split()
         ),
         answers=verdict.answers,
-        requests_lost=verdict.errors + verdict.lost,
+        requests_lost=verdict.errors - verdict.turned_away + verdict.lost,
+        turned_away=verdict.turned_away,
         mixed=verdict.mixed + verdict.mislabelled,
         live_after=live,
         expected=expected.number,

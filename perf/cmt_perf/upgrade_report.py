@@ -88,18 +88,20 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         "## Faults",
         "",
-        "Each on a server of its own, under the same traffic without retries; while a server is down each closed loop",
-        "fails about 20 times a second.",
+        "Each on a server of its own, under the same traffic without retries. Lost: requests that a server had taken",
+        "on and didn't answer. Turned away: those that met no server, or one that refused more; clients ask again by",
+        "themselves, and each closed loop here does about 20 times a second.",
         "",
-        "| fault | what happened | answers | lost | mixed | live afterwards |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| fault | what happened | answers | lost | turned away | mixed | live afterwards |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["faults"]:
         said = row["what_happened"].replace("|", "/")
         said = said if len(said) <= MAX_CELL else said[: MAX_CELL - 1] + "…"
         live = f"{row['live_after']}" if row["right"] else f"{row['live_after']}, WRONG"
         lines.append(
-            f"| {row['fault']} | {said} | {row['answers']:,} | {row['requests_lost']} | {row['mixed']} | {live} |"
+            f"| {row['fault']} | {said} | {row['answers']:,} | {row['requests_lost']} | {row.get('turned_away', '')} "
+            f"| {row['mixed']} | {live} |"
         )
     return "\n".join(lines) + "\n"
 

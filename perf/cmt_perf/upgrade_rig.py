@@ -213,7 +213,7 @@ def separation(truth: Truth) -> float:
 @dataclass(frozen=True)
 class Verdict:
     """What became of the traffic. mixed: answers that no release gives; mislabelled: that another one gives;
-    refused: of the requests that were meant to be."""
+    refused: of the requests that were meant to be; turned_away: of the errors, those of requests never taken on."""
 
     answers: int
     errors: int
@@ -222,6 +222,7 @@ class Verdict:
     mislabelled: int
     by_release: dict[int, int]
     refused: int = 0
+    turned_away: int = 0
     first_errors: tuple[str, ...] = ()
 
     @property
@@ -233,18 +234,19 @@ def verdict_on(outcome: Outcome, truth: Truth, tolerance: float) -> Verdict:
     """Compares every answer with the truth; tolerance: largest difference of a probability."""
     answered = [asked for asked in outcome.asked if not asked.error]
     refused = [asked for asked in outcome.asked if asked.bad and asked.error.startswith("InvalidInput")]
-    errors = [asked.error for asked in outcome.asked if asked.error and asked not in refused]
+    failed = [asked for asked in outcome.asked if asked.error and asked not in refused]
     makers = [_makers(asked, truth, tolerance) for asked in answered]
     releases = [asked.release for asked in answered]
     return Verdict(
         answers=len(answered),
-        errors=len(errors),
+        errors=len(failed),
         lost=outcome.lost,
         mixed=sum(not made for made in makers),
         mislabelled=sum(bool(made) and release not in made for made, release in zip(makers, releases, strict=True)),
         by_release={release: releases.count(release) for release in sorted(set(releases))},
         refused=len(refused),
-        first_errors=tuple(dict.fromkeys(errors))[:3],
+        turned_away=sum(asked.turned_away for asked in failed),
+        first_errors=tuple(dict.fromkeys(asked.error for asked in failed))[:3],
     )
 
 
