@@ -106,7 +106,7 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 	$(BIN)/python -m cmt_perf.precision_trial .cmt/precision .cmt/precision/corpus
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
-	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.upgrade .cmt/upgrade
 
 bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: writes perf/results/capacity.json; 20 minutes
@@ -122,11 +122,11 @@ bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2
 	$(BIN)/python -m cmt_perf.hostile .cmt/hostile
 
 soak: $(VENV)/.installed  ## half an hour of all that a server meets: writes perf/results/soak.*
-	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.soak .cmt/upgrade
 
 bench-drain: $(VENV)/.installed  ## stops under 400 loops, 20 times after 0, 1 and 3 upgrades: writes perf/results/drain.json
-	for seed in 0 1 2; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
+	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.drain_trial .cmt/upgrade
 
 clean:
