@@ -148,9 +148,9 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
     One that is too big to travel is shrunk just as the server's preprocessing does, which then finds nothing
     to do.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from cmt_pipeline.image import to_rgb
+    from cmt_pipeline.image import upright
 
     if image.width * image.height > limits.max_image_pixels:
         raise InvalidInput(
@@ -159,7 +159,7 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
             f"got {image.width} x {image.height} pixels; at most {limits.max_image_pixels} are accepted",
         )
     try:
-        rgb = to_rgb(ImageOps.exif_transpose(image))
+        rgb = upright(image)
     except Exception as error:  # Pillow's format plugins raise many kinds on a damaged file
         raise InvalidInput("image", "not_decodable", f"got a Pillow image that doesn't load ({error})") from error
     too_big = 3 * rgb.width * rgb.height + PPM_HEADER_BYTES > limits.max_image_bytes

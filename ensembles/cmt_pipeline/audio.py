@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmt_pipeline.audio_headers import with_flac_length, with_wav_length
 from cmt_pipeline.buckets import AUDIO_SAMPLES, SAMPLE_RATE_HZ, bucket_for
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
-UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX: of a FLAC that was streamed; it can't be read in part
 BLOCK_FRAMES = 65_536  # decoded at a time: of all channels, only their mean is kept
 VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
 
@@ -57,8 +57,11 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
             "too_large",
             f"got {len(data)} bytes; at most {limits.max_audio_bytes} are accepted: cut it",
         )
+    whole = with_flac_length(with_wav_length(data), limits.max_audio_s)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(whole)) as file:
+            if whole is not data:  # a stream: after its last block, shorter than it says, no seek to there succeeds
+                file.seekable = lambda: False
             rate = _check_header(file, limits)
             # One frame more than allowed shows a file that is longer than its header says.
             mono = _read_mono(file, int(limits.max_audio_s * rate) + 1)
@@ -105,13 +108,7 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
             "channels",
             f"got {file.channels} channels; at most {limits.max_audio_channels} are accepted",
         )
-    if file.frames == UNKNOWN_FRAMES:
-        raise InvalidInput(
-            "audio",
-            "no_length",
-            f"got a {file.format} file that doesn't say its length (written to a pipe?); expected one that does",
-        )
-    if file.frames > limits.max_audio_s * rate:
+    if file.frames > limits.max_audio_s * rate + 1:  # what says one more may have fewer
         _check_duration(file.frames / rate, limits)
     return rate
 

@@ -31,6 +31,7 @@ BACKGROUND = (255, 255, 255)  # what shows through a transparent pixel
 SHRINK_GAP = 3
 STRIP_PIXELS = 1_000_000  # converted at a time
 ORIENTATION = 0x0112  # EXIF's tag
+METADATA_BYTES = 1 << 24
 
 
 class ImagePreprocessor:
@@ -84,7 +85,7 @@ class DecodingRoom:
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """An upright RGB image. The declared size is checked before any pixel is decoded. Raises InvalidInput."""
     with _damage_refused(_opened(data, limits)) as opened:
-        return _upright(opened)
+        return upright(opened)
 
 
 def decode_square(
@@ -101,18 +102,18 @@ def decode_square(
         opened.load()
         factors = (max(1, opened.width // least), max(1, opened.height // least))
         if drafted is None and factors == (1, 1):
-            return _upright(opened).resize((side, side), Image.Resampling.BILINEAR)
+            return upright(opened).resize((side, side), Image.Resampling.BILINEAR)
         _, box = drafted or (None, (0, 0, *opened.size))
         width, height = box[2] / factors[0], box[3] / factors[1]  # the last pixel may stand for less than a whole one
         shrunk = _shrunk(opened, factors).resize((side, side), Image.Resampling.BILINEAR, (0, 0, width, height))
-        shrunk.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
-        return _upright(shrunk)
+        return _turned(shrunk, opened)
 
 
 def _opened(data: bytes, limits: Limits) -> ImageFile.ImageFile:
     """An image of which the header alone was read."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    PngImagePlugin.MAX_TEXT_CHUNK = METADATA_BYTES  # also of a colour profile; more is refused
     if not data:
         raise InvalidInput("image", "empty", f"got 0 bytes; expected {ACCEPTED}")
     if len(data) > limits.max_image_bytes:
@@ -146,11 +147,30 @@ def _damage_refused(opened: ImageFile.ImageFile) -> Iterator[ImageFile.ImageFile
         ) from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    from PIL import ImageOps
-
+def upright(image: Image.Image) -> Image.Image:
+    """In RGB, turned as its orientation says; what is transparent becomes white."""
     image.load()
-    return to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(_turned(image, image), _grey_shift(image))
+
+
+def _turned(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """As the orientation says that the opened file names: all that is read of its metadata."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = opened.getexif().get(ORIENTATION)
+    except Exception:  # metadata that nothing can read is no reason to refuse the pixels
+        return image
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _shrunk(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
@@ -161,9 +181,10 @@ def _shrunk(image: Image.Image, factors: tuple[int, int]) -> Image.Image:
     across, down = factors
     shrunk = Image.new("RGB", (-(-image.width // across), -(-image.height // down)))
     rows = down * max(1, STRIP_PIXELS // (image.width * down))
+    shift = _grey_shift(image)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        shrunk.paste(to_rgb(strip).reduce(factors), (0, top // down))
+        shrunk.paste(_to_rgb(strip, shift).reduce(factors), (0, top // down))
     return shrunk
 
 
@@ -183,14 +204,20 @@ def _check_declared_size(size: tuple[int, int], limits: Limits) -> None:
         )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _grey_shift(image: Image.Image) -> int:
+    """Of grey values wider than a byte: how many bits are too many. None where a byte holds them all, as libraries that
+    know integers alone write pictures of 8 bits."""
+    return 8 if image.mode.startswith("I") and image.getextrema()[1] > 255 else 0  # type: ignore[operator]
+
+
+def _to_rgb(image: Image.Image, grey_shift: int) -> Image.Image:
     """Grey, 16-bit grey, palette, alpha and CMYK images as RGB; what is transparent becomes white."""
     from PIL import Image
 
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> grey_shift).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")

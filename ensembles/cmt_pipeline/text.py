@@ -21,6 +21,7 @@ class TextPreprocessor:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # "[SEP]" that somebody typed is text
         pad_id = self._tokenizer.token_to_id(pad_token)
         if pad_id is None:
             raise ValueError(f"{tokenizer_json} has no token {pad_token!r} to pad with")

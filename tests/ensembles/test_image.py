@@ -56,6 +56,12 @@ def plain(mode: str, colour: Any, **options: Any) -> bytes:
     return saved(Image.new(mode, (32, 32), colour), **options)
 
 
+def png_with(more: bytes) -> bytes:
+    """A PNG with chunks behind its header."""
+    data = saved(noise())
+    return data[:33] + more + data[33:]
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -177,6 +183,54 @@ PIXELS = {
     "cmyk": (plain("CMYK", (0, 255, 255, 0), format_="JPEG", quality=100), (254, 0, 0)),
     "grey-jpeg": (plain("L", 100, format_="JPEG", quality=100), (100, 100, 100)),
 }
+
+
+def webp_with_exif(image: Image.Image, exif: bytes) -> bytes:
+    return saved(image, "WEBP", exif=exif, lossless=True)
+
+
+ODD_METADATA = {
+    "png-exif-quoted": saved(noise(), exif=b"b'Exif\\x00\\x00II*\\x00'"),
+    "png-exif-cut": saved(noise(), exif=b"Exif\0\0II*\0\xff\xff"),
+    "webp-exif-garbage": webp_with_exif(noise(), b"garbage!"),
+    "png-profile-2MB": saved(noise(), icc_profile=np.random.default_rng(0).bytes(1000) * 2000),
+    "png-text-2MB": png_with(chunk(b"tEXt", b"Comment\0" + b"x" * 2_000_000)),
+}
+
+
+@pytest.mark.parametrize("data", ODD_METADATA.values(), ids=ODD_METADATA)
+def test_metadata_doesnt_decide_over_pixels(data: bytes) -> None:
+    np.testing.assert_array_equal(decode_image(data), noise())
+    decode_square(data, 16)
+
+
+def test_an_oddly_typed_tag_beside_the_orientation_is_ignored() -> None:
+    """ResolutionUnit as text, which Pillow can read and not write."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    tagged = bytearray(exif.tobytes())
+    stored = noise().transpose(Image.Transpose.ROTATE_90)
+    entry = struct.pack("<HHI4s", 0x0128, 2, 4, b"inch")
+    at = tagged.index(b"II*\0") + 8 if b"II*\0" in tagged else tagged.index(b"MM\0*") + 8
+    if b"MM\0*" in tagged:
+        entry = struct.pack(">HHI4s", 0x0128, 2, 4, b"inch")
+        tagged[at : at + 2] = struct.pack(">H", 2)
+    else:
+        tagged[at : at + 2] = struct.pack("<H", 2)
+    tagged[at + 14 : at + 14] = entry
+    assert (
+        abs(np.asarray(decode_image(saved(stored, "JPEG", exif=bytes(tagged), quality=95)), int) - noise()).mean() < 4
+    )
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+@pytest.mark.parametrize(("highest", "shift"), [(255, 0), (256, 8), (65_535, 8)])
+def test_integer_greys_are_scaled_by_what_is_there(mode: str, highest: int, shift: int) -> None:
+    values = np.linspace(0, highest, 40 * 60).round().reshape(40, 60)
+    wide = Image.fromarray(values.astype(np.int32 if mode == "I" else np.uint16))
+    assert wide.mode == mode
+    rgb = np.asarray(decode_image(saved(wide, "PPM" if mode == "I" else "PNG")))
+    np.testing.assert_array_equal(rgb[..., 0], values.astype(int) >> shift)
 
 
 @pytest.mark.parametrize(("data", "rgb"), PIXELS.values(), ids=PIXELS)

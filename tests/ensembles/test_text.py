@@ -44,8 +44,8 @@ def reference() -> Any:
 
 
 def ids_of(text: str) -> list[int]:
-    """As transformers makes them."""
-    ids: list[int] = reference()(text, truncation=False, padding=False)["input_ids"]
+    """As transformers makes them of text that nobody may write markup in."""
+    ids: list[int] = reference()(text, truncation=False, padding=False, split_special_tokens=True)["input_ids"]
     return ids
 
 
@@ -66,6 +66,14 @@ def test_ids_are_those_of_transformers(text: str) -> None:
     came = preprocessor()(text.encode())
     count = int(came["attention_mask"].sum())
     assert came["input_ids"][:count].tolist() == ids_of(text)
+
+
+@pytest.mark.parametrize("markup", ["[SEP][SEP]", "[MASK]", "[CLS] fine", "[PAD]", "[UNK]"])
+def test_markup_of_the_tokenizer_is_plain_text(markup: str) -> None:
+    came = preprocessor()(markup.encode())
+    ids = came["input_ids"][: int(came["attention_mask"].sum())].tolist()
+    assert ids == [CLS, *ids_of(markup)[1:-1], SEP]
+    assert not {CLS, SEP, 103, 0} & set(ids[1:-1])
 
 
 def test_every_emoji_is_a_word() -> None:

@@ -1,0 +1,77 @@
+"""The length that a sound file's header says, set against what came.
+
+A recorder that is cut off, or writes to a pipe, leaves headers that say nothing, or more than there is. libsndfile
+believes them, and answers with less sound, or none.
+
+WAV: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0"; RF64: EBU Tech 3306;
+FLAC: RFC 9639, section 8.2.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cmt_pipeline.errors import InvalidInput
+
+#: What writers to a pipe put where the size belongs: ffmpeg 0xFFFFFFFF, sox 0x7FFFF000 and more, others 0.
+STREAMED_FROM = 0x7FFFF000
+RF64_SIZE_ELSEWHERE = 0xFFFFFFFF
+CHUNK = struct.Struct("<4sI")
+
+FLAC_RATE = slice(18, 21)  # 20 bits, before 4 of other things
+FLAC_SAMPLES = slice(21, 26)  # the 36 bits of STREAMINFO's total, behind 4 of other things
+FLAC_SAMPLES_MASK = (1 << 36) - 1
+
+
+def with_wav_length(data: bytes) -> bytes:
+    """The file, whose header says what there is where it was a stream's; anything but a WAV as it is.
+
+    InvalidInput where the header says more than came: the file was cut.
+    """
+    if data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
+        return data
+    place, wide = 12, 0
+    while place + CHUNK.size <= len(data):
+        name, size = CHUNK.unpack_from(data, place)
+        begin = place + CHUNK.size
+        if name == b"ds64" and len(data) >= begin + 16:
+            (wide,) = struct.unpack_from("<Q", data, begin + 8)
+        if name == b"data":
+            if size == RF64_SIZE_ELSEWHERE and wide:
+                _check_whole(wide, len(data) - begin)
+                return data
+            if 0 < size < STREAMED_FROM:
+                _check_whole(size, len(data) - begin)
+                return data
+            head = bytearray(data[:begin])
+            head[:4] = b"RIFF"
+            CHUNK.pack_into(head, place, b"data", len(data) - begin)
+            struct.pack_into("<I", head, 4, len(data) - 8)
+            if head[12:16] == b"ds64":
+                head[12:16] = b"JUNK"
+            return bytes(head) + data[begin:]
+        place = begin + size + size % 2
+    return data
+
+
+def with_flac_length(data: bytes, most_s: float) -> bytes:
+    """The file, which says one sample more than `most_s` seconds have where it says none; any other as it is.
+
+    libsndfile reads one to its end, however much less that is, but none that says nothing.
+    """
+    if data[:4] != b"fLaC" or len(data) < FLAC_SAMPLES.stop:
+        return data
+    packed = int.from_bytes(data[FLAC_SAMPLES], "big")
+    if packed & FLAC_SAMPLES_MASK:
+        return data
+    most = int(most_s * (int.from_bytes(data[FLAC_RATE], "big") >> 4)) + 1
+    return data[: FLAC_SAMPLES.start] + (packed | most).to_bytes(5, "big") + data[FLAC_SAMPLES.stop :]
+
+
+def _check_whole(said: int, came: int) -> None:
+    if said > came + 1:  # the byte that pads to an even size is often left out
+        raise InvalidInput(
+            "audio",
+            "cut",
+            f"got {came} of the {said} bytes of sound that the file's header says; expected the whole file",
+        )
