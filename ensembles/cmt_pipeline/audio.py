@@ -15,6 +15,7 @@ from cmt_pipeline.audio_headers import with_flac_length, with_wav_length
 from cmt_pipeline.buckets import AUDIO_SAMPLES, SAMPLE_RATE_HZ, bucket_for
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
+from cmt_pipeline.mp3 import decode_mp3, is_mp3
 from cmt_pipeline.tensors import Array
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
+UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 BLOCK_FRAMES = 65_536  # decoded at a time: of all channels, only their mean is kept
 VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
 
@@ -46,7 +48,6 @@ class AudioPreprocessor:
 
 def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """16 kHz mono samples [samples] float32; channels are averaged. Raises InvalidInput."""
-    import soundfile
     import soxr
 
     if not data:
@@ -57,26 +58,38 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
             "too_large",
             f"got {len(data)} bytes; at most {limits.max_audio_bytes} are accepted: cut it",
         )
-    whole = with_flac_length(with_wav_length(data), limits.max_audio_s)
-    try:
-        with soundfile.SoundFile(io.BytesIO(whole)) as file:
-            if whole is not data:  # a stream: after its last block, shorter than it says, no seek to there succeeds
-                file.seekable = lambda: False
-            rate = _check_header(file, limits)
-            # One frame more than allowed shows a file that is longer than its header says.
-            mono = _read_mono(file, int(limits.max_audio_s * rate) + 1)
-    except soundfile.LibsndfileError as error:
-        raise InvalidInput(
-            "audio",
-            "not_decodable",
-            f"got {len(data)} bytes that don't decode ({error.error_string}); expected {ACCEPTED}",
-        ) from None
+    mono, rate = _decoded(data, limits)
     _check_duration(len(mono) / rate, limits)
     _check_finite(mono)  # the mean of channels that aren't all finite isn't either
     if rate != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate, SAMPLE_RATE_HZ)
         _check_finite(mono)  # its overshoot can overflow too
     return np.ascontiguousarray(mono, np.float32)
+
+
+def _decoded(data: bytes, limits: Limits) -> tuple[Array, int]:
+    """The mean of the channels [samples] float32, and the sample rate in Hz; one sample more than allowed shows that
+    there are too many."""
+    import soundfile
+
+    if is_mp3(data) and (found := decode_mp3(data, limits)):
+        return found
+    whole = with_flac_length(with_wav_length(data), limits.max_audio_s)
+    try:
+        with soundfile.SoundFile(io.BytesIO(whole)) as file:
+            if whole is not data:  # a stream: after its last block, shorter than it says, no seek to there succeeds
+                file.seekable = lambda: False
+            rate = _check_header(file, limits)
+            return _read_mono(file, int(limits.max_audio_s * rate) + 1), rate
+    except soundfile.LibsndfileError as error:
+        # A stream that somebody joined in the middle starts with the rest of a frame.
+        if error.code == UNKNOWN_FORMAT and (found := decode_mp3(data, limits)):
+            return found
+        raise InvalidInput(
+            "audio",
+            "not_decodable",
+            f"got {len(data)} bytes that don't decode ({error.error_string}); expected {ACCEPTED}",
+        ) from None
 
 
 def _read_mono(file: soundfile.SoundFile, most: int) -> Array:

@@ -30,7 +30,7 @@ CONFIG_FILE = "preprocess.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 #: The distributions that prepare; another version of one may give other tensors for the same bytes.
-LIBRARIES = ("pillow", "soundfile", "soxr", "tokenizers")
+LIBRARIES = ("av", "pillow", "soundfile", "soxr", "tokenizers")
 
 #: Raised whenever this code makes something else of the same bytes.
 REVISION = 2
