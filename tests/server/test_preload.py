@@ -16,7 +16,7 @@ import pytest
 from cmt_client import AsyncEmotionClient, Overloaded
 from cmt_perf.traffic import TrafficPlan, traffic_items
 from cmt_release.release import Release
-from cmt_server.preload import FUNCTION, MACHINES, shared_object, write_preload
+from cmt_server.preload import DELETE, FUNCTION, MACHINES, RECORD_BYTES, RECORDS_KEPT, shared_object, write_preload
 from cmt_server.server import TritonServer
 from serving import server_on
 
@@ -41,6 +41,39 @@ def test_a_process_finds_it_by_its_name(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", call], env={"LD_PRELOAD": str(library)}, capture_output=True, text=True)
     assert ran.stdout == "None\n", ran.stderr
+
+
+KEEPS_FREED_RECORDS = f"""
+import ctypes
+process = ctypes.CDLL(None)
+process.malloc.restype = ctypes.c_void_p
+delete = getattr(process, "{DELETE}")
+new = lambda size: process.malloc(ctypes.c_size_t(size))
+free = lambda block, size: delete(ctypes.c_void_p(block), ctypes.c_size_t(size))
+
+other = new(3000)
+free(other, 3000)
+print("another size is reused:", new(3000) == other)
+held = [new({RECORD_BYTES}) for _ in range({2 * RECORDS_KEPT})]
+for block in held:
+    free(block, {RECORD_BYTES})
+again = {{new({RECORD_BYTES}) for _ in range({2 * RECORDS_KEPT})}}
+print("kept ones are reused:", bool(again & set(held[-{RECORDS_KEPT}:])))
+print("older ones are reused:", bool(again & set(held[:{RECORDS_KEPT}])))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="known on x86-64 alone")
+def test_freed_records_keep_their_addresses_for_a_while(tmp_path: Path) -> None:
+    library = write_preload(tmp_path)
+    environment = {"LD_PRELOAD": str(library), "GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
+    command = [sys.executable, "-c", KEEPS_FREED_RECORDS]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [
+        "another size is reused: True",
+        "kept ones are reused: False",
+        "older ones are reused: True",
+    ], ran.stderr
 
 
 @pytest.mark.parametrize("machine", MACHINES)
