@@ -59,6 +59,7 @@ def decode_audio(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[tup
             f"got {len(data)} bytes; at most {limits.max_audio_bytes} are accepted: cut it",
         )
     mono, rate = _decoded(data, limits)
+    _check_rate(rate, limits)
     _check_duration(len(mono) / rate, limits)
     _check_finite(mono)  # the mean of channels that aren't all finite isn't either
     if rate != SAMPLE_RATE_HZ:
@@ -109,12 +110,7 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
     if file.format not in FORMATS:
         raise InvalidInput("audio", "wrong_format", f"got a {file.format} file; expected {ACCEPTED}")
     rate = int(file.samplerate)
-    if not limits.min_sample_rate_hz <= rate <= limits.max_sample_rate_hz:
-        raise InvalidInput(
-            "audio",
-            "sample_rate",
-            f"got a sample rate of {rate} Hz; expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
-        )
+    _check_rate(rate, limits)
     if file.channels > limits.max_audio_channels:
         raise InvalidInput(
             "audio",
@@ -124,6 +120,15 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
     if file.frames > limits.max_audio_s * rate + 1:  # what says one more may have fewer
         _check_duration(file.frames / rate, limits)
     return rate
+
+
+def _check_rate(rate: int, limits: Limits) -> None:
+    if not limits.min_sample_rate_hz <= rate <= limits.max_sample_rate_hz:
+        raise InvalidInput(
+            "audio",
+            "sample_rate",
+            f"got a sample rate of {rate} Hz; expected {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz",
+        )
 
 
 def _check_finite(samples: Array) -> None:

@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -105,7 +106,7 @@ class Soak:
 
     def _driver_killed(self, release: Release, rng: np.random.Generator) -> str:
         driver = self.rig.driver("upgrade", str(release.number), *SHORT)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             driver.process.wait(rng.uniform(1, 10))
         driver.process.kill()
         driver.finish()

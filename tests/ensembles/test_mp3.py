@@ -12,6 +12,7 @@ import soundfile
 
 from cmt_pipeline.audio import decode_audio
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
 
 RATE = 44_100
@@ -96,3 +97,9 @@ def test_too_much_is_refused_before_it_is_all_decoded() -> None:
     with pytest.raises(InvalidInput) as refused:
         decode_audio(VARIABLE * 60)
     assert refused.value.code == "too_long"
+
+
+def test_limits_of_the_sample_rate_hold_here_too() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        decode_audio(CONSTANT, Limits(max_sample_rate_hz=32_000))
+    assert refused.value.code == "sample_rate"
