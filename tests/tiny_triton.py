@@ -208,13 +208,19 @@ class TinyServer:
             time.sleep(0.02)
         return state
 
-    def counts(self, model: str) -> tuple[int, int]:
-        """How many items a model has computed, and in how many batches."""
-        statistics = self.ask(f"/v2/models/{model}/stats")[1]["model_stats"]
-        return (
-            sum(version["inference_count"] for version in statistics),
-            sum(version["execution_count"] for version in statistics),
-        )
+    def counts(self, model: str, items: int = 0) -> tuple[int, int]:
+        """How many items a model has computed, and in how many batches; waits until they are `items` at least.
+
+        Triton counts a batch after it has sent the batch's answers, so whoever has the answer may come too early.
+        """
+        for _ in range(100):
+            statistics = self.ask(f"/v2/models/{model}/stats")[1]["model_stats"]
+            computed = sum(version["inference_count"] for version in statistics)
+            batches = sum(version["execution_count"] for version in statistics)
+            if computed >= items:
+                break
+            time.sleep(0.05)
+        return computed, batches
 
     def index(self) -> list[dict[str, str]]:
         entries: list[dict[str, str]] = self.ask("/v2/repository/index", {})[1]

@@ -260,18 +260,18 @@ def test_timeout_override_without_default(triton: TinyServer, found: set[tuple[s
 
 def test_batch_without_batcher(triton: TinyServer, found: set[tuple[str, str]]) -> None:
     assert [model for rule, model in found if rule == "batch-without-batcher"] == ["alone"]
-    before = triton.counts("together")
+    items, batches = triton.counts("together")
     for model in ("alone", "together"):
         at_once(triton, model, [in_a_batch()] * 6)
-    assert triton.counts("alone") == (6, 6)
-    assert triton.counts("together")[1] - before[1] < 6
+    assert triton.counts("alone", 6) == (6, 6)
+    assert triton.counts("together", items + 6)[1] - batches < 6
 
 
 def test_ensemble_ragged_batch(triton: TinyServer, found: set[tuple[str, str]]) -> None:
     assert [model for rule, model in found if rule == "ensemble-ragged-batch"] == ["ragged"]
-    _, before = triton.counts("together")
+    items, batches = triton.counts("together")
     at_once(triton, "ragged", [in_a_batch(length=length) for length in range(1, 7)])
-    assert triton.counts("together")[1] - before == 6
+    assert triton.counts("together", items + 6)[1] - batches == 6
 
 
 def test_preferred_batch_size(triton: TinyServer, found: set[tuple[str, str]]) -> None:
@@ -282,8 +282,8 @@ def test_preferred_batch_size(triton: TinyServer, found: set[tuple[str, str]]) -
             first.submit(triton.infer, model, x=in_a_batch())
             time.sleep(0.1)
             at_once(triton, model, [in_a_batch()] * 6)
-    assert triton.counts("preferred") == (7, 3)
-    assert triton.counts("unpreferred") == (7, 2)
+    assert triton.counts("preferred", 7) == (7, 3)
+    assert triton.counts("unpreferred", 7) == (7, 2)
 
 
 def test_warmup(triton: TinyServer, found: set[tuple[str, str]]) -> None:
