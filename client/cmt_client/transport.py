@@ -167,12 +167,14 @@ class AsyncHttpTransport:
         self._where = str(address)
         self._wire = Wire(tritonclient.http, CONTROL_HEADER, {})
         context = ssl.create_default_context(cafile=root_certificates) if address.tls else None
-        # conn_timeout bounds a whole request: `call` does that itself.
+        # conn_timeout bounds a whole request: `call` does that itself. conn_limit: with tritonclient's 100, the next
+        # request would wait here, out of the server's sight, its deadline running; as over gRPC, the server decides.
         self._settings = {
             "url": address.target,
             "ssl": address.tls,
             "ssl_context": context,
             "conn_timeout": None,
+            "conn_limit": 0,
         }
         self._client: Any = None
 

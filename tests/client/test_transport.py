@@ -211,6 +211,33 @@ def test_a_lost_server_is_found_again_within_the_retries(
             assert answer.result(10).label == "joy"
 
 
+def test_many_requests_at_once_are_all_sent() -> None:
+    """Over HTTP, too: none waits in the client for another's answer."""
+    many = 150
+
+    async def main() -> None:
+        came, all_came = 0, asyncio.Event()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal came
+            await reader.readuntil(b"\r\n\r\n")
+            came += 1
+            if came == many:
+                all_came.set()
+            await all_came.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            transport = connect_async(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            assert all(await asyncio.gather(*(transport.call(ServerLive(), 20.0) for _ in range(many))))
+            await transport.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_closing_ends_what_is_in_flight(scheme: str, rude_port: Callable[[bytes | None], int]) -> None:
     transport = connect(f"{scheme}://127.0.0.1:{rude_port(None)}")
