@@ -25,6 +25,10 @@ __all__ = ["ServerOptions", "TritonServer", "new_token", "ports_for"]
 
 #: Of a drained server. Seen on Triton 2.51: told to exit while refused requests pour in, it aborts and then hangs.
 EXIT_TIMEOUT_S = 5.0
+#: Of a server that says it crashed. Seen on Triton 2.51: it writes down where, for which it takes memory; a crash that
+#: left the memory's lock taken thus ends in a process that neither answers nor dies.
+CRASH_TIMEOUT_S = 5.0
+CRASHED = re.compile(r"Signal \((6|11)\) received")
 
 #: Called with the number of pipelines that answer and of all there are; what it raises ends the start.
 ReadyProgress = Callable[[int, int], None]
@@ -43,7 +47,9 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = ports_for(options.host, list(options.ports.values()))
         self.control = ModelControl(self.http_url, token=options.control_token)
         self.name = f"cmt-{secrets.token_hex(8)}"
-        self._log = ChildLog(options.work / "tritonserver.log", on_log_line)
+        self._on_log_line = on_log_line
+        self._crashed_at: float | None = None
+        self._log = ChildLog(options.work / "tritonserver.log", self._read_line)
         self.log = self._log.path
         self.notes: tuple[str, ...] = ()
         self._running = contextlib.ExitStack()
@@ -91,6 +97,7 @@ class TritonServer:
             self.options.work.mkdir(parents=True, exist_ok=True)
             binary = find_tritonserver(self.options.work)
             self._running.enter_context(self._log)
+            self._crashed_at = None
             stack, lessened = stack_bytes()
             ports = {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
             open_flags = command_line(self.options, ports, self.name, self._regions)
@@ -135,12 +142,22 @@ class TritonServer:
             self._process = None
 
     def check(self) -> None:
-        """ServerError if the server has died."""
+        """ServerError if the server has died; one that hangs in its crash is ended."""
         process = self._process
         if process is None:
             raise ServerError("the server isn't running")
         if process.poll() is not None:
             raise ServerError(f"tritonserver ended with {process.returncode}; {self._cause()}")
+        if self._crashed_at is not None and time.monotonic() - self._crashed_at > CRASH_TIMEOUT_S:
+            process.kill()
+            process.wait()
+            raise ServerError(f"tritonserver crashed and hung for {CRASH_TIMEOUT_S:g} s; {self._cause()}")
+
+    def _read_line(self, line: str) -> None:
+        if self._crashed_at is None and CRASHED.match(line):
+            self._crashed_at = time.monotonic()
+        if self._on_log_line:
+            self._on_log_line(line)
 
     def _is_ours(self) -> bool:
         return server_name(self.options.host, self.http_port) == self.name

@@ -31,7 +31,7 @@ from cmt_server import binary
 from cmt_server.binary import find_tritonserver
 from cmt_server.errors import ServerError
 from cmt_server.repository import Repository
-from cmt_server.server import TritonServer
+from cmt_server.server import ServerOptions, TritonServer
 from serving import server_on
 
 
@@ -321,3 +321,15 @@ def test_numpy_2_is_refused_before_it_empties_answers(monkeypatch: pytest.Monkey
     monkeypatch.setattr(np, "__version__", "2.1.0")
     with pytest.raises(ServerError, match="numpy<2"):
         binary.find_tritonserver(tmp_path)
+
+
+def test_a_server_that_hangs_in_its_crash_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As tritonserver does where the crash came with the allocator's lock taken: it says so, and stays."""
+    script = tmp_path / "tritonserver"
+    script.write_text("#!/bin/sh\necho 'Signal (11) received.'\nexec sleep 600\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("cmt_server.server.CRASH_TIMEOUT_S", 0.1)
+    options = ServerOptions(tmp_path, tmp_path / "work", http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(ServerError, match="crashed and hung"):
+        TritonServer(options).start()
