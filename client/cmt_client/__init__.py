@@ -8,9 +8,9 @@
 Importing it needs numpy and tritonclient alone; gRPC or an HTTP library loads when a client is made.
 """
 
+from cmt_client.arrays import Sound
 from cmt_client.client import AsyncEmotionClient, EmotionClient
 from cmt_client.control import ModelControl
-from cmt_client.encode import Sound
 from cmt_client.errors import (
     ControlFailed,
     DeadlineExceeded,

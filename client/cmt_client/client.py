@@ -89,10 +89,10 @@ class EmotionClient(_Client):
     ) -> Emotion:
         """The emotion of one item, from one or more modalities.
 
-        image: a file's bytes, its path, uint8 [height, width] or [height, width, 3], or a Pillow image.
-        audio: a file's bytes, its path, `Sound(samples, sample_rate_hz)` or that pair as a tuple; samples are
-        float or int16, [samples] or [samples, channels]. text: one utterance. timeout_s: instead of the
-        client's. request_id: stands in the answer, in errors and in the server's log; made up when not given.
+        image: a file (its bytes, its path, itself opened in binary mode, a row {"bytes", "path"}), an array of pixels,
+        or a Pillow image. audio: a file, `Sound(samples, sample_rate_hz)`, that pair as a tuple, or a row {"array",
+        "sampling_rate"}; what arrays may be is told by `cmt_client.arrays`. text: one utterance. timeout_s: instead of
+        the client's. request_id: stands in the answer, in errors and in the server's log; made up when not given.
         headers: HTTP headers, or gRPC metadata, such as `traceparent`; that of a current OpenTelemetry span is sent
         anyway.
 

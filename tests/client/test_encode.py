@@ -34,25 +34,9 @@ def test_a_grey_or_strided_array_arrives_unchanged() -> None:
     grey = RANDOM.integers(0, 256, (20, 30), np.uint8)
     arrived = np.asarray(decode_image(image_bytes(grey, DEFAULT_LIMITS)))
     assert np.array_equal(arrived, np.stack([grey] * 3, axis=2))
+    assert np.array_equal(np.asarray(decode_image(image_bytes(grey[..., None], DEFAULT_LIMITS))), arrived)
     flipped = RANDOM.integers(0, 256, (20, 40, 3), np.uint8)[::-1, ::2, ::-1]
     assert np.array_equal(np.asarray(decode_image(image_bytes(flipped, DEFAULT_LIMITS))), flipped)
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((20, 20, 3), np.float32),
-        np.zeros((20, 20, 4), np.uint8),
-        np.zeros((1, 20, 20, 3), np.uint8),
-        np.zeros((0, 20, 3), np.uint8),
-        np.zeros(20, np.uint8),
-    ],
-    ids=lambda array: f"{array.dtype}{array.shape}",
-)
-def test_other_arrays_are_no_images(array: np.ndarray[Any, Any]) -> None:
-    with pytest.raises(InvalidInput, match=r"expected uint8 \[height, width\]") as raised:
-        image_bytes(array, DEFAULT_LIMITS)
-    assert (raised.value.field, raised.value.code) == ("image", "wrong_array")
 
 
 def sample_image(mode: str) -> Image.Image:
@@ -131,25 +115,6 @@ def test_a_sound_is_what_the_audio_stage_takes() -> None:
 def test_loud_floats_are_not_clipped() -> None:
     samples = np.full(4_000, 3.5, np.float32)
     assert decode_audio(audio_bytes((samples, 16_000), DEFAULT_LIMITS)).max() == 3.5
-
-
-@pytest.mark.parametrize(
-    ("audio", "code"),
-    [
-        (np.zeros(16_000, np.float32), "no_rate"),
-        ((np.zeros(16_000, np.int32), 16_000), "wrong_array"),
-        ((np.zeros((2, 16_000), np.float32), 16_000), "wrong_array"),
-        ((np.zeros((10, 0), np.float32), 16_000), "wrong_array"),
-        ((np.zeros(16_000, np.float32), 0), "sample_rate"),
-        ((np.zeros(16_000, np.float32), 44.1), "sample_rate"),
-        ((np.zeros(16_000, np.float32), None), "sample_rate"),
-        (["samples"], "wrong_type"),
-    ],
-)
-def test_other_sounds_are_invalid(audio: Any, code: str) -> None:
-    with pytest.raises(InvalidInput) as raised:
-        audio_bytes(audio, DEFAULT_LIMITS)
-    assert (raised.value.field, raised.value.code) == ("audio", code)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
