@@ -59,8 +59,9 @@ class TritonPythonModel:
 def write_model(repository: Path, name: str, config: str, versions: Sequence[int] = (1,)) -> Path:
     """A model's folder; a python-backend one unless the configuration says otherwise."""
     folder = repository / name
+    folder.mkdir(parents=True, exist_ok=True)
     for version in versions:
-        (folder / str(version)).mkdir(parents=True, exist_ok=True)
+        (folder / str(version)).mkdir(exist_ok=True)
         if 'platform: "ensemble"' not in config:
             (folder / str(version) / "model.py").write_text(MODEL)
     (folder / "config.pbtxt").write_text(config)
@@ -108,12 +109,16 @@ def ensemble(
 
 @dataclass
 class TinyServer:
-    """A tritonserver on 127.0.0.1; a context manager. token: what its restricted APIs want, if they want one."""
+    """A tritonserver on 127.0.0.1; a context manager.
+
+    token: what its restricted APIs want, if they want one; completes: whether it completes configurations.
+    """
 
     repository: Path
     work: Path
     flags: Sequence[str] = ()
     token: str = ""
+    completes: bool = False
 
     def __post_init__(self) -> None:
         self.ports = _free_ports(3)
@@ -234,7 +239,8 @@ class TinyServer:
             yield f"--{service}-port={port}"
         yield "--exit-timeout-secs=1"
         yield "--exit-on-error=false"
-        yield "--disable-auto-complete-config"
+        if not self.completes:
+            yield "--disable-auto-complete-config"
         yield f"--backend-config=python,shm-region-prefix-name={self._regions}"
         yield f"--cache-directory={binary.path.parent.parent / 'caches'}"
         if self.token:

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from cmt_server.advisories import TritonVersion
-from cmt_server.doctor import ensemble_rules, environment, model_rules, repository, server_rules
+from cmt_server.doctor import ensemble_rules, environment, model_rules, repository, server_rules, wiring_rules
 from cmt_server.doctor.environment import StubEnvironment
 from cmt_server.doctor.finding import Finding, Rule
 from cmt_server.doctor.repository import Repository, read_repositories
 from cmt_server.doctor.running import Observation
 
-CONFIG_CHECKS = ensemble_rules.CHECKS | model_rules.CHECKS
+CONFIG_CHECKS = ensemble_rules.CHECKS | wiring_rules.CHECKS | model_rules.CHECKS
 #: Every rule, in the order in which findings are listed.
 RULES: tuple[Rule, ...] = (
     repository.UNREADABLE,
     repository.NAME_DIFFERS,
     repository.DUPLICATE,
+    repository.VERSION_FOLDER,
+    repository.NOT_A_MODEL,
     *CONFIG_CHECKS,
     environment.NUMPY_2,
     *server_rules.CHECKS,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
-
-from tritonclient.grpc.model_config_pb2 import DataType
 
 from cmt_server.doctor.finding import Finding, Rule, Versions, finding
 from cmt_server.doctor.graph import member, parallel_steps, refusals, step_name, steps_of
-from cmt_server.doctor.repository import Model, Repository
+from cmt_server.doctor.repository import Repository
 
 REFUSAL_BESIDE_SIBLING = Rule(
     "refusal-beside-sibling",
@@ -30,7 +26,7 @@ FLOATING_STEP_VERSION = Rule(
 STEP_VERSION_MISSING = Rule(
     "step-version-missing",
     "error",
-    "A step without a model_version means version 0, which no model has: Triton doesn't load the ensemble.",
+    "A step without a model_version means version 0: without a folder of that name Triton doesn't load the ensemble.",
     "Write model_version: a number, or -1 for the newest.",
 )
 EXPOSED_INTERMEDIATE = Rule(
@@ -45,18 +41,6 @@ STALE_ENSEMBLE_CACHE = Rule(
     "The key of an ensemble's cached answer has the ensemble's version, not its steps': after a step changes, old "
     "answers go on coming.",
     "Turn response_cache off, or give the ensemble a new version with every change of a step.",
-)
-WIRING = Rule(
-    "ensemble-wiring",
-    "error",
-    "Triton doesn't load an ensemble whose tensors don't join up; the repository index gives no reason.",
-    "Every tensor has one producer and the data type of both its ends; every input is used, every output produced.",
-)
-BATCH_ABOVE_MEMBER = Rule(
-    "ensemble-batch-above-member",
-    "error",
-    "Triton doesn't load an ensemble whose max_batch_size is above that of a step's model.",
-    "Lower the ensemble's max_batch_size, or raise the member's.",
 )
 ENSEMBLE_SETTINGS = Rule(
     "ensemble-settings",
@@ -108,7 +92,8 @@ def floating_step_version(repository: Repository) -> Iterator[Finding]:
 def step_version_missing(repository: Repository) -> Iterator[Finding]:
     for ensemble in repository.ensembles:
         for index, step in enumerate(steps_of(ensemble)):
-            if step.model_version == 0:
+            model = member(repository, step)
+            if step.model_version == 0 and not (model and 0 in model.loaded_versions()):
                 what = f"{step_name(ensemble, index)} has no model_version"
                 yield finding(STEP_VERSION_MISSING, ensemble.file, ensemble.name, what)
 
@@ -128,68 +113,6 @@ def stale_ensemble_cache(repository: Repository) -> Iterator[Finding]:
     for ensemble in repository.ensembles:
         if ensemble.config.response_cache.enable:
             yield finding(STALE_ENSEMBLE_CACHE, ensemble.file, ensemble.name, "response_cache is on for an ensemble")
-
-
-def wiring(repository: Repository) -> Iterator[Finding]:
-    for ensemble in repository.ensembles:
-        for what in (*_tensors_amiss(ensemble), *_maps_amiss(repository, ensemble)):
-            yield finding(WIRING, ensemble.file, ensemble.name, what)
-
-
-def _tensors_amiss(ensemble: Model) -> Iterator[str]:
-    """Tensors of the ensemble that are produced never or twice, or that nobody takes."""
-    inputs = [tensor.name for tensor in ensemble.config.input]
-    produced = Counter(tensor for step in steps_of(ensemble) for tensor in step.output_map.values())
-    taken = {tensor for step in steps_of(ensemble) for tensor in step.input_map.values()}
-    for tensor in sorted(set(inputs) - taken):
-        yield f"input {tensor!r} goes to no step"
-    for tensor in sorted({output.name for output in ensemble.config.output} - set(produced)):
-        yield f"output {tensor!r} comes from no step"
-    for tensor, times in sorted(produced.items()):
-        if times > 1:
-            yield f"tensor {tensor!r} comes from {times} steps"
-    for index, step in enumerate(steps_of(ensemble)):
-        for tensor in sorted(set(step.input_map.values()) - set(produced) - set(inputs)):
-            yield f"{step_name(ensemble, index)} waits for tensor {tensor!r}, which nothing produces"
-
-
-def _maps_amiss(repository: Repository, ensemble: Model) -> Iterator[str]:
-    """Maps that don't fit a member's own tensors, where its configuration lists them."""
-    types: dict[str, str] = {tensor.name: _data_type(tensor) for tensor in ensemble.config.input}
-    types |= {tensor.name: _data_type(tensor) for tensor in ensemble.config.output}
-    for index, step in enumerate(steps_of(ensemble)):
-        model = member(repository, step)
-        if model is None:
-            continue
-        sides = (("input", model.config.input, step.input_map), ("output", model.config.output, step.output_map))
-        for side, tensors, names in sides:
-            declared = {tensor.name: tensor for tensor in tensors}
-            for name in sorted(names) if declared else ():
-                if name not in declared:
-                    yield f"{step_name(ensemble, index)}: its model has no {side} {name!r}"
-                elif types.setdefault(names[name], _data_type(declared[name])) != _data_type(declared[name]):
-                    types_met = f"{types[names[name]]} elsewhere and {_data_type(declared[name])}"
-                    yield f"{step_name(ensemble, index)}: tensor {names[name]!r} is {types_met} here"
-        for tensor in model.config.input:
-            if not tensor.optional and tensor.name not in step.input_map:
-                yield f"{step_name(ensemble, index)}: input {tensor.name!r} of its model is not mapped"
-
-
-def _data_type(tensor: Any) -> str:
-    """Name of a tensor's data type, such as TYPE_FP32."""
-    number = tensor.data_type
-    return str(DataType.Name(number)) if number in DataType.values() else str(number)
-
-
-def batch_above_member(repository: Repository) -> Iterator[Finding]:
-    for ensemble in repository.ensembles:
-        batch = ensemble.config.max_batch_size
-        for index, step in enumerate(steps_of(ensemble)):
-            model = member(repository, step)
-            if model is not None and model.config.max_batch_size < batch:
-                took = f"that of its model {model.config.max_batch_size}"
-                what = f"the ensemble's max_batch_size is {batch}, {took}: {step_name(ensemble, index)}"
-                yield finding(BATCH_ABOVE_MEMBER, ensemble.file, ensemble.name, what)
 
 
 def ensemble_settings(repository: Repository) -> Iterator[Finding]:
@@ -239,9 +162,14 @@ def _missing(repository: Repository, name: str, version: int) -> str:
     if not repository.has(name):
         return "its model isn't in the repository"
     model = repository.models.get(name)
-    if model is None or model.versions is None or version < 1 or version in model.loaded_versions():
+    if model is None or model.versions is None:
         return ""
-    listed = ", ".join(map(str, model.loaded_versions())) or "none"
+    loaded = model.loaded_versions()
+    if not loaded:
+        return "no version of its model is loaded"
+    if version < 1 or version in loaded:
+        return ""
+    listed = ", ".join(map(str, loaded))
     if version in model.versions:
         return f"version {version} lies there, but version_policy loads {listed}"
     return f"version {version} isn't there; version_policy loads {listed}"
@@ -255,8 +183,6 @@ CHECKS: dict[Rule, Callable[[Repository], Iterator[Finding]]] = {
     EXPOSED_INTERMEDIATE: exposed_intermediate,
     STEP_WITHOUT_INPUT: step_without_input,
     STALE_ENSEMBLE_CACHE: stale_ensemble_cache,
-    WIRING: wiring,
-    BATCH_ABOVE_MEMBER: batch_above_member,
     ENSEMBLE_SETTINGS: ensemble_settings,
     ENSEMBLE_RAGGED: ensemble_ragged,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cmt_server.doctor.repository import Model, Repository
+
+LONGEST_WAY = 10  # names of ensembles that a finding lists
 
 
 def steps_of(ensemble: Model) -> list[Any]:
@@ -31,6 +33,51 @@ def parallel_steps(ensemble: Model) -> dict[int, list[int]]:
         for step in before
     }
     return {step: others for step, others in parallel.items() if others}
+
+
+def waiting_for_themselves(ensemble: Model) -> list[int]:
+    """Indices of the steps that wait for an output of their own, directly or through other steps."""
+    return [index for index, before in _ancestors(ensemble).items() if index in before]
+
+
+def circular_ensembles(repository: Repository) -> dict[str, tuple[list[str], bool]]:
+    """Ensembles whose members lead into a circle -> the way there, its first names; whether it is above the circle."""
+    names = {ensemble.name for ensemble in repository.ensembles}
+    below = {
+        ensemble.name: {step.model_name for step in steps_of(ensemble)} & names for ensemble in repository.ensembles
+    }
+    leading = _endless(below)
+    above: dict[str, set[str]] = {name: set() for name in leading}
+    for name in leading:
+        for inner in below[name] & leading:
+            above[inner].add(name)
+    circling = _endless(above)
+    return {name: (_way(name, below, leading), name not in circling) for name in sorted(leading)}
+
+
+def _endless(edges: Mapping[str, set[str]]) -> set[str]:
+    """The nodes from which one can walk on for ever: what is left once all that lead nowhere are gone."""
+    left = {node: len(targets) for node, targets in edges.items()}
+    sources: dict[str, list[str]] = {node: [] for node in edges}
+    for node, targets in edges.items():
+        for target in targets:
+            sources[target].append(node)
+    ended = [node for node, count in left.items() if not count]
+    for node in ended:  # grows meanwhile
+        del left[node]
+        for source in sources[node]:
+            left[source] -= 1
+            if not left[source]:
+                ended.append(source)
+    return set(left)
+
+
+def _way(name: str, below: Mapping[str, set[str]], leading: set[str]) -> list[str]:
+    """From an ensemble on through members that lead into a circle, until one comes again or the way is long."""
+    way = [name]
+    while len(way) < LONGEST_WAY and way[-1] not in way[:-1]:
+        way.append(min(below[way[-1]] & leading))
+    return way
 
 
 def refusals(repository: Repository, model: Model) -> Iterator[str]:

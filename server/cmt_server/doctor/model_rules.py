@@ -62,7 +62,9 @@ WARMUP_WITHOUT_GRAPH = Rule(
 BATCH_WITHOUT_BATCHER = Rule(
     "batch-without-batcher",
     "warning",
-    "max_batch_size lets one request be a batch, but without a batcher requests are never put together.",
+    "max_batch_size lets one request be a batch, but without a batcher requests are never put together. Triton's "
+    "auto-complete adds one for ONNX Runtime, TensorRT, OpenVINO, TensorFlow and Paddle models alone: with it turned "
+    "off, look at the running server.",
     "Add dynamic_batching { }, or set max_batch_size to 1 or 0.",
 )
 PREFERRED_BATCH_SIZE = Rule(
@@ -70,6 +72,13 @@ PREFERRED_BATCH_SIZE = Rule(
     "warning",
     "A batch is cut at a preferred size although more requests wait; it is meant for TensorRT's optimization profiles.",
     "Leave preferred_batch_size out and set max_queue_delay_microseconds alone.",
+)
+NO_VERSION = Rule(
+    "no-version",
+    "error",
+    "Triton doesn't load a model of which no version is chosen, an ensemble neither; the repository index gives no "
+    "reason. Folders of other names than plain numbers count for nothing.",
+    "Put the model into a folder named 1 (empty for an ensemble), or let version_policy load what lies there.",
 )
 VERSION_NEVER_LOADED = Rule(
     "version-never-loaded",
@@ -171,6 +180,7 @@ def batch_without_batcher(repository: Repository) -> Iterator[Finding]:
     for model in repository.models.values():
         config = model.config
         batches_itself = config.backend in OWN_BATCHING or config.model_transaction_policy.decoupled
+        batches_itself = batches_itself or model.batching_completed
         if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None and not batches_itself:
             what = f"max_batch_size is {config.max_batch_size} and there is no dynamic_batching"
             yield finding(BATCH_WITHOUT_BATCHER, model.file, model.name, what)
@@ -187,22 +197,30 @@ def preferred_batch_size(repository: Repository) -> Iterator[Finding]:
             yield finding(PREFERRED_BATCH_SIZE, model.file, model.name, what)
 
 
+def no_version(repository: Repository) -> Iterator[Finding]:
+    for model in repository.models.values():
+        if model.versions is not None and not model.loaded_versions():
+            there = ", ".join(map(str, model.versions))
+            what = f"version_policy loads none of version {there}" if there else "there is no version's folder"
+            yield finding(NO_VERSION, model.file, model.name, what)
+
+
 def version_never_loaded(repository: Repository) -> Iterator[Finding]:
     """An ensemble's version folders are empty, and its configuration is the same for all: those may lie there."""
     for model in repository.models.values():
-        if model.is_ensemble:
-            continue
         loaded = model.loaded_versions()
+        if model.is_ensemble or not loaded:
+            continue
         idle = [str(version) for version in model.versions or () if version not in loaded]
         if idle:
-            listed = ", ".join(map(str, loaded)) or "none"
+            listed = ", ".join(map(str, loaded))
             what = f"version {', '.join(idle)} lies there; version_policy loads {listed}"
             yield finding(VERSION_NEVER_LOADED, model.file, model.name, what)
 
 
 def policy_without_version(repository: Repository) -> Iterator[Finding]:
     for model in repository.models.values():
-        if model.versions is None:
+        if model.versions is None or not model.loaded_versions():
             continue
         named = model.config.version_policy.specific.versions
         missing = [str(version) for version in sorted(set(named)) if version not in model.versions]
@@ -214,6 +232,7 @@ def policy_without_version(repository: Repository) -> Iterator[Finding]:
 CHECKS: dict[Rule, Callable[[Repository], Iterator[Finding]]] = {
     TIMEOUT_OVERRIDE: timeout_override,
     CACHE_KEY: cache_key,
+    NO_VERSION: no_version,
     VERSION_NEVER_LOADED: version_never_loaded,
     POLICY_WITHOUT_VERSION: policy_without_version,
     NO_WARMUP: no_warmup,

@@ -17,11 +17,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from cmt_pipeline.constants import TRITON_CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt
+from cmt_server.doctor.completion import completes_batching, declared_backend
 from cmt_server.doctor.finding import Finding, Rule, finding
 from cmt_server.repository import Repository as ServedRepository
 
 VARIANTS_FOLDER = "configs"
 MAX_CONFIG_BYTES = 4 << 20
+PLAIN_VERSION = r"0|[1-9]\d{0,17}"
 MAX_ENTRIES = 10_000  # of a folder
 MAX_VARIANTS = 16
 MAX_STEPS = 1_000  # of an ensemble
@@ -39,6 +41,20 @@ NAME_DIFFERS = Rule(
     "Triton doesn't load a model whose configuration gives another name than its folder.",
     "Make them equal, or leave the name out.",
 )
+VERSION_FOLDER = Rule(
+    "misread-version-folder",
+    "error",
+    "Triton takes the number in front of a folder's name for a version: '2.bak' is version 2, which it then looks for "
+    "in folder 2. A number of more than 64 bits ends the server.",
+    "Name version folders by a plain number; keep copies elsewhere, or let their names begin with a letter.",
+)
+NOT_A_MODEL = Rule(
+    "not-a-model",
+    "warning",
+    "Triton takes every folder of a repository for a model, hidden ones too. Unless models are loaded by name, this "
+    "one fails, and the server ends at its start if not told --exit-on-error=false.",
+    "Move the folder out of the repository.",
+)
 DUPLICATE = Rule(
     "model-in-two-folders",
     "error",
@@ -49,12 +65,16 @@ DUPLICATE = Rule(
 
 @dataclass(frozen=True)
 class Model:
-    """file: where its configuration lies; versions: of the folders that hold it, None when a server described it."""
+    """file: where its configuration lies; versions: of the folders that hold it, None when a server described it.
+
+    batching_completed: whether Triton's auto-complete, unless it is off, settles how the model batches.
+    """
 
     name: str
     file: str
     config: ModelConfig
     versions: tuple[int, ...] | None = None
+    batching_completed: bool = False
 
     @property
     def is_ensemble(self) -> bool:
@@ -62,16 +82,16 @@ class Model:
 
     @property
     def is_tensorrt(self) -> bool:
-        return bool(self.config.platform == "tensorrt_plan" or self.config.backend == "tensorrt")
+        return declared_backend(self.config) == "tensorrt"
 
     def loaded_versions(self) -> tuple[int, ...]:
         """The versions lying there that the version policy loads."""
         there, policy = self.versions or (), self.config.version_policy
-        if policy.HasField("all"):
-            return there
         if policy.HasField("specific"):
             return tuple(version for version in there if version in policy.specific.versions)
-        return there[-max(policy.latest.num_versions, 1) :]
+        if policy.HasField("latest"):
+            return there[len(there) - min(policy.latest.num_versions, len(there)) :]
+        return there if self.config.HasField("version_policy") else there[-1:]
 
 
 @dataclass(frozen=True)
@@ -159,12 +179,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _read_model(folder: Path, reading: _Reading) -> None:
     name, file = folder.name, folder / TRITON_CONFIG_FILE
     try:
-        versions = tuple(sorted(int(p.name) for p in _entries(folder) if re.fullmatch(r"[1-9]\d{0,17}", p.name)))
+        versions = _versions(folder, reading)
         if not file.exists():
             if versions:
                 reading.undeclared.add(name)
+            else:
+                what = "it has neither a configuration nor a version's folder"
+                reading.findings.append(finding(NOT_A_MODEL, str(folder), name, what))
             return
-        model = _model(name, file, versions)
+        model = _model(folder, file, versions)
     except (OSError, ValueError) as error:
         reading.findings.append(finding(UNREADABLE, str(file), name, f"it can't be read: {error}"))
         reading.undeclared.add(name)
@@ -180,7 +203,19 @@ def _read_model(folder: Path, reading: _Reading) -> None:
     _read_variants(folder, versions, reading)
 
 
-def _model(name: str, file: Path, versions: tuple[int, ...]) -> Model:
+def _versions(folder: Path, reading: _Reading) -> tuple[int, ...]:
+    """The versions that a model's folder holds, read as Triton reads them: 0 is one, 01 is none."""
+    names = [path.name for path in _entries(folder)]
+    plain = {name for name in names if re.fullmatch(PLAIN_VERSION, name)}
+    for name in names:
+        number = re.match(r"\s*\+?(-?\d+)", name)
+        if number and not name.startswith("0") and number[1] not in plain:
+            what = f"folder {name!r} is version {number[1]} to Triton"
+            reading.findings.append(finding(VERSION_FOLDER, str(folder), folder.name, what))
+    return tuple(sorted(map(int, plain)))
+
+
+def _model(folder: Path, file: Path, versions: tuple[int, ...]) -> Model:
     """ValueError or OSError if the file is no configuration."""
     if not file.is_file():
         raise ValueError("it is no regular file")
@@ -188,14 +223,15 @@ def _model(name: str, file: Path, versions: tuple[int, ...]) -> Model:
         data = opened.read(MAX_CONFIG_BYTES + 1)
     if len(data) > MAX_CONFIG_BYTES:
         raise ValueError(f"got more than {MAX_CONFIG_BYTES} bytes")
-    return Model(name, str(file), parse_config(data), versions)
+    config = parse_config(data)
+    return Model(folder.name, str(file), config, versions, completes_batching(config, folder, versions))
 
 
 def _read_variants(folder: Path, versions: tuple[int, ...], reading: _Reading) -> None:
     """Configurations that `--model-config-name` chooses."""
     for file in sorted((folder / VARIANTS_FOLDER).glob("*.pbtxt"))[:MAX_VARIANTS]:
         try:
-            variant = _model(folder.name, file, versions)
+            variant = _model(folder, file, versions)
         except (OSError, ValueError) as error:
             reading.findings.append(finding(UNREADABLE, str(file), folder.name, f"it can't be read: {error}"))
         else:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from cmt_server.doctor.diagnosis import diagnose
 from cmt_server.doctor.environment import NUMPY_2, StubEnvironment, stub_environment
 from cmt_server.doctor.finding import LONGEST_TEXT, printable
-from cmt_server.doctor.repository import MAX_CONFIG_BYTES, MAX_STEPS, parse_config, read_repositories
+from cmt_server.doctor.graph import LONGEST_WAY, circular_ensembles
+from cmt_server.doctor.repository import (
+    MAX_CONFIG_BYTES,
+    MAX_STEPS,
+    Model,
+    Repository,
+    parse_config,
+    read_repositories,
+)
 from tiny_triton import Step, ensemble, python_model, write_model
 
 ROOT = Path(__file__).parents[3]
@@ -67,10 +75,44 @@ def test_configurations_that_a_name_chooses_are_read_too(tmp_path: Path) -> None
 
 def test_a_model_without_a_configuration_may_be_a_step(tmp_path: Path) -> None:
     (tmp_path / "a" / "1").mkdir(parents=True)
-    (tmp_path / "notes").mkdir()
     write_model(tmp_path, "e", ENSEMBLE)
     assert found(tmp_path) == []
     assert diagnose([tmp_path]).models == 1
+
+
+def test_folders_that_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".git" / "refs").mkdir(parents=True)
+    (tmp_path / "readme.md").touch()
+    assert found(tmp_path) == [("not-a-model", ".git"), ("not-a-model", "notes")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "version"),
+    [("2.bak", "2"), ("2_old", "2"), ("1.0.3", None), ("+3", "3"), ("-1", "-1"), ("9" * 30, "9" * 30)],
+)
+def test_version_folders_that_triton_misreads(folder: str, version: str | None, tmp_path: Path) -> None:
+    model = write_model(tmp_path, "a", WARMED)
+    (model / folder).mkdir()
+    told = [one.what for one in diagnose([tmp_path]).findings]
+    assert told == ([f"folder {folder!r} is version {version} to Triton"] if version else [])
+
+
+@pytest.mark.parametrize("folder", ["1.bak", "old", "01", "v2", "configs", ".git", "0.5"])
+def test_folders_that_are_no_versions(folder: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path, "a", WARMED)
+    (model / folder).mkdir()
+    assert found(tmp_path) == []
+    (model / "1").rename(model / "latest")
+    assert ("no-version", "a") in found(tmp_path)
+
+
+@pytest.mark.parametrize(("artefact", "silent"), [("model.onnx", True), ("model.plan", True), ("model.pt", False)])
+def test_the_backend_is_known_by_the_artefact(artefact: str, silent: bool, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "a", "max_batch_size: 4", ())
+    (folder / "1").mkdir()
+    (folder / "1" / artefact).touch()
+    assert (("batch-without-batcher", "a") not in found(tmp_path)) is silent
 
 
 def test_a_missing_folder_says_what_was_expected(tmp_path: Path) -> None:
@@ -110,7 +152,18 @@ def test_what_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
 def test_ensembles_in_circles_end(tmp_path: Path) -> None:
     write_model(tmp_path, "e", ensemble([Step("f", {"x": "x"}, {"y": "y"}), Step("f", {"x": "y"}, {"y": "x"})]))
     write_model(tmp_path, "f", ensemble([Step("e", {"x": "x"}, {"y": "y"})]))
-    assert ("ensemble-wiring", "e") not in found(tmp_path)
+    assert {("circular-ensembles", "e"), ("circular-ensembles", "f")} <= set(found(tmp_path))
+
+
+def test_a_long_circle_is_found_quickly() -> None:
+    count = 5_000
+    models = {
+        f"e{i}": Model(f"e{i}", "", parse_config(ensemble([Step(f"e{(i + 1) % count}", {}, {})]).encode()))
+        for i in range(count)
+    }
+    circular = circular_ensembles(Repository(models))
+    assert len(circular) == count
+    assert circular["e7"] == ([f"e{i}" for i in range(7, 7 + LONGEST_WAY)], False)
 
 
 def test_many_parallel_steps_are_quick(tmp_path: Path) -> None:

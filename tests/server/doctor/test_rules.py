@@ -17,6 +17,8 @@ X, Y = {"x": "x"}, {"y": "y"}
 BATCH = "max_batch_size: 4 dynamic_batching { }"
 QUEUE = "max_batch_size: 4 dynamic_batching {{ default_queue_policy {{ {} }} }}"
 PLAIN = python_model(more=BATCH)
+BATCH_OF_4 = "max_batch_size: 4"
+ROOMY = python_model().replace("dims: 1", "dims: [-1, 1]")
 REQUIRED = PLAIN.replace(" optional: true", "")
 CHAIN = (Step("a", X, {"y": "middle"}), Step("b", {"x": "middle"}, Y))
 FAN = (Step("a", X, Y), Step("b", X, {"y": "z"}))
@@ -134,7 +136,7 @@ CASES = [
     Case("cache-key", {"a": python_model(outputs=("y", "z"), more="response_cache { enable: false }", dims=-1)}),
     # What Triton doesn't load.
     Case("ensemble-wiring", wired(Step("a", {"x": "ghost"}, Y)), ("e", "e"), says="'ghost', which nothing produces"),
-    Case("ensemble-wiring", wired(Step("a", X, {"y": "z"})), ("e",), says="'y' comes from no step"),
+    Case("ensemble-wiring", wired(Step("a", X, {"y": "z"})), ("e", "e"), says="'y' comes from no step"),
     Case("ensemble-wiring", wired(*ONE, inputs=("x", "w")), ("e",), says="'w' goes to no step"),
     Case("ensemble-wiring", wired(Step("a", X, Y), Step("b", X, Y)), ("e",), says="'y' comes from 2 steps"),
     Case("ensemble-wiring", wired(Step("a", {"q": "x"}, Y)), ("e",), says="no input 'q'"),
@@ -151,10 +153,64 @@ CASES = [
         ("e",),
         says="input 'w' of its model is not mapped",
     ),
+    Case("ensemble-wiring", wired(*ONE, Step("b", X, {"y": "z"})), ("e",), says="'z' goes to no step and is no output"),
+    Case("ensemble-wiring", wired(Step("a", {"x": "m"}, Y), Step("b", {"x": "y"}, {"y": "m"})), ("e",) * 3, says="own"),
+    Case("ensemble-wiring", pair(python_model(dims=3), e=ensemble(ONE)), ("e", "e"), says="[1] elsewhere and [3] here"),
+    Case("ensemble-wiring", pair(python_model(dims=3), b=PLAIN.replace(": 1", ": 4"), e=ensemble(CHAIN)), ("e",) * 3),
+    Case("ensemble-wiring", pair(python_model(dims=-1), e=ensemble(ONE))),
+    Case("ensemble-wiring", pair(PLAIN, e=ensemble(ONE).replace("dims: 1", "dims: [-1, 1]"))),
+    Case("ensemble-wiring", pair(ROOMY, e=ensemble(ONE, more=BATCH_OF_4))),
+    Case(
+        "ensemble-wiring",
+        pair(PLAIN, e=ensemble(ONE, more=BATCH_OF_4).replace("dims: 1", "dims: 2 reshape { shape: [1, 1] }")),
+        ("e", "e"),
+        says="[-1, 1, 1] elsewhere and [-1, 1] here",
+    ),
     Case("ensemble-wiring", {"a": 'backend: "python"', "e": ensemble(ONE)}),  # Triton completes it
     Case("ensemble-wiring", pair(REQUIRED, e=ensemble(CHAIN), f=ensemble(FAN, outputs=("y", "z")))),
     Case("ensemble-batch-above-member", pair(PLAIN, e=ensemble(ONE, more="max_batch_size: 5")), ("e",), says="is 5"),
     Case("ensemble-batch-above-member", pair(PLAIN, e=ensemble(ONE, more="max_batch_size: 4"))),
+    *(
+        Case("ensemble-batch-above-member", pair(member, e=ensemble(ONE, more="max_batch_size: 5")))
+        for member in (python_model(), python_model(more="max_batch_size: 0"), ensemble(ONE), 'backend: "python"')
+    ),
+    Case("batch-stops-at-member", {"a": python_model(), "e": ensemble(ONE, more=BATCH_OF_4)}, ("e",), says="dims [1]"),
+    Case("batch-stops-at-member", {"a": python_model(dims=-1), "e": ensemble(ONE, more=BATCH_OF_4)}, ("e",)),
+    Case("batch-stops-at-member", {"a": python_model(), "b": PLAIN, "e": ensemble(CHAIN, more=BATCH_OF_4)}, ("e",)),
+    *(
+        Case("batch-stops-at-member", {"a": member, "e": ensemble(ONE, more=more)})
+        for member, more in (
+            (ROOMY, BATCH_OF_4),
+            (PLAIN, BATCH_OF_4),
+            (python_model(), "max_batch_size: 1"),
+            (python_model(), ""),
+            (python_model().replace('backend: "python"', 'backend: "onnxruntime"'), BATCH_OF_4),
+        )
+    ),
+    # Circles of ensembles.
+    Case("circular-ensembles", {"e": ensemble([Step("e", X, Y)])}, ("e",), says="its steps lead e -> e"),
+    Case("circular-ensembles", {"e": ensemble([Step("f", X, Y)]), "f": ensemble([Step("e", X, Y)])}, ("e", "f")),
+    Case(
+        "circular-ensembles",
+        pair(
+            PLAIN,
+            e=ensemble([Step("f", X, Y)]),
+            f=ensemble([Step("b", X, {"y": "m"}), Step("g", {"x": "m"}, Y)]),
+            g=ensemble([Step("e", X, Y)]),
+        ),
+        ("e", "f", "g"),
+        says="f -> g -> e -> f",
+    ),
+    Case(
+        "circular-ensembles",
+        {"above": ensemble([Step("e", X, Y)]), "e": ensemble([Step("e", X, Y)]), "a": PLAIN},
+        ("above", "e"),
+        says="above -> e -> e; above the circle, not of it",
+    ),
+    Case(
+        "circular-ensembles",
+        pair(PLAIN, e=ensemble(ONE), f=ensemble([Step("e", X, {"y": "m"}), Step("e", {"x": "m"}, Y)])),
+    ),
     *(
         Case("ensemble-settings", pair(PLAIN, e=ensemble(ONE, more=setting)), ("e",), says=setting.split()[0])
         for setting in ("instance_group { }", "optimization { }", "model_warmup { }")
@@ -177,6 +233,29 @@ CASES = [
         "timeout-override-without-default",
         {"a": python_model(more=QUEUE.format("allow_timeout_override: true default_timeout_microseconds: 5"))},
     ),
+    Case("no-version", {"a": PLAIN, "e": ensemble(ONE)}, ("a", "e"), {"a": (), "e": ()}, says="no version's folder"),
+    *(
+        Case(
+            "no-version",
+            {"a": f"{PLAIN} version_policy {{ {policy} }}"},
+            ("a",),
+            {"a": (1, 2)},
+            says="none of version 1",
+        )
+        for policy in ("specific { versions: [3] }", "specific { }", "latest { num_versions: 0 }", "latest { }")
+    ),
+    *(
+        Case("no-version", {"a": f"{PLAIN} {policy}"}, versions={"a": (0,)})
+        for policy in (
+            "",
+            "version_policy { }",
+            "version_policy { all { } }",
+            "version_policy { latest { num_versions: 9 } }",
+        )
+    ),
+    Case("version-never-loaded", {"a": PLAIN + " version_policy { }"}, versions={"a": (1, 2)}),
+    Case("step-version-missing", wired(Step("a", X, Y, None)), versions={"a": (0,)}),
+    Case("step-unavailable", wired(Step("a", X, Y, -1)), ("e",), {"a": ()}, says="no version of its model is loaded"),
     Case("version-never-loaded", {"a": PLAIN}, ("a",), {"a": (1, 2, 10)}, says="version 1, 2 lies there"),
     Case("version-never-loaded", {"a": PLAIN + " version_policy { all { } }"}, versions={"a": (1, 2)}),
     Case(
@@ -212,6 +291,17 @@ CASES = [
         "batch-without-batcher",
         {"a": 'backend: "vllm" max_batch_size: 4', "e": ensemble(ONE, more="max_batch_size: 4")},
     ),
+    *(
+        Case("batch-without-batcher", {"a": f"{kind} max_batch_size: 4"}, fires)
+        for kind, fires in (
+            *((f'backend: "{name}"', ()) for name in ("onnxruntime", "openvino", "paddle", "tensorflow", "tensorrt")),
+            *((f'platform: "{name}"', ()) for name in ("onnxruntime_onnx", "tensorrt_plan", "tensorflow_savedmodel")),
+            ('default_model_filename: "model.onnx"', ()),
+            ('backend: "pytorch"', ("a",)),
+            ('platform: "pytorch_libtorch"', ("a",)),
+            ("", ("a",)),  # its model.py lies there
+        )
+    ),
     Case("preferred-batch-size", {"a": python_model(more="dynamic_batching { preferred_batch_size: [2, 4] }")}, ("a",)),
     Case("preferred-batch-size", {"a": tensorrt("dynamic_batching { preferred_batch_size: [2, 4] }")}),
     Case(
@@ -244,8 +334,9 @@ def test_rule(case: Case, found: Found, tmp_path: Path) -> None:
 
 
 def test_every_rule_about_configurations_has_both_kinds_of_cases() -> None:
-    """The others have tests of their own: those of servers, NumPy, and models in two folders."""
+    """The others have tests of their own: those of servers, NumPy, and folders that say it by their names."""
     elsewhere = {rule.id for rule in SERVER_CHECKS} | {"numpy-2-stub", "model-in-two-folders"}
+    elsewhere |= {"misread-version-folder", "not-a-model"}
     wanted = {rule.id for rule in RULES} - elsewhere
     assert {case.rule for case in CASES if case.fires} == wanted
     assert {case.rule for case in CASES if not case.fires} == wanted

@@ -15,7 +15,7 @@ import pytest
 
 from cmt_server.doctor.diagnosis import Diagnosis, diagnose
 from cmt_server.doctor.running import RunningTriton
-from tiny_triton import Step, TinyServer, ensemble, python_model, write_model
+from tiny_triton import MODEL, Step, TinyServer, ensemble, python_model, write_model
 
 pytestmark = pytest.mark.triton
 
@@ -29,6 +29,12 @@ CACHE = "response_cache { enable: true }"
 ALL = "version_policy { all { } }"
 SAMPLE = 'inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 zero_data: true } }'
 CHAIN = (Step("one", X, {"y": "middle"}), Step("one", {"x": "middle"}, Y))
+COMPLETES = """
+    @staticmethod
+    def auto_complete_config(config):
+        config.set_dynamic_batching()
+        return config
+"""
 FAN = (Step("refusing", X, Y), Step("slow", X, {"y": "z"}))
 
 
@@ -79,9 +85,19 @@ def write_models(repository: Path) -> None:
         "skipped": python_model(add_first=100, more=f'model_warmup {{ name: "w" {SAMPLE} }}'),
         "warm": python_model(add_first=100, more=one_warm),
         "misnamed": f'name: "other"\n{python_model()}',
+        "roomy": python_model().replace("dims: 1", "dims: [-1, 1]"),
+        "completing": python_model(more="max_batch_size: 8", sleep_ms=100),
+        "wide": python_model(dims=3),
     }
     for name, config in models.items():
         write_model(repository, name, config)
+    (repository / "completing" / "1" / "model.py").write_text(MODEL + COMPLETES)
+    write_model(repository, "no_folder", python_model(), ())
+    write_model(repository, "no_number", python_model(), ()).joinpath("v1").mkdir()
+    write_model(repository, "leading_zero", python_model(), ()).joinpath("01").mkdir()
+    write_model(repository, "none_chosen", python_model(more="version_policy { specific { versions: [3] } }"))
+    write_model(repository, "latest_none", python_model(more="version_policy { latest { } }"))
+    write_model(repository, "zero", python_model(broken=9), (0,))
     write_model(repository, "stage", python_model(add_version=10), (1, 2))
     write_model(repository, "named", python_model(more="version_policy { specific { versions: [1, 3] } }"))
     for name in ("left", "right"):
@@ -127,9 +143,25 @@ def write_ensembles(repository: Path) -> None:
         "has_optimization": ensemble(one, more="optimization { priority: PRIORITY_MAX }"),
         "has_warmup": ensemble(one, more=f'model_warmup {{ name: "w" batch_size: 1 {SAMPLE} }}'),
         "has_batching": ensemble([Step("batching", X, Y)], more=BATCH),
+        "over_unbatched": ensemble(CHAIN, more="max_batch_size: 8"),
+        "over_roomy": ensemble(
+            [Step("batching", X, {"y": "m"}), Step("roomy", {"x": "m"}, Y)], more="max_batch_size: 8"
+        ),
+        "of_version_0": ensemble([Step("zero", X, Y, None)]),
+        "of_no_version": ensemble([Step("no_folder", X, Y, -1)]),
+        "goes_nowhere": ensemble([*one, Step("one", X, {"y": "z"})]),
+        "waits_for_itself": ensemble([Step("needy", {"x": "x", "w": "m"}, {"y": "m"}), Step("one", {"x": "m"}, Y)]),
+        "wrong_shape": ensemble([Step("wide", X, Y)]),
+        "wrong_shape_inside": ensemble([Step("one", X, {"y": "m"}), Step("wide", {"x": "m"}, Y)]),
+        "circle": ensemble([Step("circle", X, Y)]),
+        "first": ensemble([Step("second", X, Y)]),
+        "second": ensemble([Step("third", X, Y)]),
+        "third": ensemble([Step("one", X, {"y": "m"}), Step("first", {"x": "m"}, Y)]),
     }
     for name, config in ensembles.items():
         write_model(repository, name, config)
+    write_model(repository, "ensemble_without_folder", ensemble(one), ())
+    write_model(repository, "misread", ensemble(one)).joinpath("2.bak").mkdir()
 
 
 #: Models that Triton doesn't load, and the rule that says so.
@@ -153,6 +185,21 @@ NOT_LOADED = {
     "has_optimization": "ensemble-settings",
     "has_warmup": "ensemble-settings",
     "has_batching": "unreadable-config",
+    "of_no_version": "step-unavailable",
+    "goes_nowhere": "ensemble-wiring",
+    "waits_for_itself": "ensemble-wiring",
+    "wrong_shape": "ensemble-wiring",
+    "wrong_shape_inside": "ensemble-wiring",
+    "circle": "circular-ensembles",
+    "first": "circular-ensembles",
+    "second": "circular-ensembles",
+    "third": "circular-ensembles",
+    "no_folder": "no-version",
+    "no_number": "no-version",
+    "leading_zero": "no-version",
+    "none_chosen": "no-version",
+    "latest_none": "no-version",
+    "ensemble_without_folder": "no-version",
 }
 
 
@@ -186,7 +233,8 @@ def test_what_triton_does_not_load_is_what_the_doctor_says_it_does_not(
     triton: TinyServer, found: set[tuple[str, str]]
 ) -> None:
     loaded = {entry["name"] for entry in triton.index() if entry.get("state") == "READY"}
-    assert {entry["name"] for entry in triton.index()} - loaded == set(NOT_LOADED)
+    everything = {folder.name for folder in triton.repository.iterdir()}
+    assert everything - loaded == set(NOT_LOADED)
     refused = {(rule, model) for rule, model in found if rule in set(NOT_LOADED.values())}
     assert refused == {(rule, model) for model, rule in NOT_LOADED.items()}
 
@@ -265,6 +313,70 @@ def test_batch_without_batcher(triton: TinyServer, found: set[tuple[str, str]]) 
         at_once(triton, model, [in_a_batch()] * 6)
     assert triton.counts("alone", 6) == (6, 6)
     assert triton.counts("together", items + 6)[1] - batches < 6
+
+
+def test_auto_complete_turns_batching_on(tmp_path: Path, triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    """Of files the doctor says what Triton does by default; of a server, what is in force."""
+    assert ("batch-without-batcher", "completing") not in found
+    in_force = named(diagnose([], RunningTriton(triton.url, TOKEN).observe()))
+    assert ("batch-without-batcher", "completing") in in_force
+    folder = write_model(tmp_path / "repository", "completing", python_model(more="max_batch_size: 8", sleep_ms=100))
+    (folder / "1" / "model.py").write_text(MODEL + COMPLETES)
+    with TinyServer(tmp_path / "repository", tmp_path / "server", completes=True) as completing:
+        at_once(completing, "completing", [in_a_batch()] * 6)
+        assert completing.counts("completing", 6)[1] < 6
+        in_force = named(diagnose([], RunningTriton(completing.url).observe()))
+        assert ("batch-without-batcher", "completing") not in in_force
+
+
+def test_an_ensemble_may_batch_above_models_that_do_not(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "ensemble-batch-above-member"] == ["big_batch"]
+    assert [model for rule, model in found if rule == "batch-stops-at-member"] == ["over_unbatched"]
+    two = ([2, 1], [1.0, 2.0])
+    assert triton.infer("over_roomy", x=two) == (200, {"y": [1.0, 2.0]})
+    assert triton.infer("over_unbatched", x=in_a_batch()) == (200, {"y": [1.0]})
+    status, error = triton.infer("over_unbatched", x=two)
+    assert status == 400
+    assert "unexpected shape" in error
+
+
+def test_folders_whose_number_triton_misreads(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    assert [model for rule, model in found if rule == "misread-version-folder"] == ["misread"]
+    assert [entry["version"] for entry in triton.index() if entry["name"] == "misread"] == ["2"]
+
+
+def died_at_start(repository: Path, work: Path, *flags: str) -> int:
+    """The exit status of a tritonserver that doesn't outlive its start: negative, the signal."""
+    server = TinyServer(repository, work, flags)
+    with pytest.raises(AssertionError), server:
+        pass
+    return int(server.process.returncode)
+
+
+def test_an_ensemble_above_a_circle_ends_the_server(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for name, inner in (("above", "first"), ("first", "second"), ("second", "first")):
+        write_model(repository, name, ensemble([Step(inner, X, Y)]))
+    told = {one.model: one.what for one in diagnose([repository]).findings if one.rule.id == "circular-ensembles"}
+    assert {name: "the server dies" in what for name, what in told.items()} == {
+        "above": True,
+        "first": False,
+        "second": False,
+    }
+    assert died_at_start(repository, tmp_path / "server") < 0
+
+
+def test_a_version_folder_of_many_digits_ends_the_server(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "dated", python_model(), ()).joinpath("20261126" * 3).mkdir()
+    assert ("misread-version-folder", "dated") in named(diagnose([tmp_path / "repository"]))
+    assert died_at_start(tmp_path / "repository", tmp_path / "server") < 0
+
+
+@pytest.mark.parametrize("folder", ["notes", ".git"])
+def test_a_folder_that_is_no_model_ends_the_server(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "repository" / folder).mkdir(parents=True)
+    assert named(diagnose([tmp_path / "repository"])) == {("not-a-model", folder)}
+    assert died_at_start(tmp_path / "repository", tmp_path / "server", "--exit-on-error=true") == 1
 
 
 def test_ensemble_ragged_batch(triton: TinyServer, found: set[tuple[str, str]]) -> None:
