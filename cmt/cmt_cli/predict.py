@@ -13,7 +13,7 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 
 def predict(
     image: Annotated[Path | None, typer.Option(help="JPEG, PNG or WebP file.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="WAV, FLAC, OGG or MP3 file.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Sound: WAV, MP3, FLAC, Ogg, M4A, WebM, AMR and others.")] = None,
     text: Annotated[str | None, typer.Option(help="One utterance.")] = None,
     url: Annotated[
         str | None,

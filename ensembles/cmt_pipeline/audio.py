@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_pipeline.audio_headers import with_flac_length, with_wav_length
+from cmt_pipeline.audio_headers import check_aiff, with_flac_length, with_wav_length
 from cmt_pipeline.buckets import AUDIO_SAMPLES, SAMPLE_RATE_HZ, bucket_for
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.ffmpeg_audio import MP3, check_channels, decode, reader_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
-from cmt_pipeline.mp3 import decode_mp3, is_mp3
 from cmt_pipeline.tensors import Array
 
 if TYPE_CHECKING:
     import soundfile
 
-FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
-ACCEPTED = "a WAV, FLAC, OGG or MP3 file"
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
+ACCEPTED = "a WAV, MP3, FLAC, Ogg, M4A or MP4, WebM, AAC, AMR, CAF or AIFF file"
 UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 BLOCK_FRAMES = 65_536  # decoded at a time: of all channels, only their mean is kept
 VARIANCE_FLOOR = 1e-7  # Wav2Vec2FeatureExtractor's; silence stays zero
@@ -73,8 +73,10 @@ def _decoded(data: bytes, limits: Limits) -> tuple[Array, int]:
     there are too many."""
     import soundfile
 
-    if is_mp3(data) and (found := decode_mp3(data, limits)):
+    reader = reader_of(data)
+    if reader and (found := decode(data, reader, limits)):
         return found
+    check_aiff(data)
     whole = with_flac_length(with_wav_length(data), limits.max_audio_s)
     try:
         with soundfile.SoundFile(io.BytesIO(whole)) as file:
@@ -84,7 +86,7 @@ def _decoded(data: bytes, limits: Limits) -> tuple[Array, int]:
             return _read_mono(file, int(limits.max_audio_s * rate) + 1), rate
     except soundfile.LibsndfileError as error:
         # A stream that somebody joined in the middle starts with the rest of a frame.
-        if error.code == UNKNOWN_FORMAT and (found := decode_mp3(data, limits)):
+        if error.code == UNKNOWN_FORMAT and reader in (None, MP3) and (found := decode(data, MP3, limits)):
             return found
         raise InvalidInput(
             "audio",
@@ -111,12 +113,7 @@ def _check_header(file: soundfile.SoundFile, limits: Limits) -> int:
         raise InvalidInput("audio", "wrong_format", f"got a {file.format} file; expected {ACCEPTED}")
     rate = int(file.samplerate)
     _check_rate(rate, limits)
-    if file.channels > limits.max_audio_channels:
-        raise InvalidInput(
-            "audio",
-            "channels",
-            f"got {file.channels} channels; at most {limits.max_audio_channels} are accepted",
-        )
+    check_channels(file.channels, limits)
     if file.frames > limits.max_audio_s * rate + 1:  # what says one more may have fewer
         _check_duration(file.frames / rate, limits)
     return rate

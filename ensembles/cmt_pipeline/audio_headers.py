@@ -4,7 +4,8 @@ A recorder that is cut off, or writes to a pipe, leaves headers that say nothing
 believes them, and answers with less sound, or none.
 
 WAV: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0"; RF64: EBU Tech 3306;
-FLAC: RFC 9639, section 8.2.
+FLAC: RFC 9639, section 8.2; AIFF: Apple, "Audio Interchange File Format", 1989; MP4 and its kin: ISO/IEC 14496-12,
+section 4.2; WebM and Matroska: RFC 8794, RFC 9559.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from cmt_pipeline.errors import InvalidInput
 STREAMED_FROM = 0x7FFFF000
 RF64_SIZE_ELSEWHERE = 0xFFFFFFFF
 CHUNK = struct.Struct("<4sI")
+
+BOX = struct.Struct(">I4s")
+WIDE = struct.Struct(">Q")
+SEGMENT = b"\x18\x53\x80\x67"
 
 FLAC_RATE = slice(18, 21)  # 20 bits, before 4 of other things
 FLAC_SAMPLES = slice(21, 26)  # the 36 bits of STREAMINFO's total, behind 4 of other things
@@ -68,10 +73,54 @@ def with_flac_length(data: bytes, most_s: float) -> bytes:
     return data[: FLAC_SAMPLES.start] + (packed | most).to_bytes(5, "big") + data[FLAC_SAMPLES.stop :]
 
 
+def check_aiff(data: bytes) -> None:
+    """InvalidInput where an AIFF says that it has more sound than came."""
+    place = 12
+    while data[:4] == b"FORM" and place + BOX.size <= len(data):
+        size, name = struct.unpack_from(">I", data, place + 4)[0], data[place : place + 4]
+        if name == b"SSND":
+            _check_whole(size, len(data) - place - BOX.size)
+        place += BOX.size + size + size % 2
+
+
+def check_boxes(data: bytes) -> None:
+    """InvalidInput where an MP4 lacks the end of a box, or its index, which a recorder writes last."""
+    place, names = 0, set()
+    while place + BOX.size <= len(data):
+        size, name = BOX.unpack_from(data, place)
+        if size == 1 and place + BOX.size + WIDE.size <= len(data):
+            (size,) = WIDE.unpack_from(data, place + BOX.size)
+        size = size or len(data) - place  # 0: to the end
+        if size < BOX.size or not name.isalnum():
+            break
+        names.add(name)
+        _check_whole(size, len(data) - place)
+        place += size
+    if b"moov" not in names:
+        raise InvalidInput("audio", "cut", "got a file without its index (moov); expected the whole recording")
+
+
+def check_segment(data: bytes) -> None:
+    """InvalidInput where a WebM lacks the end of its segment; one of unknown size was a stream."""
+    size, place = _vint(data, 4)
+    place += size or 0
+    if data[place : place + 4] == SEGMENT:
+        size, place = _vint(data, place + 4)
+        if size is not None:
+            _check_whole(size, len(data) - place)
+
+
+def _vint(data: bytes, place: int) -> tuple[int | None, int]:
+    """An EBML size, None for the unknown one, and where it ends."""
+    length = 9 - data[place].bit_length() if place < len(data) else 9
+    value = int.from_bytes(data[place : place + length], "big") - (1 << 7 * length)
+    return None if length > 8 or value == (1 << 7 * length) - 1 else value, place + length
+
+
 def _check_whole(said: int, came: int) -> None:
     if said > came + 1:  # the byte that pads to an even size is often left out
         raise InvalidInput(
             "audio",
             "cut",
-            f"got {came} of the {said} bytes of sound that the file's header says; expected the whole file",
+            f"got {came} of the {said} bytes that the file's header says follow; expected the whole file",
         )

@@ -9,6 +9,7 @@ pixels, a strip at a time, so that memory is bounded by the decoder's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,15 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.image_formats import format_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-#: PPM carries arrays: lossless, and made without an image library.
-FORMATS = ("JPEG", "PNG", "WEBP", "PPM")
-ACCEPTED = "a JPEG, PNG or WebP file"
+ACCEPTED = "a JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP or TIFF file"
 BACKGROUND = (255, 255, 255)  # what shows through a transparent pixel
 #: An image is never shrunk below so many times the side that is asked for: beyond that the resampling hardly sees it.
 SHRINK_GAP = 3
@@ -122,18 +122,35 @@ def _opened(data: bytes, limits: Limits) -> ImageFile.ImageFile:
             "too_large",
             f"got {len(data)} bytes; at most {limits.max_image_bytes} are accepted: shrink it",
         )
+    form = format_of(data)
+    if form is None:
+        raise InvalidInput("image", "not_decodable", f"got {len(data)} bytes that are no image; expected {ACCEPTED}")
+    if form.name == "HEIF":
+        _register_heif()
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=(form.name,))
     except Image.DecompressionBombError as error:
         raise InvalidInput(
             "image", "too_large", f"{error}; at most {limits.max_image_pixels} pixels are accepted: shrink it"
         ) from None
     except Exception:  # Pillow's format plugins raise many kinds on hostile bytes
         raise InvalidInput(
-            "image", "not_decodable", f"got {len(data)} bytes that are no image; expected {ACCEPTED}"
+            "image", "not_decodable", f"got a {form.name} file whose header can't be read; expected a whole one"
         ) from None
     _check_declared_size(opened.size, limits)
     return opened
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Lets Pillow read HEIC; what else such a file may carry is passed over. InvalidInput without pillow-heif."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise InvalidInput(
+            "image", "not_decodable", "got a HEIC file, and no pillow-heif is installed; install it, or send a JPEG"
+        ) from None
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 
 @contextlib.contextmanager
@@ -141,6 +158,8 @@ def _damage_refused(opened: ImageFile.ImageFile) -> Iterator[ImageFile.ImageFile
     """Whatever a decoder raises, as InvalidInput."""
     try:
         yield opened
+    except InvalidInput:
+        raise
     except Exception as error:
         raise InvalidInput(
             "image", "not_decodable", f"got a damaged {opened.format} file ({error}); expected a whole one"
@@ -216,9 +235,21 @@ def _to_rgb(image: Image.Image, grey_shift: int) -> Image.Image:
 
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    if image.mode == "F":
+        image = _from_floats(np.asarray(image))
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> grey_shift).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_floats(values: Array) -> Image.Image:
+    """Grey values [height, width] as bytes: from 0 to 1, or, where one is larger, from 0 to 255."""
+    from PIL import Image
+
+    if not np.isfinite(values).all():
+        raise InvalidInput("image", "not_finite", "got NaN or infinite values; expected finite ones")
+    wide = values.astype(np.float64)
+    return Image.fromarray((wide * (255 if wide.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))

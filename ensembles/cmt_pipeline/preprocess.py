@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from cmt_pipeline.audio import AudioPreprocessor
+from cmt_pipeline.ffmpeg_audio import MP3, reader_of
 from cmt_pipeline.image import DecodingRoom, ImagePreprocessor
+from cmt_pipeline.image_formats import format_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.stages import READY
@@ -30,10 +32,10 @@ CONFIG_FILE = "preprocess.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 #: The distributions that prepare; another version of one may give other tensors for the same bytes.
-LIBRARIES = ("av", "pillow", "soundfile", "soxr", "tokenizers")
+LIBRARIES = ("av", "pillow", "pillow-heif", "soundfile", "soxr", "tokenizers")
 
 #: Raised whenever this code makes something else of the same bytes.
-REVISION = 2
+REVISION = 3
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ def make_preprocessors(
         "audio": AudioPreprocessor(config.normalize_audio, limits),
         "text": TextPreprocessor(tokenizer, config.pad_token, limits),
     }
+
+
+def everyday(modality: Modality, data: bytes) -> bool:
+    """Whether nothing but decoders that meet hostile files all day long sees it: those of the usual formats."""
+    if modality == "image":
+        form = format_of(data)
+        return form is None or form.everyday
+    return modality != "audio" or reader_of(data) in (None, MP3)
 
 
 def library_versions() -> dict[str, str]:

@@ -19,12 +19,13 @@ from cmt_engine.engine import open_engine
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import MODALITIES
-from cmt_pipeline.preprocess import open_config, open_preprocessors
+from cmt_pipeline.preprocess import open_config
 from cmt_pipeline.stages import ALL_READY, READY
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
 from cmt_server.draining import Busy
 from cmt_server.entry import Entry
+from cmt_server.isolation import Isolation
 from cmt_server.pool import Outcome, PreparePool
 from cmt_server.stage_model import opened, response
 
@@ -39,7 +40,8 @@ class PreprocessModel:
         _, folder, parameters = opened(args)
         limits = Limits.from_text(parameters)
         self._entry = Entry(args, "raw")
-        self._pool = PreparePool(open_preprocessors(folder, limits), limits.max_held_bytes)
+        self._isolation = Isolation(folder, limits)
+        self._pool = PreparePool(self._isolation.preprocessors, limits.max_held_bytes)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """A refusal for each request that gets one at once; None for one that the pool will answer."""
@@ -47,6 +49,7 @@ class PreprocessModel:
 
     def finalize(self) -> None:
         self._pool.close()
+        self._isolation.close()
         self._entry.leave()
 
     def _start(self, request: Any) -> Any:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cmt_pipeline.errors import InvalidInput, Overloaded
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.preprocess import Preprocessor, collate
+from cmt_pipeline.preprocess import Preprocessor, collate, everyday
 from cmt_pipeline.tensors import Array
+from cmt_server.isolation import PROCESSES
 
 #: What became of an item or a request: its ready tensors, or why it gets none.
 Outcome = dict[str, Array] | Exception
@@ -19,7 +20,8 @@ Files = Mapping[Modality, Sequence[bytes]]
 
 
 class PreparePool:
-    """Decoders and resamplers work outside Python's lock, so that threads are enough.
+    """Decoders and resamplers work outside Python's lock, so that threads are enough. Files of formats that few people
+    send wait on threads of their own: a decoder that hangs holds up no others.
 
     max_held_bytes: of all files that wait or are being prepared.
     """
@@ -27,6 +29,7 @@ class PreparePool:
     def __init__(self, preprocessors: Mapping[Modality, Preprocessor], max_held_bytes: int) -> None:
         self._preprocessors = preprocessors
         self._threads = ThreadPoolExecutor(len(MODALITIES), "preprocess")
+        self._aside = ThreadPoolExecutor(PROCESSES, "preprocess-aside")
         self._most_bytes = max_held_bytes
         self._held_bytes = 0
         self._lock = threading.Lock()
@@ -55,6 +58,10 @@ class PreparePool:
     def close(self) -> None:
         """Finishes what was started."""
         self._threads.shutdown()
+        self._aside.shutdown()
+
+    def _threads_for(self, modality: Modality, data: bytes) -> ThreadPoolExecutor:
+        return self._threads if everyday(modality, data) else self._aside
 
     def _hold(self, size: int) -> None:
         with self._lock:
@@ -81,7 +88,7 @@ class _Task:
         self._pool._hold(self._size)
         for modality, files in self._files.items():
             for index, data in enumerate(files):
-                self._pool._threads.submit(self._prepare, modality, index, data)
+                self._pool._threads_for(modality, data).submit(self._prepare, modality, index, data)
 
     def _prepare(self, modality: Modality, index: int, data: bytes) -> None:
         outcome = self._late() or _prepared(self._pool._preprocessors[modality], data)
