@@ -14,6 +14,7 @@ from cmt_cli.deploy import deploy
 from cmt_cli.doctor import doctor
 from cmt_cli.evaluate import compare, evaluate
 from cmt_cli.export import export
+from cmt_cli.perf_input import perf_input
 from cmt_cli.plan import plan
 from cmt_cli.predict import predict
 from cmt_cli.release import release
@@ -38,7 +39,7 @@ PANELS = {
     "Serve": (demo, serve, predict, status),
     "Model": (export, corpus, train, evaluate, compare),
     "Operate": (upgrade, rollback, deploy, doctor),
-    "Measure": (bench, tune, plan),
+    "Measure": (bench, tune, plan, perf_input),
 }
 for panel, verbs in PANELS.items():
     for verb in verbs:

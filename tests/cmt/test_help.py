@@ -41,7 +41,7 @@ def test_help_groups_the_verbs() -> None:
     shown = CliRunner().invoke(app, ["--help"]).output
     places = [shown.index(f"─ {panel} ─") for panel in ("Serve", "Model", "Operate", "Measure")]
     assert places == sorted(places)
-    assert all(f"\n│ {verb.__name__} " in shown for verbs_of in PANELS.values() for verb in verbs_of)
+    assert all(f"\n│ {verb.__name__.replace('_', '-')} " in shown for verbs_of in PANELS.values() for verb in verbs_of)
 
 
 def test_the_version_has_one_source() -> None:

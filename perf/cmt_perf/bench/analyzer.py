@@ -13,11 +13,13 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmt_client import Item
+from cmt_client.requests import from_item
+from cmt_pipeline.limits import DEFAULT_LIMITS
 
 BINARY = "perf_analyzer"
 #: `make perf-analyzer` puts the binary and its libraries here.
@@ -61,11 +63,17 @@ def closed_loop(
         return read_table(table)
 
 
-def input_data(items: Sequence[Item]) -> dict[str, Any]:
-    """Requests as perf_analyzer reads them: of bytes, each element with its length before it, in base64."""
+def input_data(items: Sequence[Item | Mapping[str, Any]]) -> dict[str, Any]:
+    """Requests as perf_analyzer reads them: of bytes, each element with its length before it, in base64.
+
+    Raises InvalidInput for what the client would not send.
+    """
     return {
         "data": [
-            {name: {"content": {"b64": _element(value)}, "shape": [1]} for name, value in item.items()}
+            {
+                name: {"content": {"b64": _element(tensor[0, 0])}, "shape": [1]}
+                for name, tensor in from_item(item, DEFAULT_LIMITS).inputs.items()
+            }
             for item in items
         ]
     }
@@ -80,8 +88,5 @@ def read_table(path: Path) -> dict[str, float]:
     return found | {"throughput": float(row["Inferences/Second"])}
 
 
-def _element(value: object) -> str:
-    data = value.encode() if isinstance(value, str) else value
-    if not isinstance(data, bytes):
-        raise ValueError(f"an input of a benchmark: got {type(value).__name__}; expected bytes or text")
+def _element(data: bytes) -> str:
     return base64.b64encode(struct.pack("<I", len(data)) + data).decode()

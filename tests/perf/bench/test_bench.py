@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import get_args
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from cmt_cli.export import sample
+from cmt_cli.main import app
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.fetch_analyzer import fetch
@@ -109,6 +113,25 @@ def test_perf_analyzer_sees_the_same_server(server: TritonServer, perf_analyzer:
     assert 0.25 < theirs["p50_ms"] / own["p50_ms"] < 4  # other work may come between; `make bench` says how near
     assert theirs["p50_ms"] <= theirs["p95_ms"] <= theirs["p99_ms"]
     assert theirs["throughput"] > 0
+
+
+@pytest.mark.slow
+def test_perf_analyzer_sends_the_files_of_perf_input(server: TritonServer, perf_analyzer: Path, tmp_path: Path) -> None:
+    """Bytes that came otherwise than they lay there would be refused, or answered as another text."""
+    files = ["--image", str(sample("image")), "--audio", str(sample("audio"))]
+    written = CliRunner().invoke(app, ["perf-input", str(tmp_path / "in.json"), *files, "--text", "a", "--text", "b"])
+    assert written.exit_code == 0, written.output
+    command = written.output.splitlines()[-1].replace("127.0.0.1:8001", server.grpc_url.removeprefix("grpc://"))
+    _, environment = analyzer.find_analyzer(perf_analyzer.parent)
+    ran = subprocess.run(
+        [str(perf_analyzer), *shlex.split(command)[1:], "--request-count", "4"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "infer/sec" in ran.stdout
 
 
 def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
