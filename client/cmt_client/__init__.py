@@ -28,6 +28,7 @@ from cmt_client.requests import Item
 from cmt_client.result import Emotion
 from cmt_client.status import ServerStatus, server_status
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
+from cmt_client.windows import LongEmotion, WindowEmotion
 from cmt_pipeline import __version__
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "InferenceFailed",
     "InvalidInput",
     "Item",
+    "LongEmotion",
     "ModelControl",
     "Overloaded",
     "PermissionDenied",
@@ -52,6 +54,7 @@ __all__ = [
     "Sound",
     "Transport",
     "UnknownPipeline",
+    "WindowEmotion",
     "__version__",
     "connect",
     "connect_async",

@@ -127,22 +127,36 @@ def _on_white(pixels: Array) -> Array:
 
 def wav_from_sound(sound: Sound, limits: Limits) -> bytes:
     """A WAV file: PCM for integers, 32-bit float for floats. Raises InvalidInput."""
-    samples = frames_of(as_array(sound.samples, "audio"), limits)
-    rate = rate_hz(sound.sample_rate_hz)
+    samples = frames_of(sound, limits)
+    check_size(samples.size * wav_width(samples), "audio", limits.max_audio_bytes)
+    return wav_from_frames(samples, rate_hz(sound.sample_rate_hz))
+
+
+def wav_from_frames(samples: Array, rate: int) -> bytes:
+    """A WAV file of [samples, channels], of a type that it holds."""
     tag, kind = SAMPLE_TYPES[samples.dtype.name]
-    check_size(samples.size * np.dtype(kind).itemsize, "audio", limits.max_audio_bytes)
+    frames, channels = samples.shape
+    width = wav_width(samples)
     with np.errstate(over="ignore"):  # infinity is refused as such
         data = samples.astype(kind).tobytes()
-    frames, channels = samples.shape
-    width = np.dtype(kind).itemsize
     fmt = struct.pack("<HHIIHH", tag, channels, rate, rate * channels * width & 0xFFFFFFFF, channels * width, 8 * width)
     # Only float needs the fact chunk (samples in each channel); readers of PCM skip it.
-    chunks = _chunk(b"fmt ", fmt) + _chunk(b"fact", struct.pack("<I", frames)) + _chunk(b"data", data)
-    return _chunk(b"RIFF", b"WAVE" + chunks)
+    chunks = wav_chunk(b"fmt ", fmt) + wav_chunk(b"fact", struct.pack("<I", frames)) + wav_chunk(b"data", data)
+    return wav_chunk(b"RIFF", b"WAVE" + chunks)
 
 
-def frames_of(samples: Array, limits: Limits) -> Array:
+def wav_width(samples: Array) -> int:
+    """Bytes that one sample takes in a WAV file."""
+    return np.dtype(SAMPLE_TYPES[samples.dtype.name][1]).itemsize
+
+
+def wav_chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def frames_of(sound: Sound, limits: Limits) -> Array:
     """[samples, channels], of a type that WAV holds. Raises InvalidInput."""
+    samples = as_array(sound.samples, "audio")
     if samples.dtype.name not in SAMPLE_TYPES:
         told = "expected floats in [-1, 1], int16, int32 or uint8: convert what is 16 bits wide by astype('int16')"
         raise InvalidInput("audio", "wrong_array", f"{_got(samples)}; {told}")
@@ -187,7 +201,3 @@ def _is_whole(number: Any) -> bool:
 
 def _got(array: Array) -> str:
     return f"got {array.dtype} {list(array.shape)}"
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)

@@ -8,20 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from cmt_client.canary import AsyncCanaryTransport, CanaryMode, CanaryTransport, Routing
-from cmt_client.encode import AudioInput, ImageInput, TextInput
+from cmt_client.encode import ENCODERS, AudioInput, ImageInput, TextInput
 from cmt_client.errors import EmotionError, ServerUnavailable, identified
+from cmt_client.files import rereadable
 from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
 from cmt_client.retry import Allowance, Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
+from cmt_client.windows import LongEmotion, Window, WindowEmotion, cut, long_emotion, uncut_explained
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
 
@@ -44,6 +48,11 @@ class _Client:
     def _budget(self, timeout_s: float | None) -> Budget:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         return Budget(timeout_s, self._retries, allowance=self._allowance)
+
+    def _beside(self, image: ImageInput | None, text: TextInput | None) -> Item:
+        """What goes with every window of a sound, as bytes: an open file would be read by several at once."""
+        given = {"image": image, "text": text}
+        return {m: ENCODERS[m](value, self._limits) for m, value in given.items() if value is not None}  # type: ignore[return-value]
 
 
 class EmotionClient(_Client):
@@ -138,6 +147,35 @@ class EmotionClient(_Client):
 
         with ThreadPoolExecutor(_at_least_one(concurrency), thread_name_prefix="cmt-predict") as pool:
             return _settled(list(pool.map(one, items)), errors)
+
+    def predict_long(
+        self,
+        *,
+        audio: AudioInput,
+        image: ImageInput | None = None,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> LongEmotion:
+        """The emotion of a sound of any length: as a whole, and of each window of it with its start and end.
+
+        window_s: the longest a window may be; the server's limit when None. A sound that one window holds is asked for
+        as `predict` does, and has no windows. Image and text go with every window. Each window is its own request,
+        `concurrency` of them at a time, and timeout_s counts for each by itself. How the whole is made of them, and
+        what has to be installed for which files, is told by `cmt_client.windows`. Raises as `predict` does.
+        """
+        audio, beside = rereadable(audio), self._beside(image, text)
+        answered: list[WindowEmotion] = []
+        with closing(cut(audio, self._limits, window_s)) as windows:
+            while group := _next_of(windows, concurrency):
+                items = _items_of(group, beside)
+                emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+                answered += _answered(group, emotions)
+        if answered:
+            return long_emotion(answered)
+        with uncut_explained():
+            return LongEmotion(self._predict({**beside, "audio": audio}, timeout_s))
 
     def predict_tensors(
         self,
@@ -254,6 +292,29 @@ class AsyncEmotionClient(_Client):
 
         return _settled(await asyncio.gather(*map(one, items)), errors)
 
+    async def predict_long(
+        self,
+        *,
+        audio: AudioInput,
+        image: ImageInput | None = None,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> LongEmotion:
+        """As EmotionClient.predict_long."""
+        audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
+        answered: list[WindowEmotion] = []
+        with closing(cut(audio, self._limits, window_s)) as windows:
+            while group := await asyncio.to_thread(_next_of, windows, concurrency):
+                items = _items_of(group, beside)
+                emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+                answered += _answered(group, emotions)
+        if answered:
+            return long_emotion(answered)
+        with uncut_explained():
+            return LongEmotion(await self._predict({**beside, "audio": audio}, timeout_s))
+
     async def predict_tensors(
         self,
         *,
@@ -305,6 +366,18 @@ def _pause_s(budget: Budget, request: Infer, error: ServerUnavailable) -> float:
     pause_s = budget.pause_s(error)
     LOG.info("trying again in %.2f s: %s", pause_s, error, extra={"request_id": request.request_id})
     return pause_s
+
+
+def _next_of(windows: Iterator[Window], concurrency: int) -> list[Window]:
+    return list(islice(windows, _at_least_one(concurrency)))
+
+
+def _items_of(windows: Sequence[Window], beside: Item) -> list[Item]:
+    return [{**beside, "audio": window.audio} for window in windows]
+
+
+def _answered(windows: Sequence[Window], emotions: Sequence[Emotion]) -> list[WindowEmotion]:
+    return [WindowEmotion(w.start_s, w.end_s, emotion) for w, emotion in zip(windows, emotions, strict=True)]
 
 
 def _at_least_one(concurrency: int) -> int:

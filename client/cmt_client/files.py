@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 from cmt_client.errors import InvalidInput
 
@@ -17,17 +19,40 @@ SHOWN_CHARACTERS = 200  # of a path, in an error
 
 def file_bytes(source: Any, field: str, limit: int, accepted: str) -> bytes:
     """Bytes as they are; of a file, at most limit + 1, which shows one that is too large. Raises InvalidInput."""
-    if isinstance(source, Mapping):
-        source = _file_of_row(source, field, accepted)
     if isinstance(source, bytes):
         return source
-    if isinstance(source, (bytearray, memoryview)):
-        return bytes(source)
-    if hasattr(source, "read"):
-        return _from_open_file(source, field, limit)
-    if isinstance(source, (str, os.PathLike)):
-        return _from_path(source, field, limit, accepted)
-    raise InvalidInput(field, "wrong_type", f"got {type(source).__name__}; expected {accepted}")
+    data = bytearray()
+    with opened(source, field, accepted) as file:
+        try:
+            while len(data) <= limit and (part := file.read(limit + 1 - len(data))):
+                data += part
+        except (OSError, ValueError) as error:
+            raise _unreadable(field, error) from error
+    return bytes(data)
+
+
+@contextmanager
+def opened(source: Any, field: str, accepted: str) -> Iterator[BinaryIO]:
+    """A file at its start, closed afterwards if it was opened here. One that is open already is read from its start
+    too, where it can go back there: a buffer that was just written stands at its end. Raises InvalidInput."""
+    if isinstance(source, Mapping):
+        source = _file_of_row(source, field, accepted)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(source)
+    elif hasattr(source, "read"):
+        yield _rewound(source, field)
+    elif isinstance(source, (str, os.PathLike)):
+        with _opened_path(source, field, accepted) as file:
+            yield file
+    else:
+        raise InvalidInput(field, "wrong_type", f"got {type(source).__name__}; expected {accepted}")
+
+
+def rereadable(source: Any) -> Any:
+    """The same, or what a file gave that can't go back to its start."""
+    if hasattr(source, "read") and not (hasattr(source, "seekable") and source.seekable()):
+        return source.read()
+    return source
 
 
 def check_size(size: int, field: str, limit: int) -> None:
@@ -45,37 +70,23 @@ def _file_of_row(row: Mapping[Any, Any], field: str, accepted: str) -> Any:
     raise InvalidInput(field, "wrong_type", f"got a mapping with {keys}; expected {accepted}")
 
 
-def _from_open_file(file: Any, field: str, limit: int) -> bytes:
-    """From its start, where it can go back there: a buffer that was just written stands at its end."""
-    data = bytearray()
+def _rewound(file: Any, field: str) -> BinaryIO:
     try:
+        nothing = file.read(0)
         if hasattr(file, "seekable") and file.seekable():
             file.seek(0)
-        while len(data) <= limit:
-            part = file.read(limit + 1 - len(data))
-            if not isinstance(part, (bytes, bytearray)):
-                raise InvalidInput(field, "wrong_type", _no_bytes(file, part))
-            if not part:
-                break
-            data += part
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(field, "unreadable", f"got a file that can't be read ({error})") from error
-    return bytes(data)
+        raise _unreadable(field, error) from error
+    if not isinstance(nothing, bytes):
+        kinds = f"{type(file).__name__}, whose read() gives {type(nothing).__name__}"
+        given = "a file in text mode" if isinstance(nothing, str) else kinds
+        raise InvalidInput(field, "wrong_type", f"got {given}; expected a binary file, as open(path, 'rb') gives")
+    return file  # type: ignore[no-any-return]
 
 
-def _no_bytes(file: Any, part: Any) -> str:
-    if isinstance(part, str):
-        return "got a file in text mode; expected a binary one, as open(path, 'rb') gives"
-    kinds = f"{type(file).__name__}, whose read() gives {type(part).__name__}"
-    return f"got {kinds}; expected a binary file, as open(path, 'rb') gives"
-
-
-def _from_path(path: str | os.PathLike[str], field: str, limit: int, accepted: str) -> bytes:
+def _opened_path(path: str | os.PathLike[str], field: str, accepted: str) -> BinaryIO:
     try:
-        with open(path, "rb") as file:
-            return file.read(limit + 1)
+        return open(path, "rb")
     except (OSError, ValueError) as error:
         told = _no_path(path, accepted) if isinstance(path, str) else None
         if told is not None:
@@ -83,6 +94,10 @@ def _from_path(path: str | os.PathLike[str], field: str, limit: int, accepted: s
         reason = error.strerror if isinstance(error, OSError) else error
         name = repr(os.fspath(path))[:SHOWN_CHARACTERS]
         raise InvalidInput(field, "unreadable", f"got a path that can't be read ({reason}: {name})") from error
+
+
+def _unreadable(field: str, error: Exception) -> InvalidInput:
+    return InvalidInput(field, "unreadable", f"got a file that can't be read ({error})")
 
 
 def _no_path(text: str, accepted: str) -> str | None:

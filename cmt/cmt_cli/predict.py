@@ -15,6 +15,9 @@ def predict(
     image: Annotated[Path | None, typer.Option(help="JPEG, PNG or WebP file.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Sound: WAV, MP3, FLAC, Ogg, M4A, WebM, AMR and others.")] = None,
     text: Annotated[str | None, typer.Option(help="One utterance.")] = None,
+    window_s: Annotated[
+        float | None, typer.Option(help="Longest window, in seconds, of a longer sound; the limit by default.")
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help="grpc://host:port or http://host:port; the server running here by default."),
@@ -25,14 +28,21 @@ def predict(
 ) -> None:
     """Asks a server for the emotion of an image, a sound, a text, or any combination.
 
+    A sound longer than a window is answered as a whole and window by window; image and text go with each.
+
     Example: [bold]cmt predict --image face.jpg --audio speech.wav --text "I can't believe it!"[/]
     """
-    from cmt_cli.show import console, emotion_table
-    from cmt_client import EmotionClient
+    from cmt_cli.show import console, emotion_table, window_table
+    from cmt_client import EmotionClient, LongEmotion
 
     with EmotionClient(State(state).url(url), timeout_s=timeout_s) as client:
-        emotion = client.predict(image=image, audio=audio, text=text)
+        if audio is None:
+            answer = LongEmotion(client.predict(image=image, text=text))
+        else:
+            answer = client.predict_long(image=image, audio=audio, text=text, window_s=window_s)
     if as_json:
-        typer.echo(json.dumps(emotion.to_json()))
-    else:
-        console.print(emotion_table(emotion))
+        typer.echo(json.dumps(answer.to_json()))
+        return
+    console.print(emotion_table(answer.whole))
+    if answer.windows:
+        console.print(window_table(answer.windows))

@@ -16,7 +16,7 @@ from cmt_pipeline.logs import logs_are_json
 from cmt_pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from cmt_client import Emotion
+    from cmt_client import Emotion, WindowEmotion
 
 LOG = logging.getLogger(__name__)
 console = Console()
@@ -96,6 +96,16 @@ def emotion_table(emotion: Emotion, stages: Sequence[tuple[str, float, float]] =
         table.add_row(name, f"{compute_ms:.1f} ms" + (f" (queued {queue_ms:.1f} ms)" if queue_ms >= 0.1 else ""))
     if total_ms:
         table.add_row("end to end", f"{total_ms:.1f} ms; the encoders run side by side")
+    return table
+
+
+def window_table(windows: Sequence[WindowEmotion]) -> Table:
+    """The answers to the windows of a long sound."""
+    table = Table("start s", "end s", "emotion", "probability", "valence", title="Windows", title_justify="left")
+    for window in windows:
+        emotion = window.emotion
+        figures = (f"{emotion.probability:.1%}", f"{emotion.valence:+.3f}")
+        table.add_row(f"{window.start_s:.2f}", f"{window.end_s:.2f}", emotion.label, *figures)
     return table
 
 
