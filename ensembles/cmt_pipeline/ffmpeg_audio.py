@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from av import AudioFrame, AudioStream
     from av.container import InputContainer
 
-CODECS = frozenset({"aac", "alac", "amrnb", "amrwb", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis"})
+SPEECH_AND_MUSIC = ("aac", "alac", "amrnb", "amrwb", "flac", "libopus", "opus", "vorbis")
+MPEG_LAYERS = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float")
+CODECS = frozenset((*SPEECH_AND_MUSIC, *MPEG_LAYERS))
 PCM = "pcm_"
 
 

@@ -101,9 +101,10 @@ def decode_square(
         drafted = opened.draft(opened.mode, (least, least))  # of JPEG alone
         opened.load()
         factors = (max(1, opened.width // least), max(1, opened.height // least))
-        if drafted is None and factors == (1, 1):
+        whole = (0, 0, *opened.size)
+        _, box = drafted or (None, whole)
+        if (box, factors) == (whole, (1, 1)):
             return upright(opened).resize((side, side), Image.Resampling.BILINEAR)
-        _, box = drafted or (None, (0, 0, *opened.size))
         width, height = box[2] / factors[0], box[3] / factors[1]  # the last pixel may stand for less than a whole one
         shrunk = _shrunk(opened, factors).resize((side, side), Image.Resampling.BILINEAR, (0, 0, width, height))
         return _turned(shrunk, opened)

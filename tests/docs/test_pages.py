@@ -17,6 +17,7 @@ from cmt_perf.headline import headline_table
 from cmt_pipeline.labels import LABEL_SETS
 from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE
 from doc_blocks import PAGES, ROOT
+from media import matrix
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -92,3 +93,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
         assert not re.search(r'<(script|img|iframe)[^>]+src="(https?:)?//', text), page.name
         assert not re.search(r'<link[^>]+rel="(stylesheet|preconnect|preload)"[^>]+href="(https?:)?//', text), page.name
     assert (tmp_path / "perf" / "results" / "bench.html").is_file()
+
+
+def test_the_table_of_accepted_files_is_that_of_the_corpus() -> None:
+    assert matrix.page() == matrix.PAGE.read_text(), "PYTHONPATH=tests python -m media.matrix writes it"
