@@ -17,15 +17,16 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 from cmt_client.canary import AsyncCanaryTransport, CanaryMode, CanaryTransport, Routing
-from cmt_client.encode import ENCODERS, AudioInput, ImageInput, TextInput
-from cmt_client.errors import EmotionError, ServerUnavailable, identified
+from cmt_client.encode import ENCODERS, AudioInput, FileInput, ImageInput, TextInput
+from cmt_client.errors import EmotionError, InvalidInput, ServerUnavailable, identified
 from cmt_client.files import rereadable
+from cmt_client.film import Scene, scenes
 from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
 from cmt_client.retry import Allowance, Budget
 from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
-from cmt_client.windows import LongEmotion, Window, WindowEmotion, cut, long_emotion, uncut_explained
+from cmt_client.windows import LongEmotion, Window, WindowEmotion, cut, long_emotion, mean_emotion, uncut_explained
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
 
@@ -92,6 +93,7 @@ class EmotionClient(_Client):
         image: ImageInput | None = None,
         audio: AudioInput | None = None,
         text: TextInput | None = None,
+        video: FileInput | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -100,13 +102,17 @@ class EmotionClient(_Client):
 
         image: a file (its bytes, its path, itself opened in binary mode, a row {"bytes", "path"}), an array of pixels,
         or a Pillow image. audio: a file, `Sound(samples, sample_rate_hz)`, that pair as a tuple, or a row {"array",
-        "sampling_rate"}; what arrays may be is told by `cmt_client.arrays`. text: one utterance. timeout_s: instead of
-        the client's. request_id: stands in the answer, in errors and in the server's log; made up when not given.
+        "sampling_rate"}; what arrays may be is told by `cmt_client.arrays`. text: one utterance. video: a film, instead
+        of image and audio; as `predict_video`, which tells more, and by several requests. timeout_s: instead of the
+        client's. request_id: stands in the answer, in errors and in the server's log; made up when not given.
         headers: HTTP headers, or gRPC metadata, such as `traceparent`; that of a current OpenTelemetry span is sent
         anyway.
 
         Raises InvalidInput for what isn't accepted, and the ServiceErrors of `cmt_client.errors`.
         """
+        if video is not None:
+            _alone(image, audio, request_id, headers)
+            return self.predict_video(video, text=text, timeout_s=timeout_s).whole
         return self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
 
     @overload
@@ -176,6 +182,30 @@ class EmotionClient(_Client):
             return long_emotion(answered)
         with uncut_explained():
             return LongEmotion(self._predict({**beside, "audio": audio}, timeout_s))
+
+    def predict_video(
+        self,
+        video: FileInput,
+        *,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> LongEmotion:
+        """The emotion of a film of any length: as `predict_long` of its sound, each window with pictures of its own.
+
+        video: an MP4, MOV, WebM or MKV file (its bytes, its path, itself opened in binary mode), perhaps a silent one.
+        Which pictures are taken is told by `cmt_client.film`; PyAV has to be installed. text goes with every window.
+        Raises as `predict` does.
+        """
+        film, beside = rereadable(video), self._beside(None, text)
+        answered: list[WindowEmotion] = []
+        with closing(scenes(film, self._limits, window_s)) as shown:
+            for scene in shown:
+                items = _items_of_scene(scene, beside)
+                emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+                answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
+        return _film_emotion(answered)
 
     def predict_tensors(
         self,
@@ -250,11 +280,15 @@ class AsyncEmotionClient(_Client):
         image: ImageInput | None = None,
         audio: AudioInput | None = None,
         text: TextInput | None = None,
+        video: FileInput | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Emotion:
         """As EmotionClient.predict."""
+        if video is not None:
+            _alone(image, audio, request_id, headers)
+            return (await self.predict_video(video, text=text, timeout_s=timeout_s)).whole
         return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
 
     @overload
@@ -314,6 +348,25 @@ class AsyncEmotionClient(_Client):
             return long_emotion(answered)
         with uncut_explained():
             return LongEmotion(await self._predict({**beside, "audio": audio}, timeout_s))
+
+    async def predict_video(
+        self,
+        video: FileInput,
+        *,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> LongEmotion:
+        """As EmotionClient.predict_video."""
+        film, beside = await asyncio.to_thread(lambda: (rereadable(video), self._beside(None, text)))
+        answered: list[WindowEmotion] = []
+        with closing(scenes(film, self._limits, window_s)) as shown:
+            while (scene := await asyncio.to_thread(next, shown, None)) is not None:
+                items = _items_of_scene(scene, beside)
+                emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+                answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
+        return _film_emotion(answered)
 
     async def predict_tensors(
         self,
@@ -378,6 +431,26 @@ def _items_of(windows: Sequence[Window], beside: Item) -> list[Item]:
 
 def _answered(windows: Sequence[Window], emotions: Sequence[Emotion]) -> list[WindowEmotion]:
     return [WindowEmotion(w.start_s, w.end_s, emotion) for w, emotion in zip(windows, emotions, strict=True)]
+
+
+def _alone(image: object, audio: object, request_id: str | None, headers: Mapping[str, str] | None) -> None:
+    """A film brings image and sound itself, and is several requests."""
+    if image is not None or audio is not None:
+        raise InvalidInput(
+            "video", "unexpected", "got a film and an image or a sound; expected the film, and text at most"
+        )
+    if request_id is not None or headers is not None:
+        raise ValueError("a film is asked for in several requests: got a request_id or headers; expected none")
+
+
+def _items_of_scene(scene: Scene, beside: Item) -> list[Item]:
+    sound: Item = {} if scene.audio is None else {"audio": scene.audio}
+    return [{**beside, **sound, "image": picture} for picture in scene.pictures]
+
+
+def _film_emotion(windows: Sequence[WindowEmotion]) -> LongEmotion:
+    """No windows where there is but one."""
+    return long_emotion(windows) if len(windows) > 1 else LongEmotion(windows[0].emotion)
 
 
 def _at_least_one(concurrency: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cmt_client.errors import InferenceFailed, InvalidInput
-from cmt_client.recording import Recording, recording_of
+from cmt_client.recording import recording_of
 from cmt_client.result import Emotion
 from cmt_pipeline.limits import Limits
 
@@ -65,12 +65,12 @@ def cut(audio: Any, limits: Limits, window_s: float | None = None) -> Generator[
     Equal lengths: none is shorter than half a window. A file that only FFmpeg reads isn't cut where PyAV isn't
     installed. Raises InvalidInput; ValueError for a window that the limits don't allow.
     """
-    longest_s = limits.max_audio_s if window_s is None else window_s
-    if not 2 * limits.min_audio_s <= longest_s <= limits.max_audio_s:
-        raise ValueError(f"window_s: got {longest_s:g}; expected {2 * limits.min_audio_s:g} to {limits.max_audio_s:g}")
+    _longest_s(limits, window_s)
     with recording_of(audio, limits) as recording:
-        edges = _edges(recording, longest_s, limits) if recording else ()
-        if recording is None or len(edges) <= 2:
+        if recording is None:
+            return
+        edges = edges_of(recording.frames, recording.rate_hz, recording.frame_bytes, limits, window_s)
+        if len(edges) <= 2:
             return
         pieces = recording.pieces(edges)
         for (begin, end), piece in zip(pairwise(edges), pieces, strict=True):
@@ -92,23 +92,36 @@ def uncut_explained() -> Iterator[None]:
         raise InvalidInput(error.field, error.code, f"{error.message}; {told}") from error
 
 
-def _edges(recording: Recording, longest_s: float, limits: Limits) -> Sequence[int]:
-    """Frame numbers where the windows begin, and the last one ends."""
-    fit = (limits.max_audio_bytes - WAV_HEADER_BYTES) // recording.frame_bytes
-    most = max(1, min(int(longest_s * recording.rate_hz), fit))
-    windows = math.ceil(recording.frames / most)
-    return [number * recording.frames // windows for number in range(windows + 1)] if windows else (0,)
+def edges_of(
+    frames: int, rate_hz: int, frame_bytes: int, limits: Limits, window_s: float | None = None
+) -> Sequence[int]:
+    """Frame numbers where the windows begin, and the last one ends. ValueError for a window out of the limits."""
+    fit = (limits.max_audio_bytes - WAV_HEADER_BYTES) // frame_bytes
+    most = max(1, min(int(_longest_s(limits, window_s) * rate_hz), fit))
+    windows = math.ceil(frames / most)
+    return [number * frames // windows for number in range(windows + 1)] if windows else (0,)
+
+
+def _longest_s(limits: Limits, window_s: float | None) -> float:
+    longest_s = limits.max_audio_s if window_s is None else window_s
+    if not 2 * limits.min_audio_s <= longest_s <= limits.max_audio_s:
+        raise ValueError(f"window_s: got {longest_s:g}; expected {2 * limits.min_audio_s:g} to {limits.max_audio_s:g}")
+    return longest_s
 
 
 def long_emotion(windows: Sequence[WindowEmotion]) -> LongEmotion:
     """One answer of those of all windows. Raises InferenceFailed where two releases gave them."""
-    emotions = [window.emotion for window in windows]
+    whole = mean_emotion([w.emotion for w in windows], [w.end_s - w.start_s for w in windows])
+    return LongEmotion(whole, tuple(windows))
+
+
+def mean_emotion(emotions: Sequence[Emotion], weights: Sequence[float] | None = None) -> Emotion:
+    """The mean of the answers for parts of one thing. Raises InferenceFailed where two releases gave them."""
     first = emotions[0]
     releases = sorted({(emotion.release, emotion.digest) for emotion in emotions})
     if len(releases) > 1:
         numbers = " and ".join(str(number) for number, _ in releases)
-        raise InferenceFailed(f"the windows of one sound were answered by releases {numbers}: ask again")
-    weights = [window.end_s - window.start_s for window in windows]
+        raise InferenceFailed(f"the parts of one recording were answered by releases {numbers}: ask again")
 
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=weights))
@@ -118,7 +131,7 @@ def long_emotion(windows: Sequence[WindowEmotion]) -> LongEmotion:
     }
     label = max(probabilities, key=lambda name: probabilities[name])
     tiny = float(np.finfo(np.float64).tiny)  # a probability may be 0
-    whole = replace(
+    return replace(
         first,
         label=label,
         probability=probabilities[label],
@@ -128,4 +141,3 @@ def long_emotion(windows: Sequence[WindowEmotion]) -> LongEmotion:
         attention={name: mean([e.attention[name] for e in emotions]) for name in first.attention},
         logits={name: math.log(max(p, tiny)) for name, p in probabilities.items()},
     )
-    return LongEmotion(whole, tuple(windows))

@@ -15,6 +15,7 @@ def predict(
     image: Annotated[Path | None, typer.Option(help="JPEG, PNG or WebP file.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Sound: WAV, MP3, FLAC, Ogg, M4A, WebM, AMR and others.")] = None,
     text: Annotated[str | None, typer.Option(help="One utterance.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A film instead of image and sound: MP4, MOV, WebM, MKV.")] = None,
     window_s: Annotated[
         float | None, typer.Option(help="Longest window, in seconds, of a longer sound; the limit by default.")
     ] = None,
@@ -36,7 +37,11 @@ def predict(
     from cmt_client import EmotionClient, LongEmotion
 
     with EmotionClient(State(state).url(url), timeout_s=timeout_s) as client:
-        if audio is None:
+        if video is not None:
+            if image is not None or audio is not None:
+                raise typer.BadParameter("got a film and an image or a sound; expected the film alone, or with text")
+            answer = client.predict_video(video, text=text, window_s=window_s)
+        elif audio is None:
             answer = LongEmotion(client.predict(image=image, text=text))
         else:
             answer = client.predict_long(image=image, audio=audio, text=text, window_s=window_s)

@@ -26,6 +26,7 @@ from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.stages import STAGES
 from cmt_release.release import Release
 from cmt_server.server import TritonServer
+from small_media import write_video
 
 
 def cmt(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -41,6 +42,13 @@ def test_predict_prints_json(server: TritonServer) -> None:
     assert emotion["modalities"] == ["image", "audio", "text"]
     assert emotion["label_set"] == "meld"
     assert emotion["trained"] is True
+
+
+def test_predict_answers_for_a_film(server: TritonServer, tmp_path: Path) -> None:
+    film = str(write_video(tmp_path / "film.mp4", 3.0))
+    told = json.loads(cmt("predict", "--video", film, "--window-s", "2", "--url", server.grpc_url, "--json").stdout)
+    assert [window["start_s"] for window in told["windows"]] == [0, pytest.approx(1.5, abs=0.05)]
+    assert cmt("predict", "--video", film, "--audio", film, "--url", server.grpc_url).returncode == 2
 
 
 def test_predict_prints_a_table(server: TritonServer) -> None:

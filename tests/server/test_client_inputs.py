@@ -13,7 +13,10 @@ from PIL import Image
 
 from cmt_cli.export import sample
 from cmt_client import EmotionClient, InvalidInput, Sound
+from cmt_client.film import scenes
+from cmt_pipeline.limits import DEFAULT_LIMITS
 from cmt_server.server import TritonServer
+from small_media import write_video
 
 FACE, SPEECH = sample("image"), sample("audio")
 
@@ -97,3 +100,13 @@ def test_a_short_sound_has_the_answer_of_predict(client: EmotionClient) -> None:
     answer = client.predict_long(audio=SPEECH)
     assert not answer.windows
     assert answer.whole.probabilities == client.predict(audio=SPEECH).probabilities
+
+
+def test_a_film_is_answered_by_its_sound_and_its_pictures(client: EmotionClient, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mp4", 3.0)
+    [scene] = scenes(path, DEFAULT_LIMITS)
+    answer = client.predict(video=path, text="Well done!")
+    asked = [client.predict(image=picture, audio=scene.audio, text="Well done!") for picture in scene.pictures]
+    for name, probability in answer.probabilities.items():
+        assert probability == pytest.approx(np.mean([each.probabilities[name] for each in asked]), abs=1e-5)
+    assert answer.modalities == ("image", "audio", "text")
