@@ -44,7 +44,7 @@ class _Client:
         self._timeout_s = timeout_s
         self._retries = retries
         self._allowance = Allowance()
-        self._limits = limits
+        self.limits = limits
 
     def _budget(self, timeout_s: float | None) -> Budget:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
@@ -53,7 +53,7 @@ class _Client:
     def _beside(self, image: ImageInput | None, text: TextInput | None) -> Item:
         """What goes with every window of a sound, as bytes: an open file would be read by several at once."""
         given = {"image": image, "text": text}
-        return {m: ENCODERS[m](value, self._limits) for m, value in given.items() if value is not None}  # type: ignore[return-value]
+        return {m: ENCODERS[m](value, self.limits) for m, value in given.items() if value is not None}  # type: ignore[return-value]
 
 
 class EmotionClient(_Client):
@@ -173,7 +173,7 @@ class EmotionClient(_Client):
         """
         audio, beside = rereadable(audio), self._beside(image, text)
         answered: list[WindowEmotion] = []
-        with closing(cut(audio, self._limits, window_s)) as windows:
+        with closing(cut(audio, self.limits, window_s)) as windows:
             while group := _next_of(windows, concurrency):
                 items = _items_of(group, beside)
                 emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
@@ -200,7 +200,7 @@ class EmotionClient(_Client):
         """
         film, beside = rereadable(video), self._beside(None, text)
         answered: list[WindowEmotion] = []
-        with closing(scenes(film, self._limits, window_s)) as shown:
+        with closing(scenes(film, self.limits, window_s)) as shown:
             for scene in shown:
                 items = _items_of_scene(scene, beside)
                 emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
@@ -242,7 +242,7 @@ class EmotionClient(_Client):
         headers: Mapping[str, str] | None = None,
     ) -> Emotion:
         budget = self._budget(timeout_s)
-        request = named(from_item(item, self._limits), request_id, headers)
+        request = named(from_item(item, self.limits), request_id, headers)
         with identified(request.request_id):
             return self._ask(request, budget)[0]
 
@@ -339,7 +339,7 @@ class AsyncEmotionClient(_Client):
         """As EmotionClient.predict_long."""
         audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
         answered: list[WindowEmotion] = []
-        with closing(cut(audio, self._limits, window_s)) as windows:
+        with closing(cut(audio, self.limits, window_s)) as windows:
             while group := await asyncio.to_thread(_next_of, windows, concurrency):
                 items = _items_of(group, beside)
                 emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
@@ -361,7 +361,7 @@ class AsyncEmotionClient(_Client):
         """As EmotionClient.predict_video."""
         film, beside = await asyncio.to_thread(lambda: (rereadable(video), self._beside(None, text)))
         answered: list[WindowEmotion] = []
-        with closing(scenes(film, self._limits, window_s)) as shown:
+        with closing(scenes(film, self.limits, window_s)) as shown:
             while (scene := await asyncio.to_thread(next, shown, None)) is not None:
                 items = _items_of_scene(scene, beside)
                 emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
@@ -402,7 +402,7 @@ class AsyncEmotionClient(_Client):
     ) -> Emotion:
         budget = self._budget(timeout_s)
         # Reading a file or converting an image would hold up the loop.
-        request = named(await asyncio.to_thread(from_item, item, self._limits), request_id, headers)
+        request = named(await asyncio.to_thread(from_item, item, self.limits), request_id, headers)
         with identified(request.request_id):
             return (await self._ask(request, budget))[0]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cmt_client.errors import TENSOR_FAULTS
+from cmt_client.folder import SUFFIXES
 from cmt_perf.headline import headline_table
 from cmt_pipeline.labels import LABEL_SETS
 from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE
@@ -73,6 +74,12 @@ def test_limits_are_those_of_the_code() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|$", OPERATIONS.split("<!-- limits -->")[1], re.MULTILINE))
     assert rows == {name: str(value) for name, value in asdict(DEFAULT_LIMITS).items()}
     assert f"at most {MAX_BATCH_SIZE} items" in OPERATIONS
+
+
+def test_suffixes_of_a_folder_are_those_of_the_code() -> None:
+    page = " ".join((ROOT / "docs" / "clients.md").read_text().split())
+    told = "; ".join(", ".join(f"`{suffix}`" for suffix in suffixes) for suffixes in SUFFIXES.values())
+    assert f"Suffixes are {told} (UTF-8)." in page
 
 
 def test_label_sets_are_those_of_the_code() -> None:
