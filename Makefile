@@ -21,8 +21,12 @@ test: $(VENV)/.installed  ## the tests: what needs no Triton, then what does on 
 	$(PYTEST) -m "not triton and $(USUAL)"
 	$(PYTEST) -m "triton and $(USUAL)" $(TRITON_DIED)
 
-test-slow: $(VENV)/.peers  ## benches, peers, floods and sweeps
+test-slow: $(VENV)/.peers .cmt/kserve/bin/python  ## benches, peers, floods and sweeps
 	$(BIN)/pytest --durations=10 -m "slow and not base" $(TRITON_DIED)
+
+.cmt/kserve/bin/python:  # its dependencies are pinned to others than ours
+	$(PYTHON) -m venv .cmt/kserve
+	.cmt/kserve/bin/pip install --quiet --disable-pip-version-check "kserve==0.21.*" || { rm -rf .cmt/kserve; exit 1; }
 
 coverage: $(VENV)/.installed  ## the same tests, with the share of lines that they run: .cmt/coverage/index.html
 	rm -f .coverage

@@ -1,7 +1,8 @@
 """The fenced blocks of the README and of docs/, and what their languages promise.
 
 sh        runs as it stands, against the session's server
-python    runs as it stands, in this process
+python    runs as it stands, in this process; with title="pip install NAME", in that package's own environment
+js, go    run as they stand, where node and go are on the machine
 py, toml  files of docs/extending.md, which tests/test_extending.py lays out and uses
 console   isn't run: it takes minutes, blocks, or needs a cluster or a GPU; its commands are put to their parsers
 yaml      parses
@@ -19,7 +20,8 @@ import command_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "k8s" / "README.md")
-LANGUAGES = {"sh", "python", "py", "toml", "console", "yaml"}
+LANGUAGES = {"sh", "python", "py", "js", "go", "toml", "console", "yaml"}
+FENCE = re.compile(r'^```([^\n` ]*)(?: title="pip install ([\w-]+)")?[^\n`]*\n(.*?)^```', re.DOTALL | re.MULTILINE)
 #: Commands of others, in console blocks, that nothing here can check.
 OTHERS = {"kind", "minikube", "git", "kubectl", "docker"}
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -28,8 +30,11 @@ EXTRAS = set(re.findall(r"^([a-z][\w-]*) = \[", (ROOT / "pyproject.toml").read_t
 
 @dataclass(frozen=True)
 class Block:
+    """needs: a package that its reader has to install; "" for none."""
+
     page: Path
     language: str
+    needs: str
     text: str
 
     @property
@@ -43,11 +48,7 @@ class Block:
 
 
 def blocks(language: str | None = None) -> list[Block]:
-    found = [
-        Block(page, name, text)
-        for page in PAGES
-        for name, text in re.findall(r"^```([^\n` ]*)[^\n`]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    ]
+    found = [Block(page, name, needs, text) for page in PAGES for name, needs, text in FENCE.findall(page.read_text())]
     return [block for block in found if language in (None, block.language)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ import yaml
 
 import command_lines
 from cmt_cli.state import RunningServer, State
+from cmt_pipeline.constants import TOKEN_VARIABLE
 from cmt_server.server import TritonServer
 from doc_blocks import LANGUAGES, PAGES, ROOT, TARGETS, Block, blocks, check
 
+#: Of tritonserver, perf_analyzer, curl and base64.
+OPTIONS_OF_OTHERS = {"--id", "--input-data", "--data-binary", "--decode"}
 #: Blocks until Ctrl-C; tests/server/test_lifecycle.py runs it.
 SERVE = "cmt serve"
 COMMANDS = sorted({line for block in blocks("sh") for line in block.lines} - {SERVE})
@@ -31,7 +35,8 @@ def environment(server: TritonServer, state: State) -> dict[str, str]:
     metrics = f"http://127.0.0.1:{server.metrics_port}/metrics"
     state.announce(RunningServer(os.getpid(), server.http_url, server.grpc_url, metrics, "unused"))
     binaries = Path(sys.executable).parent
-    return {**os.environ, "CMT_STATE": str(state.root), "PATH": f"{binaries}:{os.environ['PATH']}"}
+    path = f"{binaries}:{os.environ['PATH']}"
+    return {**os.environ, "CMT_STATE": str(state.root), "PATH": path, TOKEN_VARIABLE: server.options.control_token}
 
 
 def on_ports_of(server: TritonServer, text: str) -> str:
@@ -55,10 +60,41 @@ def test_commands_run(server: TritonServer, environment: dict[str, str], command
     assert ran.stdout or "ready" in command
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+@pytest.mark.parametrize("block", [block for block in blocks("python") if not block.needs], ids=str)
 def test_code_runs(server: TritonServer, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(TOKEN_VARIABLE, server.options.control_token)
     exec(compile(on_ports_of(server, block.text), str(block), "exec"), {"__name__": "__main__"})
+
+
+def run_by(command: list[str], text: str) -> None:
+    """Text on the standard input of a command that has to succeed and say something."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(command, input=text, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in blocks("python") if block.needs], ids=str)
+def test_code_with_a_package_of_its_own_runs(server: TritonServer, block: Block) -> None:
+    python = ROOT / ".cmt" / block.needs / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{block.needs} isn't installed; `make .cmt/{block.needs}/bin/python`")
+    run_by([str(python), "-"], on_ports_of(server, block.text))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node isn't installed")
+@pytest.mark.parametrize("block", blocks("js"), ids=str)
+def test_node_runs(server: TritonServer, block: Block) -> None:
+    run_by(["node", "--input-type=module", "-"], on_ports_of(server, block.text))
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="go isn't installed")
+@pytest.mark.parametrize("block", blocks("go"), ids=str)
+def test_go_runs(server: TritonServer, tmp_path: Path, block: Block) -> None:
+    (tmp_path / "main.go").write_text(on_ports_of(server, block.text))
+    run_by(["go", "run", str(tmp_path / "main.go")], "")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -95,9 +131,10 @@ def test_every_block_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_and_targets_in_the_text_are_there(page: Path) -> None:
-    """--id is tritonserver's."""
     commands = [command_lines.root(), *(command for _, command in command_lines.verbs())]
-    known = {"--help", "--id"} | {option for command in commands for p in command.params for option in p.opts}
+    known = (
+        {"--help"} | OPTIONS_OF_OTHERS | {option for command in commands for p in command.params for option in p.opts}
+    )
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
     assert named <= known
