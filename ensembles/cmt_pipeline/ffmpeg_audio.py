@@ -29,6 +29,7 @@ SPEECH_AND_MUSIC = ("aac", "alac", "amrnb", "amrwb", "flac", "libopus", "opus", 
 MPEG_LAYERS = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float")
 CODECS = frozenset((*SPEECH_AND_MUSIC, *MPEG_LAYERS))
 PCM = "pcm_"
+HEAD_BYTES = 16  # enough to tell what a file is
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Reader:
 
 
 READERS = (
-    Reader("mp3", lambda data: data[:3] == b"ID3" or _is_mpeg_frame(data)),
+    Reader("mp3", lambda data: _is_mpeg_frame(data)),
     Reader("aac", lambda data: data[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9")),
     Reader(
         "mov,mp4,m4a,3gp,3g2,mj2",
@@ -57,8 +58,10 @@ MP3 = READERS[0]
 
 
 def reader_of(data: bytes) -> Reader | None:
-    """The reader that a file's first bytes ask for; None where libsndfile may know better."""
-    return next((reader for reader in READERS if reader.begins(data)), None)
+    """That of a file's first bytes, or of those behind an ID3 tag; None where libsndfile may know better."""
+    place = _tag_bytes(data)
+    begin = data[place : place + HEAD_BYTES]
+    return next((reader for reader in READERS if reader.begins(begin)), MP3 if place else None)
 
 
 def decode(data: bytes, reader: Reader, limits: Limits) -> tuple[Array, int] | None:
@@ -146,3 +149,13 @@ def check_channels(channels: int, limits: Limits) -> None:
 def _is_mpeg_frame(data: bytes) -> bool:
     """A frame of MPEG audio; with a layer of 0 it would be AAC's."""
     return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and bool(data[1] & 0x06)
+
+
+def _tag_bytes(data: bytes) -> int:
+    """The length of the ID3 tag in front; 0 without one. ID3v2.4.0, section 3.1: seven bits of each byte count."""
+    if data[:3] != b"ID3":
+        return 0
+    size = 0
+    for byte in data[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size

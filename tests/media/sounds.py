@@ -89,6 +89,12 @@ def with_unknown_sizes(webm: bytes) -> bytes:
     return bytes(out)
 
 
+def tagged(data: bytes, picture_bytes: int = 3_000) -> bytes:
+    """Behind an ID3v2 tag with a picture."""
+    body = b"APIC" + picture_bytes.to_bytes(4, "big") + b"\0\0" + b"\xff\xfb\x90\x64" * (picture_bytes // 4)
+    return b"ID3\3\0\0" + bytes(len(body) >> shift & 0x7F for shift in (21, 14, 7, 0)) + body + data
+
+
 def as_streamed_wav(wav: bytes) -> bytes:
     """As a program writes it into a pipe."""
     place = wav.index(b"data")
@@ -136,6 +142,11 @@ SOUNDS: dict[str, Made] = {
     "AAC, a bare stream": Made(
         "FFmpeg", lambda: encoded("adts", "aac", bit_rate=64_000), later_s=0.064, longer_s=0.128
     ),
+    "AAC, a bare stream, tagged": Made(
+        "FFmpeg", lambda: tagged(encoded("adts", "aac", bit_rate=64_000)), later_s=0.064, longer_s=0.128
+    ),
+    "MP3, tagged": Made("libmp3lame", lambda: tagged(encoded("mp3", "libmp3lame", bit_rate=64_000))),
+    "FLAC, tagged": Made("libsndfile", lambda: tagged(saved("FLAC", "PCM_16")), PCM_16),
     "WebM, Opus": Made("FFmpeg", lambda: encoded("webm", "libopus", 48_000), alike=0.998),
     "WebM, Opus, streamed": Made(
         "as MediaRecorder", lambda: with_unknown_sizes(encoded("webm", "libopus", 48_000, live=1)), alike=0.998
