@@ -339,11 +339,11 @@ class AsyncEmotionClient(_Client):
         """As EmotionClient.predict_long."""
         audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
         answered: list[WindowEmotion] = []
-        with closing(cut(audio, self.limits, window_s)) as windows:
-            while group := await asyncio.to_thread(_next_of, windows, concurrency):
-                items = _items_of(group, beside)
-                emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-                answered += _answered(group, emotions)
+        windows = cut(audio, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
+        while group := await asyncio.to_thread(_next_of, windows, concurrency):
+            items = _items_of(group, beside)
+            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+            answered += _answered(group, emotions)
         if answered:
             return long_emotion(answered)
         with uncut_explained():
@@ -361,11 +361,11 @@ class AsyncEmotionClient(_Client):
         """As EmotionClient.predict_video."""
         film, beside = await asyncio.to_thread(lambda: (rereadable(video), self._beside(None, text)))
         answered: list[WindowEmotion] = []
-        with closing(scenes(film, self.limits, window_s)) as shown:
-            while (scene := await asyncio.to_thread(next, shown, None)) is not None:
-                items = _items_of_scene(scene, beside)
-                emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-                answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
+        shown = scenes(film, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
+        while (scene := await asyncio.to_thread(next, shown, None)) is not None:
+            items = _items_of_scene(scene, beside)
+            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+            answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
         return _film_emotion(answered)
 
     async def predict_tensors(

@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmt_client.client import DEFAULT_CONCURRENCY, EmotionClient
 from cmt_client.errors import EmotionError, InvalidInput, Overloaded, ServerUnavailable
 from cmt_client.files import file_bytes
 from cmt_client.journal import Row, open_journal
 from cmt_client.windows import LongEmotion
-from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress, no_progress
 
-SUFFIXES: Mapping[Modality, Sequence[str]] = {
+Kind = Literal["image", "audio", "text", "video"]
+SUFFIXES: Mapping[Kind, Sequence[str]] = {
     "image": ("jpg", "jpeg", "png", "webp", "heic", "heif", "avif", "gif", "bmp", "tif", "tiff", "ppm"),
     "audio": ("wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "amr", "caf", "aif", "aiff", "weba"),
     "text": ("txt",),
+    "video": ("mp4", "mov", "webm", "mkv"),
 }
-MODALITY_OF: Mapping[str, Modality] = {f".{suffix}": m for m, suffixes in SUFFIXES.items() for suffix in suffixes}
+KIND_OF: Mapping[str, Kind] = {f".{suffix}": kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 #: What a row tells of an answer.
 ANSWER = (
     *("label", "probability", "probabilities", "valence", "arousal", "modalities", "attention"),
@@ -37,10 +38,10 @@ ANSWER = (
 
 @dataclass(frozen=True)
 class FolderItem:
-    """files: of each modality, relative to the folder; more than one is an error of the item's."""
+    """files: of each kind, relative to the folder; more than one is an error of the item's."""
 
     name: str
-    files: Mapping[Modality, Sequence[Path]]
+    files: Mapping[Kind, Sequence[Path]]
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def items_in(folder: Path) -> list[FolderItem]:
     """The items of a folder, by name. ValueError where it isn't one, OSError where a part can't be read."""
     if not folder.is_dir():
         raise ValueError(f"folder: got {folder}; expected a folder")
-    found: dict[str, dict[Modality, list[Path]]] = {}
+    found: dict[str, dict[Kind, list[Path]]] = {}
     for path in _files_beneath(folder):
-        modality = MODALITY_OF.get(path.suffix.lower())
-        if modality is not None:
-            found.setdefault(_text(path.with_suffix("")), {}).setdefault(modality, []).append(path)
+        kind = KIND_OF.get(path.suffix.lower())
+        if kind is not None:
+            found.setdefault(_text(path.with_suffix("")), {}).setdefault(kind, []).append(path)
     return [FolderItem(name, found[name]) for name in sorted(found)]
 
 
@@ -134,8 +135,10 @@ def _in_turn(work: Callable[[FolderItem], Row], items: Sequence[FolderItem], opt
 
 
 def _row(client: EmotionClient, folder: Path, item: FolderItem, options: FolderOptions) -> Row:
-    files = {m: [_text(path) for path in item.files.get(m, ())] for m in MODALITIES}
-    row: dict[str, Any] = {"item": item.name, **{m: " ".join(paths) or None for m, paths in files.items()}}
+    files: dict[str, Any] = {
+        kind: " ".join(_text(path) for path in item.files.get(kind, ())) or None for kind in SUFFIXES
+    }
+    row = {"item": item.name, **files}
     try:
         told = _answer(client, _given(folder, item, client.limits.max_text_bytes), options).to_json()
         return {**row, **{name: told[name] for name in ANSWER}, "error": None}
@@ -148,11 +151,14 @@ def _row(client: EmotionClient, folder: Path, item: FolderItem, options: FolderO
 
 
 def _given(folder: Path, item: FolderItem, most_text_bytes: int) -> dict[str, Any]:
-    for modality, paths in item.files.items():
+    for kind, paths in item.files.items():
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            raise InvalidInput(modality, "ambiguous", f"got {names} of one item; expected one {modality}")
-    given: dict[str, Any] = {modality: folder / paths[0] for modality, paths in item.files.items()}
+            raise InvalidInput(kind, "ambiguous", f"got {names} of one item; expected one {kind}")
+    given: dict[str, Any] = {kind: folder / paths[0] for kind, paths in item.files.items()}
+    if "video" in given and {"image", "audio"} & given.keys():
+        told = "got a film and an image or a sound of one item; expected the film alone, or with text"
+        raise InvalidInput("video", "ambiguous", told)
     if "text" in given:
         data = file_bytes(given["text"], "text", most_text_bytes, "a text file")
         try:
@@ -165,9 +171,12 @@ def _given(folder: Path, item: FolderItem, most_text_bytes: int) -> dict[str, An
 
 
 def _answer(client: EmotionClient, given: Mapping[str, Any], options: FolderOptions) -> LongEmotion:
-    if "audio" not in given:
-        return LongEmotion(client.predict(**given, timeout_s=options.timeout_s))
-    return client.predict_long(**given, window_s=options.window_s, concurrency=1, timeout_s=options.timeout_s)
+    windowed: dict[str, Any] = {"window_s": options.window_s, "concurrency": 1, "timeout_s": options.timeout_s}
+    if "video" in given:
+        return client.predict_video(**given, **windowed)
+    if "audio" in given:
+        return client.predict_long(**given, **windowed)
+    return LongEmotion(client.predict(**given, timeout_s=options.timeout_s))
 
 
 def _text(path: Path) -> str:

@@ -50,7 +50,7 @@ def _schema() -> Any:
     window = pa.struct({"start_s": pa.float64(), "end_s": pa.float64(), **figures})
     return pa.schema(
         {
-            **dict.fromkeys(("item", "image", "audio", "text"), pa.string()),
+            **dict.fromkeys(("item", "image", "audio", "text", "video"), pa.string()),
             **figures,
             "modalities": pa.list_(pa.string()),
             "attention": shares,

@@ -17,12 +17,13 @@ from cmt_client.journal import open_journal
 from cmt_client.operations import Infer, InferAnswer
 from cmt_client.parquet import parquet_from_journal
 from cmt_pipeline.limits import DEFAULT_LIMITS
+from small_media import write_video
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "items"
-    for name in ("a.JPG", "a.wav", "a.txt", "b/a.png", "b/c.d.txt", "notes.md", ".hidden.txt", ".git/x.txt", "z.mp4"):
+    for name in ("a.JPG", "a.wav", "a.txt", "b/a.png", "b/c.d.txt", "notes.md", ".hidden.txt", ".git/x.txt", "z.pdf"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"\ufeff{name}\n")
@@ -85,6 +86,20 @@ def test_a_long_sound_has_its_windows_in_the_row(folder: Path, tmp_path: Path) -
     windows = rows(tmp_path / "answers.jsonl")[0]["windows"]
     assert [round(w["start_s"], 2) for w in windows] == [0, 1.67, 3.33]
     assert windows[0]["label"] == "joy"
+
+
+def test_a_film_is_an_item_alone_or_with_text(tmp_path: Path) -> None:
+    folder, output, fake = tmp_path / "items", tmp_path / "answers.jsonl", FakeTransport()
+    write_video(folder / "a.mp4", seconds=3)
+    write_video(folder / "b.mp4")
+    (folder / "a.txt").write_text("text")
+    (folder / "b.wav").write_bytes(sound(1))
+    report = answered(folder, output, fake, window_s=2)
+    film, refused = rows(output)
+    assert (film["video"], film["audio"], film["modalities"]) == ("a.mp4", None, ["image", "audio", "text"])
+    assert len(film["windows"]) == 2
+    assert report.errors == {"video.ambiguous": 1}
+    assert (refused["video"], refused["audio"], refused["label"]) == ("b.mp4", "b.wav", None)
 
 
 def test_errors_are_rows_and_asked_again(folder: Path, tmp_path: Path) -> None:

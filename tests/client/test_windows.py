@@ -7,6 +7,7 @@ import io
 import math
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -236,3 +237,33 @@ def test_the_whole_is_the_mean_weighted_by_length() -> None:
     assert answer.to_json()["windows"][1]["label"] == "fear"
     with pytest.raises(InferenceFailed, match="releases 1 and 2"):
         long_emotion([WindowEmotion(0, 1, joy), WindowEmotion(1, 4, replace(fear, release=2))])
+
+
+class Slow(io.BytesIO):
+    """Is read when it is told so."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.asked.set()
+        self.go.wait()
+        return super().read(size)
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_a_cancelled_question_is_cancelled_while_its_file_is_read(kind: str) -> None:
+    async def cancelled(file: Slow) -> None:
+        async with AsyncEmotionClient("fake:1", transport=AsyncFakeTransport(), limits=LIMITS) as client:
+            asking = client.predict_long(audio=file) if kind == "audio" else client.predict_video(file)
+            task = asyncio.create_task(asking)
+            await asyncio.to_thread(file.asked.wait)
+            task.cancel()
+            try:
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            finally:
+                file.go.set()
+
+    asyncio.run(cancelled(Slow(written(LONG))))
