@@ -80,6 +80,13 @@ NO_VERSION = Rule(
     "reason. Folders of other names than plain numbers count for nothing.",
     "Put the model into a folder named 1 (empty for an ensemble), or let version_policy load what lies there.",
 )
+EMPTY_VERSION = Rule(
+    "empty-version",
+    "error",
+    "Triton can't load a version whose folder has no model, nor the others that came with it. For a python model it "
+    "waits for ever: the load doesn't end, and a server that starts with it never gets ready.",
+    "Put the model's file there (model.py of the python backend), or remove the folder.",
+)
 VERSION_NEVER_LOADED = Rule(
     "version-never-loaded",
     "warning",
@@ -205,6 +212,14 @@ def no_version(repository: Repository) -> Iterator[Finding]:
             yield finding(NO_VERSION, model.file, model.name, what)
 
 
+def empty_version(repository: Repository) -> Iterator[Finding]:
+    for model in repository.models.values():
+        empty = [str(version) for version in model.loaded_versions() if version in model.empty]
+        if empty and not model.is_ensemble:
+            what = f"version {', '.join(empty)} has no model in its folder"
+            yield finding(EMPTY_VERSION, model.file, model.name, what)
+
+
 def version_never_loaded(repository: Repository) -> Iterator[Finding]:
     """An ensemble's version folders are empty, and its configuration is the same for all: those may lie there."""
     for model in repository.models.values():
@@ -233,6 +248,7 @@ CHECKS: dict[Rule, Callable[[Repository], Iterator[Finding]]] = {
     TIMEOUT_OVERRIDE: timeout_override,
     CACHE_KEY: cache_key,
     NO_VERSION: no_version,
+    EMPTY_VERSION: empty_version,
     VERSION_NEVER_LOADED: version_never_loaded,
     POLICY_WITHOUT_VERSION: policy_without_version,
     NO_WARMUP: no_warmup,

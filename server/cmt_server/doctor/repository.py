@@ -17,7 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from cmt_pipeline.constants import TRITON_CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt
-from cmt_server.doctor.completion import completes_batching, declared_backend
+from cmt_server.doctor.artefacts import completes_batching, declared_backend, without_model
 from cmt_server.doctor.finding import Finding, Rule, finding
 from cmt_server.repository import Repository as ServedRepository
 
@@ -67,7 +67,8 @@ DUPLICATE = Rule(
 class Model:
     """file: where its configuration lies; versions: of the folders that hold it, None when a server described it.
 
-    batching_completed: whether Triton's auto-complete, unless it is off, settles how the model batches.
+    batching_completed: whether Triton's auto-complete, unless it is off, settles how the model batches; empty: versions
+    whose folder has no model.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Model:
     config: ModelConfig
     versions: tuple[int, ...] | None = None
     batching_completed: bool = False
+    empty: tuple[int, ...] = ()
 
     @property
     def is_ensemble(self) -> bool:
@@ -181,7 +183,7 @@ def _read_model(folder: Path, reading: _Reading) -> None:
     try:
         versions = _versions(folder, reading)
         if not file.exists():
-            if versions:
+            if versions or (folder / VARIANTS_FOLDER).is_dir():
                 reading.undeclared.add(name)
             else:
                 what = "it has neither a configuration nor a version's folder"
@@ -224,7 +226,8 @@ def _model(folder: Path, file: Path, versions: tuple[int, ...]) -> Model:
     if len(data) > MAX_CONFIG_BYTES:
         raise ValueError(f"got more than {MAX_CONFIG_BYTES} bytes")
     config = parse_config(data)
-    return Model(folder.name, str(file), config, versions, completes_batching(config, folder, versions))
+    completes = completes_batching(config, folder, versions)
+    return Model(folder.name, str(file), config, versions, completes, without_model(config, folder, versions))
 
 
 def _read_variants(folder: Path, versions: tuple[int, ...], reading: _Reading) -> None:

@@ -107,6 +107,37 @@ def test_folders_that_are_no_versions(folder: str, tmp_path: Path) -> None:
     assert ("no-version", "a") in found(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "files", "fires"),
+    [
+        ('backend: "python"', (), True),
+        ('backend: "python"', (".gitkeep", "weights.pt"), True),
+        ('backend: "python"', ("model.py",), False),
+        ('backend: "python" default_model_filename: "main.py"', ("model.py",), True),
+        ('backend: "python" default_model_filename: "main.py"', ("main.py",), False),
+        ('platform: "onnxruntime_onnx"', (".gitkeep",), True),
+        ('platform: "onnxruntime_onnx" default_model_filename: "best.onnx"', ("best.onnx",), False),
+        ('platform: "tensorrt_plan" cc_model_filenames { key: "9.0" value: "h100.plan" }', ("h100.plan",), False),
+        ('backend: "identity"', (), False),  # its own
+        ("", (), False),
+        ('platform: "ensemble"', (), False),
+    ],
+)
+def test_versions_without_a_model(config: str, files: tuple[str, ...], fires: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "a" / "config.pbtxt").write_text(config)
+    for file in files:
+        (folder / file).touch()
+    assert (("empty-version", "a") in found(tmp_path)) is fires
+
+
+def test_a_model_of_variants_alone_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "a" / "configs").mkdir(parents=True)
+    (tmp_path / "a" / "configs" / "gpu.pbtxt").write_text(WARMED)
+    assert found(tmp_path) == []
+
+
 @pytest.mark.parametrize(("artefact", "silent"), [("model.onnx", True), ("model.plan", True), ("model.pt", False)])
 def test_the_backend_is_known_by_the_artefact(artefact: str, silent: bool, tmp_path: Path) -> None:
     folder = write_model(tmp_path, "a", "max_batch_size: 4", ())

@@ -372,6 +372,18 @@ def test_a_version_folder_of_many_digits_ends_the_server(tmp_path: Path) -> None
     assert died_at_start(tmp_path / "repository", tmp_path / "server") < 0
 
 
+def test_the_load_of_a_version_without_a_model_never_ends(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    folder = write_model(repository, "hollow", python_model())
+    (folder / "1" / "model.py").unlink()
+    assert ("empty-version", "hollow") in named(diagnose([repository]))
+    with TinyServer(repository, tmp_path / "server", EXPLICIT[:1]) as server:
+        with pytest.raises(OSError, match="timed out"):
+            server.ask("/v2/repository/models/hollow/load", {}, timeout_s=3)
+        assert "Python model file not found" in server.log.read_text()
+        assert [entry["state"] for entry in server.index()] == ["LOADING"]
+
+
 @pytest.mark.parametrize("folder", ["notes", ".git"])
 def test_a_folder_that_is_no_model_ends_the_server(folder: str, tmp_path: Path) -> None:
     (tmp_path / "repository" / folder).mkdir(parents=True)

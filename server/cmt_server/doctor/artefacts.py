@@ -1,4 +1,4 @@
-"""What Triton's auto-complete makes of a configuration's batching before the model runs.
+"""What lies in a model's version folders: its backend, whether it can load, what auto-complete makes of its batching.
 
 Triton completes configurations unless it is started with --disable-auto-complete-config. Which backend a model has,
 and which backends turn dynamic batching on, is as in the sources of Triton's core and of the backends.
@@ -6,6 +6,7 @@ and which backends turn dynamic batching on, is as in the sources of Triton's co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,11 +41,36 @@ def declared_backend(config: ModelConfig) -> str:
 
 def completes_batching(config: ModelConfig, folder: Path, versions: Iterable[int]) -> bool:
     """Whether auto-complete may turn dynamic batching on for the model in this folder."""
-    places = [folder / str(version) for version in versions]
-    backend = declared_backend(config) or next((_backend_of(place) for place in places), "")
+    backend = _backend(config, folder, versions)
     if backend == "python":
-        return any(_calls_for_batching(place / (config.default_model_filename or "model.py")) for place in places)
+        return any(_calls_for_batching(folder / str(version) / _code(config)) for version in versions)
     return backend in COMPLETING_BACKENDS
+
+
+def without_model(config: ModelConfig, folder: Path, versions: Iterable[int]) -> tuple[int, ...]:
+    """The versions whose folder has nothing to load. Backends that nobody here knows may need nothing."""
+    backend = _backend(config, folder, versions)
+    if backend == "python":
+        return tuple(version for version in versions if not (folder / str(version) / _code(config)).exists())
+    if backend in ARTEFACTS.values():
+        return tuple(version for version in versions if _is_empty(folder / str(version)))
+    return ()
+
+
+def _backend(config: ModelConfig, folder: Path, versions: Iterable[int]) -> str:
+    """As declared, else by the artefact, else by the end of the model's name."""
+    by_artefact = (_backend_of(folder / str(version)) for version in versions)
+    return declared_backend(config) or next(filter(None, by_artefact), folder.name.rpartition(".")[2])
+
+
+def _code(config: ModelConfig) -> str:
+    return str(config.default_model_filename or "model.py")
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for hidden files, by which git keeps a folder."""
+    with os.scandir(folder) as entries:
+        return all(entry.name.startswith(".") for entry in entries)
 
 
 def _backend_of(version: Path) -> str:
