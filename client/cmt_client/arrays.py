@@ -71,9 +71,16 @@ def ppm_from_array(pixels: Any, limits: Limits) -> bytes:
     """
     array = _channels_last(as_array(pixels, "image"))
     height, width, _ = array.shape
-    check_size(3 * height * width, "image", limits.max_image_bytes)
+    check_pixels(width, height, limits)
     rgb = np.broadcast_to(_on_white(_eight_bits(array)), (height, width, 3))
     return b"P6\n%d %d\n255\n" % (width, height) + rgb.tobytes()
+
+
+def check_pixels(width: int, height: int, limits: Limits) -> None:
+    """Raises InvalidInput for more than may be sent."""
+    if width * height > limits.max_image_pixels:
+        told = f"got {width} x {height} pixels; at most {limits.max_image_pixels} are accepted: shrink it"
+        raise InvalidInput("image", "too_large", told)
 
 
 def _channels_last(array: Array) -> Array:
@@ -89,6 +96,8 @@ def _channels_last(array: Array) -> Array:
         remedy = ": give one image at a time"
     elif array.ndim == 1 and array.dtype == np.uint8:
         remedy = ", or a file's bytes: array.tobytes()"
+    elif array.dtype.kind == "S":
+        remedy = ", or a file's bytes as Python's: numpy's lose zeros at their end"
     raise InvalidInput("image", "wrong_array", f"{_got(array)}; expected {IMAGE_ARRAYS}{remedy}")
 
 
@@ -137,7 +146,7 @@ def wav_from_frames(samples: Array, rate: int) -> bytes:
     tag, kind = SAMPLE_TYPES[samples.dtype.name]
     frames, channels = samples.shape
     width = wav_width(samples)
-    with np.errstate(over="ignore"):  # infinity is refused as such
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused as such
         data = samples.astype(kind).tobytes()
     fmt = struct.pack("<HHIIHH", tag, channels, rate, rate * channels * width & 0xFFFFFFFF, channels * width, 8 * width)
     # Only float needs the fact chunk (samples in each channel); readers of PCM skip it.

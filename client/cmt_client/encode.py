@@ -1,28 +1,29 @@
 """What a caller has -> the bytes that a raw entrance takes.
 
 Files travel as they are. Arrays are wrapped in headers written here: images as PPM, sound as WAV. A Pillow image
-travels as the pixels that the server would decode from its file.
+travels as the pixels that the server would decode from its file. Pixels too many to travel are shrunk where Pillow is
+installed.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from cmt_client.arrays import Sound, SupportsArray, as_array, ppm_from_array, wav_from_sound
-from cmt_client.errors import InvalidInput
+from cmt_client.arrays import Sound, SupportsArray, as_array, check_pixels, ppm_from_array, wav_from_sound
+from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import check_size, file_bytes
+from cmt_pipeline import errors as pipeline_errors
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import IMAGE_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image
-
-PPM_HEADER_BYTES = 32  # at most
 
 ACCEPTED_FILES = "file bytes, a path, a file opened in binary mode, a row {'bytes', 'path'}"
 ACCEPTED_IMAGES = f"{ACCEPTED_FILES}, an array of pixels, or a Pillow image"
@@ -37,9 +38,9 @@ TextInput: TypeAlias = "str | bytes"
 def image_bytes(image: Any, limits: Limits) -> bytes:
     """An ImageInput as a file's bytes. Raises InvalidInput("image", …)."""
     if hasattr(image, "mode") and hasattr(image, "convert"):
-        data = _ppm_from_pillow(image, limits)
+        data = _travelling(_ppm_from_pillow(image, limits), limits)
     elif _is_array(image):
-        data = ppm_from_array(image, limits)
+        data = _travelling(ppm_from_array(image, limits), limits)
     else:
         data = file_bytes(image, "image", limits.max_image_bytes, ACCEPTED_IMAGES)
     return _sized(data, "image", limits.max_image_bytes)
@@ -110,29 +111,33 @@ def _decoded_by_torchcodec(decoder: Any) -> Sound:
 
 
 def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
-    """The upright RGB image that the server would make of the file.
-
-    One that is too big to travel is shrunk just as the server's preprocessing does, which then finds nothing
-    to do.
-    """
-    from PIL import Image
-
+    """The upright RGB image that the server would make of the file."""
     from cmt_pipeline.image import upright
 
-    if image.width * image.height > limits.max_image_pixels:
-        raise InvalidInput(
-            "image",
-            "too_large",
-            f"got {image.width} x {image.height} pixels; at most {limits.max_image_pixels} are accepted",
-        )
+    check_pixels(image.width, image.height, limits)
     try:
         rgb = upright(image)
     except Exception as error:  # Pillow's format plugins raise many kinds on a damaged file
         raise InvalidInput("image", "not_decodable", f"got a Pillow image that doesn't load ({error})") from error
-    too_big = 3 * rgb.width * rgb.height + PPM_HEADER_BYTES > limits.max_image_bytes
-    if too_big and min(rgb.size) >= limits.min_image_side_px:
-        rgb = rgb.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
     return ppm_from_array(np.asarray(rgb, np.uint8), limits)
+
+
+def _travelling(ppm: bytes, limits: Limits) -> bytes:
+    """One that is too big to travel is shrunk by the server's own preprocessing, which then finds nothing to do; as it
+    is without Pillow. Raises InvalidInput."""
+    if len(ppm) <= limits.max_image_bytes:
+        return ppm
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        return ppm
+    from cmt_pipeline.image import decode_square
+
+    try:
+        shrunk = decode_square(ppm, IMAGE_SIDE, replace(limits, max_image_bytes=len(ppm)))
+    except pipeline_errors.InvalidInput as error:
+        raise own_input_error(error) from error
+    return ppm_from_array(np.asarray(shrunk), limits)
 
 
 def _sized(data: bytes, field: str, limit: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WAV_TAGS = {1, 3, 6, 7, 0xFFFE}  # PCM, float, A-law, mu-law, extensible: every frame stands alone
 FMT = struct.Struct("<HHIIHH")  # tag, channels, rate, bytes a second, bytes a frame, bits
+MOST_FMT_BYTES = 4_000
 READERS = "mp3,aac,mov,mp4,m4a,matroska,webm,amr,caf,flac,ogg,aiff,wav,w64"  # of FFmpeg's hundreds
 FLOAT_BYTES = 4
 
@@ -78,8 +79,9 @@ def _of_wav(file: BinaryIO) -> Recording | None:
         name, size = CHUNK.unpack(chunk)
         if name == b"data":
             return _of_wav_data(file, fmt, size)
-        content = file.read(size + size % 2)
-        fmt = content[:size] if name == b"fmt " else fmt
+        begin = file.tell()
+        fmt = file.read(min(size, MOST_FMT_BYTES)) if name == b"fmt " else fmt
+        file.seek(begin + size + size % 2)
     return None
 
 
@@ -135,12 +137,7 @@ def _mono(file: BinaryIO) -> Iterator[Array]:
 
     resampler = av.AudioResampler(format="fltp")
     for frame in _decoded(file):
-        try:
-            converted = resampler.resample(frame)
-        except ValueError as error:
-            told = "got sound that changes its rate or channels on the way; expected one of each"
-            raise InvalidInput("audio", "sample_rate", told) from error
-        for planar in converted:
+        for planar in resampler.resample(frame):
             yield planar.to_ndarray().mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
@@ -155,11 +152,18 @@ def _decoded(file: BinaryIO) -> Iterator[AudioFrame]:
         with av.open(file, options=options, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InvalidInput("audio", "not_decodable", f"got a file without sound; expected {ACCEPTED_SOUNDS}")
-            for packet in container.demux(container.streams.audio[0]):
-                try:
-                    yield from packet.decode()
-                except InvalidDataError:
-                    continue
+            sound = container.streams.audio[0]
+            if sound.codec_context is None:
+                raise InvalidInput("audio", "wrong_format", "got sound that FFmpeg has no decoder for; convert it")
+            rate = 0
+            for packet in container.demux(sound):
+                with suppress(InvalidDataError):
+                    for frame in packet.decode():
+                        if rate and frame.sample_rate != rate:
+                            told = f"got sample rates of {rate} and {frame.sample_rate} Hz in one file; expected one"
+                            raise InvalidInput("audio", "sample_rate", told)
+                        rate = frame.sample_rate
+                        yield frame
     except FFmpegError as error:
         told = f"got a file that doesn't decode ({error.strerror}); expected a whole file of sound"
         raise InvalidInput("audio", "not_decodable", told) from error

@@ -96,6 +96,7 @@ def test_transparency_is_blended_as_that_of_a_file(layout: tuple[int, ...], scal
         (RGB.ravel(), "wrong_array", r"array.tobytes\(\)"),
         (RGB[..., :2], "wrong_array", r"expected \[height, width\]"),
         (np.zeros((0, 20, 3), np.uint8), "wrong_array", r"got uint8 \[0, 20, 3\]"),
+        (np.array(b"a file"), "wrong_array", "lose zeros at their end"),
         (np.full((20, 20), "x"), "wrong_array", "expected uint8, or floats"),
         (torch.zeros(3, 20, 20, dtype=torch.bfloat16), "wrong_array", "got Tensor of which numpy makes no array"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,30 @@ def test_a_pillow_image_is_turned_upright() -> None:
     assert np.array_equal(np.asarray(arrived), np.asarray(decode_image(file.getvalue())))
 
 
-def test_a_pillow_image_too_big_to_travel_gives_the_same_pixel_values() -> None:
-    image = sample_image("RGB").resize((900, 700))
+@pytest.mark.parametrize("size", [(900, 700), (1_500, 2_100), (5_000, 400)])
+@pytest.mark.parametrize("held", [lambda image: image, np.asarray, lambda image: np.asarray(image) / 255])
+def test_pixels_too_many_to_travel_give_the_same_pixel_values(size: tuple[int, int], held: Any) -> None:
+    image = sample_image("RGB").resize(size)
     preprocess = ImagePreprocessor((0.5,) * 3, (0.5,) * 3)
     file = io.BytesIO()
     image.save(file, "PNG")
-    shrunk = image_bytes(image, Limits(max_image_bytes=200_000))
+    shrunk = image_bytes(held(image), Limits(max_image_bytes=200_000))
     assert len(shrunk) < 200_000
     assert np.array_equal(preprocess(shrunk)["pixel_values"], preprocess(file.getvalue())["pixel_values"])
+
+
+def test_without_pillow_pixels_too_many_to_travel_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InvalidInput, match="at most 200000 are accepted") as raised:
+        image_bytes(np.zeros((900, 700, 3), np.uint8), Limits(max_image_bytes=200_000))
+    assert raised.value.code == "too_large"
 
 
 def test_shrinking_hides_no_limit() -> None:
     limits = Limits(max_image_bytes=10_000, max_image_pixels=5_000)
     with pytest.raises(InvalidInput, match="pixels; at most"):
         image_bytes(Image.new("RGB", (100, 100)), limits)
-    with pytest.raises(InvalidInput, match="bytes"):
+    with pytest.raises(InvalidInput, match="each side needs at least 16"):
         image_bytes(Image.new("RGB", (10, 2_000)), Limits(max_image_bytes=10_000))
 
 

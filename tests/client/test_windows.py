@@ -119,19 +119,26 @@ def test_windows_of_a_lossless_file_are_its_mean(kind: str, subtype: str) -> Non
     )
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("mp3", "mp3"), ("aac", "m4a"), ("libopus", "webm")])
-def test_windows_of_a_compressed_file_are_what_it_decodes_to(codec: str, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"long.{suffix}"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=48_000)
+def compressed(codec: str, suffix: str, rate: int) -> bytes:
+    """5 s of a tone of half the full scale."""
+    file = io.BytesIO()
+    with av.open(file, "w", format={"m4a": "mp4"}.get(suffix, suffix)) as container:
+        stream = container.add_stream(codec, rate=rate)
         stream.layout = "mono"
-        tone = np.sin(np.arange(5 * 48_000, dtype=np.float32) / 30)[None] / 2
+        tone = np.sin(np.arange(5 * rate, dtype=np.float32) / 30)[None] / 2
         frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-        frame.sample_rate = 48_000
-        encoder = av.AudioResampler(stream.format.name, "mono", 48_000, stream.codec_context.frame_size or 1024)
+        frame.sample_rate = rate
+        encoder = av.AudioResampler(stream.format.name, "mono", rate, stream.codec_context.frame_size or 1024)
         for part in (*encoder.resample(frame), *encoder.resample(None)):
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mp3", "mp3"), ("aac", "m4a"), ("libopus", "webm")])
+def test_windows_of_a_compressed_file_are_what_it_decodes_to(codec: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"long.{suffix}"
+    path.write_bytes(compressed(codec, suffix, 48_000))
     windows = [*cut(path, LIMITS)]
     assert len(windows) == 3
     assert windows[-1].end_s == pytest.approx(5, abs=0.1)
@@ -140,6 +147,12 @@ def test_windows_of_a_compressed_file_are_what_it_decodes_to(codec: str, suffix:
         truth = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
     assert np.array_equal(found, truth)
     assert np.sqrt(np.mean(found**2)) == pytest.approx(0.5 / math.sqrt(2), rel=0.1)
+
+
+def test_a_sample_rate_that_changes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="got sample rates of 16000 and 44100 Hz") as raised:
+        next(cut(compressed("mp3", "mp3", 16_000) + compressed("mp3", "mp3", 44_100), LIMITS))
+    assert raised.value.code == "sample_rate"
 
 
 def test_without_pyav_a_compressed_file_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
