@@ -25,6 +25,7 @@ VARIANTS_FOLDER = "configs"
 MAX_CONFIG_BYTES = 4 << 20
 PLAIN_VERSION = r"0|[1-9]\d{0,17}"
 MAX_ENTRIES = 10_000  # of a folder
+MAX_VERSIONS = 100  # of a model, the newest, that are looked into
 MAX_VARIANTS = 16
 MAX_STEPS = 1_000  # of an ensemble
 
@@ -226,8 +227,9 @@ def _model(folder: Path, file: Path, versions: tuple[int, ...]) -> Model:
     if len(data) > MAX_CONFIG_BYTES:
         raise ValueError(f"got more than {MAX_CONFIG_BYTES} bytes")
     config = parse_config(data)
-    completes = completes_batching(config, folder, versions)
-    return Model(folder.name, str(file), config, versions, completes, without_model(config, folder, versions))
+    looked_into = versions[-MAX_VERSIONS:]
+    completes = completes_batching(config, folder, looked_into)
+    return Model(folder.name, str(file), config, versions, completes, without_model(config, folder, looked_into))
 
 
 def _read_variants(folder: Path, versions: tuple[int, ...], reading: _Reading) -> None:
