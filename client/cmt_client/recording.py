@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from mmap import PROT_READ, mmap
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from cmt_client.arrays import frames_of, rate_hz, wav_chunk, wav_from_frames, wav_width
 from cmt_client.encode import ACCEPTED_SOUNDS, sound_of
-from cmt_client.errors import InvalidInput
+from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import opened
-from cmt_pipeline.audio_headers import CHUNK, STREAMED_FROM
+from cmt_pipeline import errors as pipeline_errors
+from cmt_pipeline.audio_headers import CHUNK, FLAC_SAMPLES, FLAC_SAMPLES_MASK, STREAMED_FROM, check_aiff
+from cmt_pipeline.ffmpeg_audio import reader_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
 
@@ -116,6 +119,7 @@ def _of_container(file: BinaryIO) -> Recording | None:
     frames = rate = 0
     for frame in _decoded(file):
         frames, rate = frames + frame.samples, frame.sample_rate
+    _check_whole(file, frames)
 
     def pieces(edges: Sequence[int]) -> Iterator[bytes]:
         held: list[Array] = []  # mono, since edges[done]
@@ -129,6 +133,35 @@ def _of_container(file: BinaryIO) -> Recording | None:
                 held, samples, done = [whole[size:]], samples - size, done + 1
 
     return Recording(frames, rate, FLOAT_BYTES, pieces)
+
+
+def _check_whole(file: BinaryIO, frames: int) -> None:
+    """InvalidInput where a file's header says more than came, as the server has it."""
+    with _viewed(file) as data:
+        try:
+            check_aiff(data)
+            reader = reader_of(data)
+            if reader and reader.check:
+                reader.check(data)
+        except pipeline_errors.InvalidInput as error:
+            raise own_input_error(error) from error
+        said = int.from_bytes(data[FLAC_SAMPLES], "big") & FLAC_SAMPLES_MASK if data[:4] == b"fLaC" else 0
+        if said > frames:
+            told = f"got {frames} of the {said} samples that the file's header says; expected the whole file"
+            raise InvalidInput("audio", "cut", told)
+
+
+@contextmanager
+def _viewed(file: BinaryIO) -> Iterator[Any]:
+    """All its bytes; those of a file on a disk are read where they are looked at."""
+    try:
+        view = mmap(file.fileno(), 0, prot=PROT_READ)
+    except (OSError, ValueError, AttributeError):  # what lies in memory has no number
+        file.seek(0)
+        yield file.read()
+        return
+    with view:
+        yield view
 
 
 def _mono(file: BinaryIO) -> Iterator[Array]:

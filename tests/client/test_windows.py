@@ -149,6 +149,20 @@ def test_windows_of_a_compressed_file_are_what_it_decodes_to(codec: str, suffix:
     assert np.sqrt(np.mean(found**2)) == pytest.approx(0.5 / math.sqrt(2), rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["FLAC", "AIFF", "m4a", "webm"])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_cut_file_is_refused(kind: str, on_disk: bool, tmp_path: Path) -> None:
+    codecs = {"m4a": "aac", "webm": "libopus"}
+    data = compressed(codecs[kind], kind, 48_000) if kind in codecs else written(LONG, kind)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(InvalidInput) as raised:
+        next(cut(path if on_disk else path.read_bytes(), LIMITS))
+    assert raised.value.field == "audio"
+    assert raised.value.code in ("cut", "not_decodable")
+    assert raised.value.code == "cut" or kind == "m4a"  # whose index is at its end
+
+
 def test_a_sample_rate_that_changes_is_refused() -> None:
     with pytest.raises(InvalidInput, match="got sample rates of 16000 and 44100 Hz") as raised:
         next(cut(compressed("mp3", "mp3", 16_000) + compressed("mp3", "mp3", 44_100), LIMITS))
