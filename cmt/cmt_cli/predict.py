@@ -18,7 +18,7 @@ PARQUET = ".parquet"
 
 
 def predict(
-    image: Annotated[Path | None, typer.Option(help="JPEG, PNG or WebP file.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture: JPEG, PNG, WebP, HEIC, AVIF and others.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Sound: WAV, MP3, FLAC, Ogg, M4A, WebM, AMR and others.")] = None,
     text: Annotated[str | None, typer.Option(help="One utterance.")] = None,
     video: Annotated[Path | None, typer.Option(help="A film instead of image and sound: MP4, MOV, WebM, MKV.")] = None,
