@@ -168,10 +168,11 @@ def _mono(file: BinaryIO) -> Iterator[Array]:
     """[samples] float32, a frame of the codec at a time."""
     import av
 
-    resampler = av.AudioResampler(format="fltp")
+    resampler = av.AudioResampler(format="flt")  # packed: PyAV misreads planes of eight channels and more
     for frame in _decoded(file):
-        for planar in resampler.resample(frame):
-            yield planar.to_ndarray().mean(axis=0, dtype=np.float64).astype(np.float32)
+        for packed in resampler.resample(frame):
+            channels = packed.to_ndarray().reshape(-1, packed.layout.nb_channels)
+            yield channels.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def _decoded(file: BinaryIO) -> Iterator[AudioFrame]:

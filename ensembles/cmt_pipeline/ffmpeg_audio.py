@@ -29,6 +29,8 @@ SPEECH_AND_MUSIC = ("aac", "alac", "amrnb", "amrwb", "flac", "libopus", "opus", 
 MPEG_LAYERS = ("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float")
 CODECS = frozenset((*SPEECH_AND_MUSIC, *MPEG_LAYERS))
 PCM = "pcm_"
+#: FFmpeg's names of a sample -> numpy's.
+SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 HEAD_BYTES = 16  # enough to tell what a file is
 
 
@@ -128,15 +130,24 @@ def _mono(frame: AudioFrame, limits: Limits) -> Array:
     """The mean of a frame's channels [samples] float32; integers scaled to [-1, 1)."""
     channels = frame.layout.nb_channels
     check_channels(channels, limits)
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
+    samples = _samples(frame, channels)
     mean = samples.mean(axis=0, dtype=np.float64)
     if samples.dtype == np.uint8:
         mean = (mean - 128) / 128
-    elif samples.dtype in (np.int16, np.int32):
+    elif samples.dtype.kind == "i":
         mean /= 1 << (8 * samples.dtype.itemsize - 1)
     return np.asarray(mean, np.float32)
+
+
+def _samples(frame: AudioFrame, channels: int) -> Array:
+    """[channels, samples] as the decoder gave them. PyAV's own `planes` and `to_ndarray` read on to the next null
+    pointer, which of eight channels and more isn't theirs."""
+    from av.audio.plane import AudioPlane
+
+    dtype = SAMPLES[frame.format.packed.name]
+    if frame.format.is_planar:
+        return np.stack([np.frombuffer(AudioPlane(frame, index), dtype, frame.samples) for index in range(channels)])
+    return np.frombuffer(AudioPlane(frame, 0), dtype, frame.samples * channels).reshape(-1, channels).T
 
 
 def check_channels(channels: int, limits: Limits) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ WEIGHTS_FILE = "model.safetensors"
 FORMAT = 2
 FORMATS = (1, FORMAT)  # 1: without the labels, which then are those of the set of that name
 PACKAGE_PREFIX = "package:"
+REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
 
 
 class CheckpointError(RuntimeError):
@@ -155,7 +156,6 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = False)
 
 def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     """A saved checkpoint. sha256: what its model.safetensors must have. Raises CheckpointError."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from cmt_export.baselines import fusion_of
@@ -166,13 +166,17 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{folder} is no whole checkpoint: it lacks {', '.join(missing)}")
     if sha256 is not None:
         _check_digest(folder / WEIGHTS_FILE, sha256)
-    config = CheckpointConfig.from_json((folder / CONFIG_FILE).read_text())
-    encoders = {m: _load_encoder(m, config.encoders[m]) for m in MODALITIES}
+    config = _read_config(folder / CONFIG_FILE)
     try:
-        fusion = fusion_of(config.model, config.fusion, len(config.labels))
+        weights = load_file(folder / WEIGHTS_FILE)
+        most = sum(tensor.numel() for tensor in weights.values())
+        encoders = {m: _load_encoder(m, config.encoders[m], most) for m in MODALITIES}
+        fusion = _no_larger(lambda: fusion_of(config.model, config.fusion, len(config.labels)), most)
         model = CrossModalTransformer(encoders, fusion)
-        loaded = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
-    except (SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: tensors of other shapes
+        loaded = model.load_state_dict(weights, strict=False)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of torch and transformers many kinds, on values that fit neither them nor each other
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged or doesn't fit its config.json: {error}") from error
     elsewhere = tuple(f"encoders.{m}.backbone." for m, encoder in config.encoders.items() if encoder.weights_from)
     lacking = [key for key in loaded.missing_keys if not key.startswith(elsewhere or ("\0",))]
@@ -199,11 +203,40 @@ def _backbone(family: EncoderFamily, preset: EncoderPreset, random_weights: bool
     )
 
 
-def _load_encoder(modality: Modality, encoder: EncoderConfig) -> nn.Module:
+def _read_config(file: Path) -> CheckpointConfig:
+    try:
+        return CheckpointConfig.from_json(file.read_text())
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no checkpoint's: {error}") from error
+
+
+def _no_larger(make: Callable[[], nn.Module], most: int) -> nn.Module:
+    """What `make` makes. CheckpointError, before it takes memory, when it has more weights than so many."""
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    left = REGISTERED_TWICE * most
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= max(1, parameter.numel() if parameter is not None else 0)
+        if left < 0:
+            raise CheckpointError(f"{CONFIG_FILE} describes a larger model than the {most} weights of {WEIGHTS_FILE}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            make()
+    finally:
+        hook.remove()
+    return make()
+
+
+def _load_encoder(modality: Modality, encoder: EncoderConfig, most: int) -> nn.Module:
     try:
         family = family_of(str(encoder.config.get("model_type")), modality)
         if encoder.weights_from is None:
-            return family.wrap(family.random(encoder.config))
+            return family.wrap(_no_larger(lambda: family.random(encoder.config), most))
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's encoder of {modality} can't be made: {error}") from error
     folder = _resolve(encoder.weights_from)

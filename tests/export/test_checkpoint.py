@@ -157,6 +157,19 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
         (edit_config(lambda c: c["encoders"].pop("audio")), "got a config.json that is no checkpoint's.*audio"),
         (rewrite("config.json", lambda text: text[:-20]), "got a config.json that is no checkpoint's.*JSONDecodeError"),
         (rewrite("config.json", lambda text: b"[]"), "got a config.json that is no checkpoint's"),
+        (rewrite("config.json", lambda text: b"\xff" + text), "is no checkpoint's.*utf-8"),
+        (rewrite("config.json", lambda text: b"[" * 100_000), "is no checkpoint's.*recursion"),
+        (edit_config(lambda c: c["encoders"]["image"]["config"].update(qkv_bias=[1])), "doesn't fit.*qkv_bias"),
+        (edit_config(lambda c: c["encoders"]["audio"]["config"].update(conv_stride=[])), "doesn't fit"),
+        (
+            edit_config(lambda c: c["encoders"]["image"]["config"].update(hidden_size=1 << 20)),
+            "describes a larger model",
+        ),
+        (
+            edit_config(lambda c: c["encoders"]["audio"]["config"].update(num_hidden_layers=10**9)),
+            "describes a larger model than the [0-9]+ weights of model.safetensors",
+        ),
+        (edit_config(lambda c: c["fusion"].update(layers=10**9)), "describes a larger model"),
         (edit_config(lambda c: c["encoders"]["text"].update(weights_sha256="ab" * 32)), f"expected {'ab' * 32}"),
         (
             edit_config(lambda c: c["encoders"]["text"].update(weights_from="package:no_such_package")),

@@ -27,7 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from cmt_server.child import PR_SET_PDEATHSIG
 from fuzz.mutations import mutated
-from fuzz.targets import Target
+from fuzz.targets import Run, Target
 
 HANG_S = 2.0  # of a core
 STUCK_S = 30.0  # on the clock: for what waits without using a core
@@ -90,12 +90,12 @@ class Tally:
 class Child:
     """A process that inputs are given to; another one once it crashed or hung. Leaves nothing behind when closed."""
 
-    def __init__(self, folder: Path, target: Target, warming: Sequence[bytes], quiet: bool = True) -> None:
-        self._target = target
+    def __init__(self, folder: Path, warming: Sequence[tuple[Run, bytes]], quiet: bool = True) -> None:
+        """warming: what loads the libraries of the targets to come."""
         self._pool = ProcessPool(
             1,
             initializer=_begin,
-            initargs=(folder, target.run, tuple(warming), quiet),
+            initargs=(folder, tuple(warming), quiet),
             context=multiprocessing.get_context("spawn"),  # as threads and libraries have left nothing in it
         )
 
@@ -108,8 +108,8 @@ class Child:
         self._pool.stop()
         self._pool.join()
 
-    def meet(self, data: bytes) -> Met:
-        task = self._pool.schedule(_met, (self._target.run, self._target.refusals, data), timeout=STUCK_S)
+    def meet(self, target: Target, data: bytes) -> Met:
+        task = self._pool.schedule(_met, (target.run, target.refusals, data), timeout=STUCK_S)
         try:
             met: Met = task.result()
         except TooSlow:
@@ -127,28 +127,32 @@ def scratch(beneath: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def fuzz(
-    target: Target,
-    folder: Path,
-    kept: Path,
-    seed: int,
-    more: Callable[[Tally], bool],
-) -> Tally:
+def fuzz(target: Target, folder: Path, kept: Path, seed: int, more: Callable[[Tally], bool]) -> Tally:
     """Tries inputs while `more` says so. folder: scratch; kept: where inputs that show a fault are written."""
-    tally = Tally(target.name)
     seeds = target.seeds(folder)
-    warming = seeds or [made(target.name, seeds, seed, -number) for number in range(1, WARMING + 1)]
-    with Child(folder, target, warming) as child:
-        while more(tally):
-            index = tally.tried
-            data = made(target.name, seeds, seed, index)
-            met = child.meet(data)
-            if tally.add(index, met):
-                kept.mkdir(parents=True, exist_ok=True)
-                name = f"{target.name}.{met.fault}.{hashlib.sha256(data).hexdigest()[:12]}"
-                (kept / name).write_bytes(data)
-                print(f"{target.name}: {met.fault} at input {index}, kept as {kept / name}: {met.where}", flush=True)
+    with Child(folder, warming(target, seeds)) as child:
+        return tried(child, target, seeds, kept, seed, more)
+
+
+def tried(
+    child: Child, target: Target, seeds: Sequence[bytes], kept: Path, seed: int, more: Callable[[Tally], bool]
+) -> Tally:
+    tally = Tally(target.name)
+    while more(tally):
+        index = tally.tried
+        data = made(target.name, seeds, seed, index)
+        met = child.meet(target, data)
+        if tally.add(index, met):
+            kept.mkdir(parents=True, exist_ok=True)
+            file = kept / f"{target.name}.{met.fault}.{hashlib.sha256(data).hexdigest()[:12]}"
+            file.write_bytes(data)
+            print(f"{target.name}: {met.fault} at input {index}, kept as {file}: {met.where}", flush=True)
     return tally
+
+
+def warming(target: Target, seeds: Sequence[bytes]) -> list[tuple[Run, bytes]]:
+    """Inputs by which it loads its libraries."""
+    return [(target.run, data) for data in seeds or (made(target.name, (), 0, -n) for n in range(1, WARMING + 1))]
 
 
 def made(target: str, seeds: Sequence[bytes], seed: int, index: int) -> bytes:
@@ -161,8 +165,9 @@ def made(target: str, seeds: Sequence[bytes], seed: int, index: int) -> bytes:
     return mutated(random.choice(seeds), random.choice(seeds), random)
 
 
-def _begin(folder: Path, run: Callable[[bytes], str], warming: Sequence[bytes], quiet: bool) -> None:
-    """In the child: ends with the parent, leaves nothing outside the folder, has loaded the libraries and then takes no more memory than twice the budget."""
+def _begin(folder: Path, warming: Sequence[tuple[Run, bytes]], quiet: bool) -> None:
+    """In the child: it ends with the parent, leaves nothing outside the folder, has loaded the libraries, and takes no
+    more memory than twice the budget from then on."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     os.chdir(folder)
@@ -170,7 +175,7 @@ def _begin(folder: Path, run: Callable[[bytes], str], warming: Sequence[bytes], 
     os.environ |= {"TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     if quiet:  # libraries say much of damaged files
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    for data in warming:
+    for run, data in warming:
         with contextlib.suppress(Exception):
             run(data)
     most = _kilobytes("VmSize") * 1024 + 2 * BUDGET_BYTES
@@ -178,7 +183,7 @@ def _begin(folder: Path, run: Callable[[bytes], str], warming: Sequence[bytes], 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _met(run: Callable[[bytes], str], refusals: tuple[type[Exception], ...], data: bytes) -> Met:
+def _met(run: Run, refusals: tuple[type[Exception], ...], data: bytes) -> Met:
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before, began = _kilobytes("VmHWM"), time.process_time()
     fault, where = None, ""

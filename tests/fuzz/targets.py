@@ -46,13 +46,16 @@ TEXTS = (
 )
 
 
+Run = Callable[[bytes], str]
+
+
 @dataclass(frozen=True)
 class Target:
     """seeds: in a folder -> what to mutate, nothing for a target that makes its input out of any bytes; share: of the
     time."""
 
     name: str
-    run: Callable[[bytes], str]
+    run: Run
     refusals: tuple[type[Exception], ...]
     seeds: Callable[[Path], list[bytes]]
     share: float = 1.0

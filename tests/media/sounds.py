@@ -18,6 +18,7 @@ from cmt_pipeline.tensors import Array
 
 RATE_HZ = 16_000
 SECONDS = 1.0
+LAYOUTS = {1: "mono", 2: "stereo", 8: "7.1(wide)"}
 
 
 def sound(rate_hz: int = RATE_HZ) -> Array:
@@ -50,14 +51,11 @@ def encoded(container: str, codec: str, rate_hz: int = RATE_HZ, channels: int = 
         tempfile.NamedTemporaryFile() as place,  # some writers go back to what they wrote
         av.open(place.name, "w", format=container, options=settings_of_writer) as file,
     ):
-        stream: Any = file.add_stream(
-            codec, rate=rate_hz, layout="mono" if channels == 1 else "stereo", options=settings
-        )
+        stream: Any = file.add_stream(codec, rate=rate_hz, layout=LAYOUTS[channels], options=settings)
         if bit_rate:
             stream.bit_rate = bit_rate
-        frame = av.AudioFrame.from_ndarray(
-            np.repeat(sound(rate_hz)[None], channels, 0), format="fltp", layout="mono" if channels == 1 else "stereo"
-        )
+        packed = np.repeat(sound(rate_hz), channels)[None]
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[channels])
         frame.sample_rate, frame.pts = rate_hz, 0
         resampler = av.AudioResampler(
             stream.codec_context.format.name, stream.layout, rate_hz, frame_size=stream.codec_context.frame_size or None
@@ -126,6 +124,7 @@ SOUNDS: dict[str, Made] = {
     "M4A, AAC at 44.1 kHz in stereo": Made("FFmpeg", lambda: encoded("ipod", "aac", 44_100, 2), longer_s=0.064),
     "M4A, index first": Made("FFmpeg", lambda: encoded("ipod", "aac", movflags="faststart"), longer_s=0.064),
     "M4A, ALAC": Made("FFmpeg", lambda: encoded("ipod", "alac"), PCM_16),
+    "M4A, ALAC in 7.1": Made("FFmpeg", lambda: encoded("ipod", "alac", channels=8), PCM_16),
     "MP4, AAC in fragments": Made(
         "as MediaRecorder",
         lambda: encoded("mp4", "aac", movflags="frag_keyframe+empty_moov+default_base_moof"),

@@ -72,7 +72,8 @@ def _samples(
     import av
 
     stream = container.streams.audio[0]
-    planar = av.AudioResampler(format="fltp")  # rate and channels stay
+    # Rate and channels stay; packed, as PyAV misreads planes of eight channels and more.
+    packed = av.AudioResampler(format="flt")
     origin_s = _origin_s(container)
     _seek(container, start_s, origin_s)
     pieces = []
@@ -81,8 +82,8 @@ def _samples(
         # Times of frames place the first piece; those after it follow it without gaps.
         if index == 0 and frame.time is not None:
             position = round((frame.time - origin_s) * rate)
-        for part in planar.resample(frame):
-            mono = part.to_ndarray().mean(axis=0, dtype=np.float64)  # of [channels, samples]
+        for part in packed.resample(frame):
+            mono = part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1, dtype=np.float64)
             pieces.append(mono[max(0, round(start_s * rate) - position) :])
             position += len(mono)
         if position >= end_s * rate:
