@@ -145,9 +145,13 @@ def _samples(frame: AudioFrame, channels: int) -> Array:
     from av.audio.plane import AudioPlane
 
     dtype = SAMPLES[frame.format.packed.name]
+
+    def plane(index: int, count: int) -> Array:
+        return np.frombuffer(memoryview(AudioPlane(frame, index)), dtype, count)
+
     if frame.format.is_planar:
-        return np.stack([np.frombuffer(AudioPlane(frame, index), dtype, frame.samples) for index in range(channels)])
-    return np.frombuffer(AudioPlane(frame, 0), dtype, frame.samples * channels).reshape(-1, channels).T
+        return np.stack([plane(index, frame.samples) for index in range(channels)])
+    return plane(0, frame.samples * channels).reshape(-1, channels).T
 
 
 def check_channels(channels: int, limits: Limits) -> None:

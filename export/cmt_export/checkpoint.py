@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmt_engine.engine import sha256_of
 from cmt_export.family import EncoderFamily, family_of
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cmt_export.model import CrossModalTransformer
+
+Made = TypeVar("Made")
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -210,14 +212,14 @@ def _read_config(file: Path) -> CheckpointConfig:
         raise CheckpointError(f"{file} is no checkpoint's: {error}") from error
 
 
-def _no_larger(make: Callable[[], nn.Module], most: int) -> nn.Module:
+def _no_larger(make: Callable[[], Made], most: int) -> Made:
     """What `make` makes. CheckpointError, before it takes memory, when it has more weights than so many."""
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     left = REGISTERED_TWICE * most
 
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+    def count(_module: object, _name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
         left -= max(1, parameter.numel() if parameter is not None else 0)
         if left < 0:
