@@ -3,7 +3,8 @@
 Steady traffic over gRPC and HTTP, bad files among it, callers who misbehave (`cmt_perf.misuse`), upgrades one after
 another, and kills at random moments: of a stage's process, of a driver amid an upgrade, and, during the first third, of
 the server. Memory and descriptors are read while nothing of that is going on; their slope is that of the rest, during
-which the server is one process.
+which the server is one process. What Triton 2.51 keeps of each stage's process that was killed (its threads, a request
+that it had) is told apart from the slope.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,12 +51,18 @@ RESULT = Path("perf/results/soak.json")
 PLAN = TrafficPlan("", "", closed_grpc=2, closed_http=2, open_rate=4, pause_s=0.25, bad_share=0.05)
 
 
+#: What of a reading says when and where, not how much.
+TOLD_APART = ("s", "server", "stage_kills")
+
+
 @dataclass(frozen=True)
 class Reading:
-    """What is in use at a moment, in seconds since the start. server: its process, another after a kill."""
+    """What is in use at a moment, in seconds since the start. server: its process, another after a kill; stage_kills:
+    of its stages' processes, so far."""
 
     s: float
     server: int
+    stage_kills: int
     memory_mb: float
     server_descriptors: int
     stage_descriptors: int
@@ -97,7 +105,7 @@ class Soak:
         deadline = time.monotonic() + seconds
         time.sleep(min(SETTLE_S, seconds))
         while time.monotonic() < deadline:
-            self.readings.append(reading(self.rig, self._now()))
+            self.readings.append(reading(self.rig, self._now(), self.kills - self.server_kills))
             time.sleep(READ_EVERY_S)
 
     def _upgrade(self, release: Release) -> str:
@@ -136,13 +144,14 @@ class Soak:
         self.outages.append((begin - MARGIN_S, time.monotonic() + MARGIN_S))
 
 
-def reading(rig: Rig, seconds: float) -> Reading:
+def reading(rig: Rig, seconds: float, stage_kills: int) -> Reading:
     server = psutil.Process(rig.server.pid or 0)
     stages = list(itertools.chain.from_iterable(stage_processes(server.pid).values()))
     own = psutil.Process()
     return Reading(
         s=round(seconds, 1),
         server=server.pid,
+        stage_kills=stage_kills,
         memory_mb=round(rig.memory_mb(), 1),
         server_descriptors=server.num_fds(),
         stage_descriptors=sum(psutil.Process(stage).num_fds() for stage in stages),
@@ -154,12 +163,20 @@ def reading(rig: Rig, seconds: float) -> Reading:
 
 
 def slope(readings: Sequence[Reading], name: str) -> dict[str, float]:
-    """Growth an hour, by the median of the slopes of all pairs (Theil-Sen), with its 95 % interval."""
+    """Growth with each kill of a stage, the median of all; and beside those an hour, by the median of the slopes of all
+    pairs (Theil-Sen), with its 95 % interval."""
     from scipy.stats import theilslopes
 
     values = [getattr(reading, name) for reading in readings]
-    found = theilslopes(values, [reading.s / 3600 for reading in readings])
-    told = {"per_hour": found.slope, "low": found.low_slope, "high": found.high_slope}
+    steps: dict[int, list[float]] = {0: [], 1: []}  # by how many stages were killed between two readings
+    for before, after in pairwise(readings):
+        steps.setdefault(after.stage_kills - before.stage_kills, []).append(
+            getattr(after, name) - getattr(before, name)
+        )
+    per_kill = float(np.median(steps[1]) - np.median(steps[0])) if steps[1] else 0.0
+    others = [value - per_kill * reading.stage_kills for value, reading in zip(values, readings, strict=True)]
+    found = theilslopes(others, [reading.s / 3600 for reading in readings])
+    told = {"per_stage_kill": per_kill, "per_hour": found.slope, "low": found.low_slope, "high": found.high_slope}
     return {key: round(float(value), 1) for key, value in told.items()} | {"first": values[0], "last": values[-1]}
 
 
@@ -188,10 +205,10 @@ def failures(outcome: Outcome, outages: Sequence[tuple[float, float]]) -> dict[s
 def soak(releases: Sequence[Release], folder: Path, state: Path, seconds: float, seed: int) -> dict[str, Any]:
     """What was seen. state: whose releases/ holds the releases; folder: to work in."""
     truth = truth_of(releases, traffic_items(PLAN), folder)
+    before = set(os.listdir(SHARED_MEMORY))
     with rig_on(releases[0], folder, state=state) as rig:
         plan = TrafficPlan(**{**asdict(PLAN), "grpc_url": rig.server.grpc_url, "http_url": rig.server.http_url})
         items = traffic_items(plan)
-        before = set(os.listdir(SHARED_MEMORY))
         with (
             Traffic(plan, folder / "soak.jsonl") as traffic,
             Misuse(plan.grpc_url, plan.http_url, items, seed) as misuse,
@@ -202,6 +219,7 @@ def soak(releases: Sequence[Release], folder: Path, state: Path, seconds: float,
             outcome = traffic.stop()
         left = _left_in_flight(rig)
         mends = list(rig.mends)
+    left_regions = sorted(set(os.listdir(SHARED_MEMORY)) - before)
     steady = of_one_server(run.readings)
     verdict = verdict_on(outcome, truth, separation(truth) / 3)
     return {
@@ -215,9 +233,9 @@ def soak(releases: Sequence[Release], folder: Path, state: Path, seconds: float,
         "outage_s": [round(end - begin - 2 * MARGIN_S, 1) for begin, end in run.outages],
         "misuse": dict(sorted(misuse.counts.items())),
         "left_in_flight": left,
-        "left_regions": sorted(set(os.listdir(SHARED_MEMORY)) - before),
+        "left_regions": left_regions,
         "slopes_over_s": round(steady[-1].s - steady[0].s),
-        "slopes": {name: slope(steady, name) for name in Reading.__dataclass_fields__ if name not in ("s", "server")},
+        "slopes": {name: slope(steady, name) for name in Reading.__dataclass_fields__ if name not in TOLD_APART},
         "kinds_of_events": dict(
             Counter(event["what"].split(":")[0].split(";")[0].split(" to ")[0] for event in run.events)
         ),

@@ -22,7 +22,7 @@ import numpy as np
 
 from cmt_client import EmotionClient, EmotionError, Item
 from cmt_perf.processes import memory_mb
-from cmt_perf.traffic import Asked, Outcome
+from cmt_perf.traffic import Asked, Outcome, TrafficPlan, traffic_items
 from cmt_pipeline.constants import TOKEN_VARIABLE, TRITON_CONFIG_FILE
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
@@ -33,6 +33,9 @@ from cmt_server.supervise import Supervisor
 
 LOOK_S = 0.3
 DRIVER_TIMEOUT_S = 300.0
+
+#: What every encoder works on.
+EVERYTHING = traffic_items(TrafficPlan("", "", items=1, full=True))[0]
 
 #: Release -> the probabilities that it gives for each request of the traffic.
 Truth = dict[int, list[tuple[float, ...]]]
@@ -92,7 +95,7 @@ class Rig:
         live = self.repository.live()
         with EmotionClient(self.server.grpc_url) as client:
             try:
-                answered = client.predict(text="Who is there?").release
+                answered = client.predict(**EVERYTHING).release
             except EmotionError:
                 return 0
         ready = all(self.server.control.ready(name) for name in PIPELINES)

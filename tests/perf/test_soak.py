@@ -16,8 +16,8 @@ def asked(due_s: float, error: str = "", bad: bool = False) -> Asked:
     return Asked("closed", "grpc", 0, due_s, due_s + 0.5, error=error, bad=bad)
 
 
-def reading(s: float, memory_mb: float, server: int = 1) -> Reading:
-    return Reading(s, server, memory_mb, 10, 20, 30, 4, 50, 60)
+def reading(s: float, memory_mb: float, server: int = 1, stage_kills: int = 0) -> Reading:
+    return Reading(s, server, stage_kills, memory_mb, 10, 20, 30 + 36 * stage_kills, 4, 50, 60)
 
 
 def test_what_failed_in_an_outage_is_told_from_what_was_lost() -> None:
@@ -38,11 +38,21 @@ def test_what_failed_in_an_outage_is_told_from_what_was_lost() -> None:
 
 
 def test_growth_is_told_from_a_spike_and_of_the_last_server_alone() -> None:
-    readings = [reading(0, 900, server=1), *(reading(60 * n, 500 + n + 300 * (n == 7), server=2) for n in range(20))]
+    readings = [
+        reading(0, 900, server=1),
+        *(reading(60 * n, 500 + n + 300 * (n == 7), server=2, stage_kills=n // 9) for n in range(20)),
+    ]
     steady = of_one_server(readings)
     assert len(steady) == 20
     assert slope(steady, "memory_mb")["per_hour"] == 60
-    assert slope(steady, "threads") == {"per_hour": 0, "low": 0, "high": 0, "first": 30, "last": 30}
+    assert slope(steady, "threads") == {
+        "per_stage_kill": 36,
+        "per_hour": 0,
+        "low": 0,
+        "high": 0,
+        "first": 30,
+        "last": 102,
+    }
 
 
 @pytest.mark.slow
