@@ -35,6 +35,12 @@ def parallel_steps(ensemble: Model) -> dict[int, list[int]]:
     return {step: others for step, others in parallel.items() if others}
 
 
+def in_order(ensemble: Model) -> list[int]:
+    """Indices of the steps, each after those that it waits for."""
+    before = _ancestors(ensemble)
+    return sorted(before, key=lambda index: len(before[index]))
+
+
 def waiting_for_themselves(ensemble: Model) -> list[int]:
     """Indices of the steps that wait for an output of their own, directly or through other steps."""
     return [index for index, before in _ancestors(ensemble).items() if index in before]

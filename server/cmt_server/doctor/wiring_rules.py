@@ -13,7 +13,7 @@ from typing import Any
 from tritonclient.grpc.model_config_pb2 import DataType
 
 from cmt_server.doctor.finding import Finding, Rule, finding
-from cmt_server.doctor.graph import circular_ensembles, member, step_name, steps_of, waiting_for_themselves
+from cmt_server.doctor.graph import circular_ensembles, in_order, member, step_name, steps_of, waiting_for_themselves
 from cmt_server.doctor.repository import Model, Repository
 
 WIRING = Rule(
@@ -162,20 +162,41 @@ def batch_above_member(repository: Repository) -> Iterator[Finding]:
 def batch_stops(repository: Repository) -> Iterator[Finding]:
     """Not for models that Triton completes: it may give them a max_batch_size."""
     for ensemble in repository.ensembles:
-        if ensemble.config.max_batch_size < 2:
+        if ensemble.config.max_batch_size > 1:
+            for index, name, end in _stopping(repository, ensemble):
+                what = f"{step_name(ensemble, index)}: max_batch_size is 0 and {name} has dims {list(end.dims or ())}"
+                yield finding(BATCH_STOPS, ensemble.file, ensemble.name, what)
+
+
+def _stopping(repository: Repository, ensemble: Model) -> Iterator[tuple[int, str, _Tensor]]:
+    """(step, its input, the model's end of it) where a batch can't go on, following it through the steps.
+
+    A model that doesn't batch and has room gives the batch as a dimension. A batching model takes that for its batch,
+    unless its own dims have the dimension: then Triton puts a batch of 1 in front.
+    """
+    met = _own_tensors(ensemble)
+    batched, folded = {tensor.name for tensor in ensemble.config.input}, set[str]()  # how tensors carry the batch
+    for index in in_order(ensemble):
+        step = steps_of(ensemble)[index]
+        model = member(repository, step)
+        if model is None:
             continue
-        met = _own_tensors(ensemble)
-        for index, step in enumerate(steps_of(ensemble)):
-            model = member(repository, step)
-            for name, tensor, end in _ends(model, step) if model else ():
-                if end is None or end.dims is None:
-                    continue
-                batch_comes = name.startswith("input") and met.get(tensor, end).batching
-                room = len(end.dims) == len(met.get(tensor, end).full) and end.dims[0] == -1
-                if batch_comes and not end.batching and not room and not (model and model.batching_completed):
-                    what = f"{step_name(ensemble, index)}: max_batch_size is 0 and {name} has dims {list(end.dims)}"
-                    yield finding(BATCH_STOPS, ensemble.file, ensemble.name, what)
-                met.setdefault(tensor, end)
+        inputs = [end for end in _ends(model, step) if end[0].startswith("input")]
+        as_batch = False
+        for name, tensor, end in inputs:
+            if end is None or end.dims is None or tensor not in met:
+                continue
+            if end.batching:
+                as_batch |= tensor in batched or (tensor in folded and not _same(met[tensor].full, end.dims))
+            elif tensor in batched and not model.batching_completed and not _has_room(end.dims, met[tensor]):
+                yield index, name, end
+        met |= {tensor: end for _, tensor, end in _ends(model, step) if end is not None and tensor not in met}
+        carries = as_batch or any(tensor in batched | folded for _, tensor, _ in inputs)
+        (batched if as_batch else folded).update(step.output_map.values() if carries else ())
+
+
+def _has_room(dims: tuple[int, ...], tensor: _Tensor) -> bool:
+    return len(dims) == len(tensor.full) and dims[0] == -1
 
 
 def circles(repository: Repository) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ def named(diagnosis: Diagnosis, rule: str = "") -> set[str]:
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_they_agree(seed: int, tmp_path: Path) -> None:
     write_by_chance(tmp_path / "repository", random.Random(seed))
     diagnosis = diagnose([tmp_path / "repository"])

@@ -183,9 +183,29 @@ CASES = [
             (ROOMY, BATCH_OF_4),
             (PLAIN, BATCH_OF_4),
             (python_model(), "max_batch_size: 1"),
+            ("", BATCH_OF_4),
             (python_model(), ""),
             (python_model().replace('backend: "python"', 'backend: "onnxruntime"'), BATCH_OF_4),
         )
+    ),
+    Case(  # the batch came to the last step as a dimension, below a batch of 1
+        "batch-stops-at-member",
+        {
+            "a": ROOMY,
+            "b": ROOMY + " max_batch_size: 4",
+            "e": ensemble([*CHAIN, Step("a", {"x": "y"}, {"y": "z"})], outputs=("z",), more=BATCH_OF_4),
+        },
+    ),
+    Case(  # here it came as a batch again; steps are listed in any order
+        "batch-stops-at-member",
+        {
+            "a": ROOMY,
+            "b": PLAIN,
+            "c": python_model(),
+            "e": ensemble([Step("c", {"x": "y"}, {"y": "z"}), *CHAIN], outputs=("z",), more=BATCH_OF_4),
+        },
+        ("e",),
+        says="step 1 (c)",
     ),
     # Circles of ensembles.
     Case("circular-ensembles", {"e": ensemble([Step("e", X, Y)])}, ("e",), says="its steps lead e -> e"),
