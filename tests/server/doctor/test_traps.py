@@ -382,6 +382,7 @@ def test_the_load_of_a_version_without_a_model_never_ends(tmp_path: Path) -> Non
             server.ask("/v2/repository/models/hollow/load", {}, timeout_s=3)
         assert "Python model file not found" in server.log.read_text()
         assert [entry["state"] for entry in server.index()] == ["LOADING"]
+        server.process.kill()  # it doesn't stop while it loads
 
 
 @pytest.mark.parametrize("folder", ["notes", ".git"])
