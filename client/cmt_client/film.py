@@ -58,6 +58,9 @@ def scenes(film: Any, limits: Limits, window_s: float | None = None) -> Generato
             return
         with recording_of(file, limits) as recording:
             assert recording is not None  # PyAV is there
+            if not recording.frames:
+                told = "got a film of whose sound nothing decodes; expected a whole one, or one without sound"
+                raise InvalidInput("video", "not_decodable", told)
             edges = edges_of(recording.frames, recording.rate_hz, recording.frame_bytes, limits, window_s)
             spans = [edge / recording.rate_hz for edge in edges]
             pictures = list(_pictures(file, spans, limits))  # both read the one file
@@ -79,6 +82,8 @@ def _measured(file: BinaryIO, limits: Limits) -> tuple[float, bool]:
         if not container.streams.video:
             raise InvalidInput("video", "not_decodable", f"got a file without pictures; expected {ACCEPTED_FILMS}")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InvalidInput("video", "wrong_format", "got pictures that FFmpeg has no decoder for; convert them")
         if stream.width * stream.height > limits.max_image_pixels:
             size = f"{stream.width} x {stream.height}"
             told = f"got pictures of {size} pixels; at most {limits.max_image_pixels} are accepted"

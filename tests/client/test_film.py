@@ -122,6 +122,23 @@ def test_what_is_no_film_is_refused(data: bytes) -> None:
     assert (raised.value.field, raised.value.code) == ("video", "not_decodable")
 
 
+@pytest.mark.parametrize(
+    ("there", "instead", "code"),
+    [
+        (b"V_MPEG4/ISO/ASP", b"V_NONE4/ISO/ASP", "wrong_format"),
+        (b"A_MPEG/L2", b"A_NONE/L2", "wrong_format"),
+        (b"\xff\xfd", b"\0\0", "not_decodable"),  # every frame of the sound begins so
+    ],
+)
+def test_a_film_that_can_be_seen_or_heard_but_in_part_is_refused(
+    tmp_path: Path, there: bytes, instead: bytes, code: str
+) -> None:
+    data = write_video(tmp_path / "film.mkv").read_bytes()
+    with pytest.raises(InvalidInput) as raised:
+        next(scenes(data.replace(there, instead), LIMITS))
+    assert raised.value.code == code
+
+
 def test_a_sound_is_no_film(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     soundfile.write(path, np.zeros(16_000), 16_000)

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import small_releases
 import tiny_model
+from cmt_client.film import scenes
+from cmt_client.windows import cut
 from cmt_export.checkpoint import CheckpointError, checkpoint_from_preset, load_checkpoint, save_checkpoint
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.limits import Limits
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig, Preprocessor, make_preprocessors
 from cmt_pipeline.stages import READY
@@ -29,11 +32,15 @@ from cmt_server.doctor.diagnosis import diagnose
 from fuzz import generated
 from media.pictures import PICTURES
 from media.sounds import SOUNDS
+from small_media import write_video
 
 ANSWERED = "answered"
 CHECKPOINT, TRIED, MODELS = Path("checkpoint"), Path("tried"), Path("models")
 REFERENCE = Path(__file__).parents[2] / "model_repository"
 CONFIG = PreprocessConfig()
+WINDOWS = Limits(max_audio_s=0.6)  # so that the seeds have several
+LONG_BYTES = 1 << 17  # seven minutes of the slowest codec
+FILMS = ("mp4", "mov", "mkv")
 
 TEXTS = (
     "I am so happy to see you!",
@@ -78,6 +85,25 @@ def prepared(modality: Modality, data: bytes) -> str:
         check_ready_tensors({name: array[None] for name, array in tensors.items()}, CONFIG.vocabulary)
     except InvalidInput as error:
         raise AssertionError(f"an answer that isn't one: {error}") from error
+    return ANSWERED
+
+
+def long_sound(data: bytes) -> str:
+    """What the client cuts it into is what the server takes; it may take the time that its length asks for."""
+    if len(data) > LONG_BYTES:
+        return "long"
+    windows = list(cut(data, WINDOWS))
+    for window in windows:
+        prepared("audio", window.audio)
+    return ANSWERED if windows else "short"
+
+
+def film(data: bytes) -> str:
+    for scene in scenes(data, WINDOWS):
+        for picture in scene.pictures:
+            prepared("image", picture)
+        if scene.audio:
+            prepared("audio", scene.audio)
     return ANSWERED
 
 
@@ -126,6 +152,15 @@ def _with(_: object) -> list[bytes]:
     return []
 
 
+def _films(folder: Path) -> list[bytes]:
+    sounding = [write_video(folder / f"film.{suffix}", 0.8).read_bytes() for suffix in FILMS]
+    return [*sounding, write_video(folder / "silent.mp4", 0.8, codec="libx264", layout=None).read_bytes()]
+
+
+def _sounds(_: Path) -> list[bytes]:
+    return [made.make() for made in SOUNDS.values()]
+
+
 def _manifests(folder: Path) -> list[bytes]:
     return [(small_releases.make(folder / "releases").folder / MANIFEST_FILE).read_bytes()]
 
@@ -156,9 +191,11 @@ TARGETS: tuple[Target, ...] = (
         "audio",
         functools.partial(prepared, "audio"),
         (InvalidInput,),
-        lambda _: [made.make() for made in SOUNDS.values()],
+        _sounds,
         8,
     ),
+    Target("long-sound", long_sound, (InvalidInput,), _sounds, 3),
+    Target("film", film, (InvalidInput,), _films, 3),
     Target("text", functools.partial(prepared, "text"), (InvalidInput,), lambda _: [text.encode() for text in TEXTS]),
     Target("typed-text", functools.partial(generated.text, prepared), (InvalidInput,), _with),
     Target("tensors", generated.tensors, (InvalidInput,), _with),
