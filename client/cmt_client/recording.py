@@ -22,7 +22,7 @@ from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import opened
 from cmt_pipeline import errors as pipeline_errors
 from cmt_pipeline.audio_headers import CHUNK, FLAC_SAMPLES, FLAC_SAMPLES_MASK, STREAMED_FROM, check_aiff
-from cmt_pipeline.ffmpeg_audio import reader_of
+from cmt_pipeline.ffmpeg_audio import mono, reader_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
 
@@ -124,9 +124,9 @@ def _of_container(file: BinaryIO) -> Recording | None:
     def pieces(edges: Sequence[int]) -> Iterator[bytes]:
         held: list[Array] = []  # mono, since edges[done]
         samples, done = 0, 0
-        for mono in _mono(file):
-            held.append(mono)
-            samples += len(mono)
+        for frame in _decoded(file):
+            held.append(mono(frame))
+            samples += frame.samples
             while done + 1 < len(edges) and samples >= edges[done + 1] - edges[done]:
                 whole, size = np.concatenate(held), edges[done + 1] - edges[done]
                 yield wav_from_frames(whole[:size, None], rate)
@@ -162,17 +162,6 @@ def _viewed(file: BinaryIO) -> Iterator[Any]:
         return
     with view:
         yield view
-
-
-def _mono(file: BinaryIO) -> Iterator[Array]:
-    """[samples] float32, a frame of the codec at a time."""
-    import av
-
-    resampler = av.AudioResampler(format="flt")  # packed: PyAV misreads planes of eight channels and more
-    for frame in _decoded(file):
-        for packed in resampler.resample(frame):
-            channels = packed.to_ndarray().reshape(-1, packed.layout.nb_channels)
-            yield channels.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def _decoded(file: BinaryIO) -> Iterator[AudioFrame]:

@@ -87,7 +87,8 @@ def decode(data: bytes, reader: Reader, limits: Limits) -> tuple[Array, int] | N
                     told = f"got sample rates of {rate} and {frame.sample_rate} Hz in one file; expected one"
                     raise InvalidInput("audio", "sample_rate", told)
                 rate = frame.sample_rate
-                parts.append(_mono(frame, limits))
+                check_channels(frame.layout.nb_channels, limits)
+                parts.append(mono(frame))
                 samples += frame.samples
                 if samples > limits.max_audio_s * rate:
                     break
@@ -126,11 +127,9 @@ def _frames(file: InputContainer, sound: AudioStream) -> Iterator[AudioFrame]:
             continue
 
 
-def _mono(frame: AudioFrame, limits: Limits) -> Array:
+def mono(frame: AudioFrame) -> Array:
     """The mean of a frame's channels [samples] float32; integers scaled to [-1, 1)."""
-    channels = frame.layout.nb_channels
-    check_channels(channels, limits)
-    samples = _samples(frame, channels)
+    samples = _samples(frame)
     mean = samples.mean(axis=0, dtype=np.float64)
     if samples.dtype == np.uint8:
         mean = (mean - 128) / 128
@@ -139,12 +138,12 @@ def _mono(frame: AudioFrame, limits: Limits) -> Array:
     return np.asarray(mean, np.float32)
 
 
-def _samples(frame: AudioFrame, channels: int) -> Array:
+def _samples(frame: AudioFrame) -> Array:
     """[channels, samples] as the decoder gave them. PyAV's own `planes` and `to_ndarray` read on to the next null
     pointer, which of eight channels and more isn't theirs."""
     from av.audio.plane import AudioPlane
 
-    dtype = SAMPLES[frame.format.packed.name]
+    dtype, channels = SAMPLES[frame.format.packed.name], frame.layout.nb_channels
 
     def plane(index: int, count: int) -> Array:
         return np.frombuffer(memoryview(AudioPlane(frame, index)), dtype, count)

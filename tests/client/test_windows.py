@@ -35,8 +35,9 @@ from cmt_client import (
 from cmt_client.arrays import wav_from_sound
 from cmt_client.operations import Infer
 from cmt_client.windows import Window, cut, long_emotion
+from cmt_pipeline.audio import decode_audio
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
-from media.sounds import SOUNDS, sound
+from media.sounds import SOUNDS, encoded, sound
 
 RATE_HZ = 4_000
 RANDOM = np.random.default_rng(7)
@@ -107,6 +108,13 @@ def test_a_cut_wav_file_is_refused() -> None:
     with pytest.raises(InvalidInput) as raised:
         next(cut(written(LONG)[:-100], LIMITS))
     assert (raised.value.field, raised.value.code) == ("audio", "cut")
+
+
+def test_windows_of_a_stream_whose_channels_change_are_its_mean() -> None:
+    """As the server answers it."""
+    stream = encoded("adts", "aac") + encoded("adts", "aac", channels=2)
+    limits = replace(LIMITS, max_audio_s=0.5)
+    assert np.array_equal(joined(cut(stream, limits))[:, 0], decode_audio(stream))
 
 
 def test_windows_of_eight_planes_are_their_mean() -> None:
