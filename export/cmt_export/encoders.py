@@ -1,8 +1,8 @@
 """The three encoders, each ending in a projection to the fusion's width.
 
-Image: Vision Transformer (Dosovitskiy et al. 2021). Audio: Wav2Vec2 (Baevski et al. 2020). Text: BERT (Devlin et al.
-2019). All from Hugging Face transformers; every encoder returns features [batch, tokens, MODEL_WIDTH] float32 and a
-mask [batch, tokens] int64, 1 = real.
+Image: Vision Transformer (Dosovitskiy et al. 2021) and its kin. Audio: Wav2Vec2 (Baevski et al. 2020) and HuBERT. Text:
+BERT (Devlin et al. 2019) and its kin. All from Hugging Face transformers; every encoder returns features [batch,
+tokens, MODEL_WIDTH] float32 and a mask [batch, tokens] int64, 1 = real.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ class ImageEncoder(nn.Module):
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
 
     def forward(self, pixel_values: Tensor) -> Features:
-        hidden = self.backbone(pixel_values).last_hidden_state  # [batch, 197, hidden]
+        hidden = self.states(pixel_values)
         return self.projection(hidden), hidden.new_ones(hidden.shape[:2], dtype=torch.int64)
+
+    def states(self, pixel_values: Tensor) -> Tensor:
+        """[batch, 197, hidden]."""
+        hidden: Tensor = self.backbone(pixel_values).last_hidden_state
+        return hidden
 
 
 class TextEncoder(nn.Module):
@@ -67,7 +72,8 @@ class AudioEncoder(nn.Module):
     def forward(self, input_values: Tensor, num_samples: Tensor) -> Features:
         frames = self.convolve(input_values, num_samples)  # [batch, frames, conv_dim]
         mask = positions_below(frames.shape[1], frame_count(num_samples))
-        hidden, _ = self.backbone.feature_projection(frames)
+        projected = self.backbone.feature_projection(frames)
+        hidden = projected[0] if isinstance(projected, tuple) else projected  # HuBERT's gives nothing beside it
         return self.projection(self._transform(hidden, mask)), mask.to(torch.int64)
 
     def _transform(self, hidden: Tensor, mask: Tensor) -> Tensor:

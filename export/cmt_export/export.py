@@ -17,6 +17,7 @@ import cmt_export
 import cmt_pipeline
 from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, keep, open_engine
 from cmt_export.family import FAMILIES
+from cmt_export.sources import weights_digest
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
@@ -110,8 +111,12 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
 
 def _onnx_key(options: ExportOptions) -> str:
     """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
-    model = (options.preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
+    preset = preset_of(options.preset)
+    model = (preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
     digest = hashlib.sha256(repr((model, sorted(_versions().items()))).encode())
+    for encoder in preset.encoders.values():
+        if options.checkpoint is None and encoder.pretrained and Path(encoder.pretrained).is_dir():
+            digest.update(weights_digest(Path(encoder.pretrained)).encode())
     folders = [Path(str(package.__file__)).parent for package in (cmt_engine, cmt_export, cmt_pipeline)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     if options.checkpoint is not None:

@@ -60,8 +60,17 @@ FAMILIES: Registry[EncoderFamily] = Registry(
     EncoderFamily,
     {
         "vit": "cmt_export.families.vit:VIT",
+        "deit": "cmt_export.families.vit:DEIT",
+        "beit": "cmt_export.families.vit:BEIT",
         "wav2vec2": "cmt_export.families.wav2vec2:WAV2VEC2",
+        "hubert": "cmt_export.families.wav2vec2:HUBERT",
         "bert": "cmt_export.families.bert:BERT",
+        "roberta": "cmt_export.families.roberta:ROBERTA",
+        "xlm-roberta": "cmt_export.families.roberta:XLM_ROBERTA",
+        "distilbert": "cmt_export.families.distilbert:DISTILBERT",
+        "electra": "cmt_export.families.electra:ELECTRA",
+        "mpnet": "cmt_export.families.mpnet:MPNET",
+        "albert": "cmt_export.families.albert:ALBERT",
     },
 )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from cmt_engine.engine import sha256_of
-from cmt_export.checkpoint import WEIGHTS_FILE, load_checkpoint
+from cmt_export.checkpoint import load_checkpoint
+from cmt_export.sources import WEIGHTS_FILE
 from cmt_pipeline.constants import ADAPTER_FILE, TRITON_CONFIG_FILE
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import RELEASE, ReleaseInfo, ReleaseStamp

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmt_export.checkpoint import WEIGHTS_FILE
+from cmt_export.sources import WEIGHTS_FILE
 from cmt_training.prepare import Prepared
 from cmt_training.train import train
 from small_training import OPTIONS, command, environment, silent, without_times

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmt_export.checkpoint import WEIGHTS_FILE, checkpoint_from_preset, load_checkpoint, save_checkpoint
+from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
+from cmt_export.sources import WEIGHTS_FILE
 from cmt_pipeline.tensors import IMAGE_SIDE
 from cmt_training.batches import Randomness, Reader, epoch_order, raw_sources
 from cmt_training.examples import DataError

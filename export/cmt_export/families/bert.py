@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import BertModel
 
-from cmt_export.encoders import TextEncoder
-from cmt_export.family import EncoderFamily
+from cmt_export.families.text import TextFamily
 
 
-class Bert(EncoderFamily):
+class Bert(TextFamily):
     model_type = "bert"
-    modality = "text"
     arguments = {"add_pooling_layer": False}  # noqa: RUF012
 
     def architecture(self) -> Any:
         return BertModel
-
-    def wrap(self, backbone: Any) -> nn.Module:
-        return TextEncoder(backbone)
 
 
 BERT = Bert()

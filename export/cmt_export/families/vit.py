@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-from transformers import ViTModel
+import torch
+from torch import Tensor, nn
+from transformers import BeitModel, DeiTModel, ViTModel
 
 from cmt_export.encoders import ImageEncoder
 from cmt_export.family import EncoderFamily
@@ -31,4 +32,33 @@ class ViT(EncoderFamily):
         return ImageEncoder(backbone)
 
 
-VIT = ViT()
+class DeiT(ViT):
+    """DeiT (Touvron et al. 2021, arXiv 2012.12877); the token of distillation is no feature."""
+
+    model_type = "deit"
+
+    def architecture(self) -> Any:
+        return DeiTModel
+
+    def wrap(self, backbone: Any) -> nn.Module:
+        return DeiTEncoder(backbone)
+
+
+class DeiTEncoder(ImageEncoder):
+    """As ImageEncoder, without the second token."""
+
+    def states(self, pixel_values: Tensor) -> Tensor:
+        hidden = super().states(pixel_values)
+        return torch.cat([hidden[:, :1], hidden[:, 2:]], dim=1)
+
+
+class Beit(ViT):
+    """BEiT (Bao et al. 2022, arXiv 2106.08254)."""
+
+    model_type = "beit"
+
+    def architecture(self) -> Any:
+        return BeitModel
+
+
+VIT, DEIT, BEIT = ViT(), DeiT(), Beit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import Wav2Vec2Model
+from transformers import HubertModel, Wav2Vec2Model
 
 from cmt_export.encoders import AudioEncoder
 from cmt_export.family import EncoderFamily
@@ -26,8 +26,25 @@ class Wav2Vec2(EncoderFamily):
                 f"frame counts are those of {CONV_KERNELS} and {CONV_STRIDES}"
             )
 
+        if getattr(config, "add_adapter", False):
+            raise ValueError("got an encoder with an adapter, which halves its frames; expected one without")
+
     def wrap(self, backbone: Any) -> nn.Module:
         return AudioEncoder(backbone)
 
 
-WAV2VEC2 = Wav2Vec2()
+class Hubert(Wav2Vec2):
+    """HuBERT (Hsu et al. 2021, arXiv 2106.07447) and DistilHuBERT: the same layers, trained in another way."""
+
+    model_type = "hubert"
+
+    def architecture(self) -> Any:
+        return HubertModel
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        if config.conv_pos_batch_norm:
+            raise ValueError("got a batch norm before the positional convolution; expected none")
+
+
+WAV2VEC2, HUBERT = Wav2Vec2(), Hubert()

@@ -1,0 +1,21 @@
+"""MPNet (Song et al. 2020, arXiv 2004.09297)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import MPNetModel
+
+from cmt_export.families.text import TextFamily
+
+
+class MPNet(TextFamily):
+    model_type = "mpnet"
+    arguments = {"add_pooling_layer": False}  # noqa: RUF012
+    before_first_position = 2
+
+    def architecture(self) -> Any:
+        return MPNetModel
+
+
+MPNET = MPNet()
