@@ -18,6 +18,7 @@ from cmt_pipeline.tensors import IMAGE_SIDE
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR = 2  # Pillow's number
+VOCABULARIES = ("vocab.txt", "vocab.json", "*.model")  # without one, transformers makes a tokenizer of nothing
 
 
 def expected_inputs(
@@ -39,9 +40,11 @@ def tokenizer_in(folder: Path) -> Path:
     """A folder's tokenizer.json; made of the slow tokenizer's files where there are only those. CheckpointError."""
     if (folder / TOKENIZER_FILE).is_file():
         return folder / TOKENIZER_FILE
-    from transformers import AutoTokenizer
-
     try:
+        if not any(path.match(pattern) for path in folder.iterdir() for pattern in VOCABULARIES):
+            raise FileNotFoundError(f"expected one of {', '.join(VOCABULARIES)}")
+        from transformers import AutoTokenizer
+
         text = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
     except Exception as error:  # of transformers many kinds, for each tokenizer others
         raise CheckpointError(

