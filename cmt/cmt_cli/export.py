@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = "mini",
+    preset: Annotated[str, typer.Option(help="Encoders and sizes: mini, base, or the path of a TOML file.")] = "mini",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder of a checkpoint; by default the bundled weights of that preset.")
     ] = None,

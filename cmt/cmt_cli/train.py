@@ -36,7 +36,9 @@ def train(
     model: Annotated[str, typer.Option(help="cmt, image, audio, text, late, concat or conventional.")] = DEFAULTS[
         "model"
     ],
-    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = DEFAULTS["preset"],
+    preset: Annotated[str, typer.Option(help="Encoders and sizes: mini, base, or the path of a TOML file.")] = DEFAULTS[
+        "preset"
+    ],
     label_set: LabelSetOption = None,
     epochs: Annotated[int, typer.Option(help="Most epochs.")] = DEFAULTS["epochs"],
     encoder_epochs: Annotated[
