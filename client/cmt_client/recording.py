@@ -21,7 +21,7 @@ from cmt_client.encode import ACCEPTED_SOUNDS, sound_of
 from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import opened
 from cmt_pipeline import errors as pipeline_errors
-from cmt_pipeline.audio_headers import CHUNK, FLAC_SAMPLES, FLAC_SAMPLES_MASK, STREAMED_FROM, check_aiff
+from cmt_pipeline.audio_headers import CHUNK, FLAC_SAMPLES, FLAC_SAMPLES_MASK, STREAMED_FROM, check_whole
 from cmt_pipeline.ffmpeg_audio import mono, reader_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
@@ -139,7 +139,7 @@ def _check_whole(file: BinaryIO, frames: int) -> None:
     """InvalidInput where a file's header says more than came, as the server has it."""
     with _viewed(file) as data:
         try:
-            check_aiff(data)
+            check_whole(data)
             reader = reader_of(data)
             if reader and reader.check:
                 reader.check(data)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_pipeline.audio_headers import check_aiff, with_flac_length, with_wav_length
+from cmt_pipeline.audio_headers import check_whole, with_flac_length, with_wav_length
 from cmt_pipeline.buckets import AUDIO_SAMPLES, SAMPLE_RATE_HZ, bucket_for
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.ffmpeg_audio import MP3, check_channels, decode, reader_of
@@ -76,7 +76,7 @@ def _decoded(data: bytes, limits: Limits) -> tuple[Array, int]:
     reader = reader_of(data)
     if reader and (found := decode(data, reader, limits)):
         return found
-    check_aiff(data)
+    check_whole(data)
     whole = with_flac_length(with_wav_length(data), limits.max_audio_s)
     try:
         with soundfile.SoundFile(io.BytesIO(whole)) as file:

@@ -5,7 +5,8 @@ believes them, and answers with less sound, or none.
 
 WAV: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0"; RF64: EBU Tech 3306;
 FLAC: RFC 9639, section 8.2; AIFF: Apple, "Audio Interchange File Format", 1989; MP4 and its kin: ISO/IEC 14496-12,
-section 4.2; WebM and Matroska: RFC 8794, RFC 9559.
+section 4.2; WebM and Matroska: RFC 8794, RFC 9559; Ogg: RFC 3533, section 6; CAF: Apple, "Core Audio Format
+Specification 1.0".
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ CHUNK = struct.Struct("<4sI")
 
 BOX = struct.Struct(">I4s")
 WIDE = struct.Struct(">Q")
+CAF_CHUNK = struct.Struct(">4sq")
+OGG_PAGE, OGG_HEADER_BYTES = b"OggS", 27  # the last of which says how many segments' sizes follow
 SEGMENT = b"\x18\x53\x80\x67"
 
 FLAC_RATE = slice(18, 21)  # 20 bits, before 4 of other things
@@ -73,14 +76,46 @@ def with_flac_length(data: bytes, most_s: float) -> bytes:
     return data[: FLAC_SAMPLES.start] + (packed | most).to_bytes(5, "big") + data[FLAC_SAMPLES.stop :]
 
 
-def check_aiff(data: bytes) -> None:
-    """InvalidInput where an AIFF says that it has more sound than came."""
+def check_whole(data: bytes) -> None:
+    """InvalidInput where an AIFF or Ogg file says that more follows than came; any other passes."""
+    if data[:4] == b"FORM":
+        _check_aiff(data)
+    elif data[:4] == OGG_PAGE:
+        _check_ogg(data)
+
+
+def _check_aiff(data: bytes) -> None:
     place = 12
-    while data[:4] == b"FORM" and place + BOX.size <= len(data):
+    while place + BOX.size <= len(data):
         size, name = struct.unpack_from(">I", data, place + 4)[0], data[place : place + 4]
         if name == b"SSND":
             _check_whole(size, len(data) - place - BOX.size)
         place += BOX.size + size + size % 2
+
+
+def _check_ogg(data: bytes) -> None:
+    """Page by page, up to what is no page."""
+    place = 0
+    while data[place : place + 4] == OGG_PAGE:
+        table = place + OGG_HEADER_BYTES
+        segments = data[table - 1] if table <= len(data) else 0
+        body = table + segments
+        size = body + sum(data[table:body]) - place
+        _check_whole(size, len(data) - place, spare=0)
+        place += size
+
+
+def check_caf(data: bytes) -> None:
+    """InvalidInput where a CAF says that it has more sound than came."""
+    place = 8
+    while place + CAF_CHUNK.size <= len(data):
+        name, size = CAF_CHUNK.unpack_from(data, place)
+        place += CAF_CHUNK.size
+        if size < 0:  # to the end
+            return
+        if name == b"data":
+            _check_whole(size, len(data) - place)
+        place += size
 
 
 def check_boxes(data: bytes) -> None:
@@ -117,8 +152,9 @@ def _vint(data: bytes, place: int) -> tuple[int | None, int]:
     return None if length > 8 or value == (1 << 7 * length) - 1 else value, place + length
 
 
-def _check_whole(said: int, came: int) -> None:
-    if said > came + 1:  # the byte that pads to an even size is often left out
+def _check_whole(said: int, came: int, spare: int = 1) -> None:
+    """spare: the byte that pads to an even size is often left out."""
+    if said > came + spare:
         raise InvalidInput(
             "audio",
             "cut",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_pipeline.audio_headers import check_boxes, check_segment
+from cmt_pipeline.audio_headers import check_boxes, check_caf, check_segment
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
@@ -54,7 +54,7 @@ READERS = (
     ),
     Reader("matroska,webm", lambda data: data[:4] == b"\x1aE\xdf\xa3", check_segment),
     Reader("amr", lambda data: data[:5] == b"#!AMR"),
-    Reader("caf", lambda data: data[:4] == b"caff"),
+    Reader("caf", lambda data: data[:4] == b"caff", check_caf),
 )
 MP3 = READERS[0]
 

@@ -65,6 +65,8 @@ CUT = {
     "MP4, a fragment": lambda: encoded("mp4", "aac", movflags="frag_keyframe+empty_moov+default_base_moof")[:4_000],
     "WebM": lambda: encoded("webm", "libopus", 48_000)[:4_000],
     "AIFF": lambda: saved("AIFF", "PCM_16")[:4_000],
+    "CAF": lambda: encoded("caf", "pcm_s16le")[:4_000],
+    "Ogg": lambda: saved("OGG", "OPUS")[:-1],
 }
 
 
