@@ -186,17 +186,21 @@ def of_one_server(readings: Sequence[Reading]) -> list[Reading]:
 
 
 def failures(outcome: Outcome, outages: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Requests that failed: those that overlap an outage, those that were refused as too many, and all others."""
+    """Requests that failed: those that overlap an outage, those refused as too many, those that a client turned away
+    itself, since it takes 2 s to look for a server again, and all others."""
 
     def in_outage(one: Asked) -> bool:
         return any(one.due_s < end and one.came_s > begin for begin, end in outages)
 
     failed = [one for one in outcome.asked if one.error and not (one.bad and one.error.startswith("InvalidInput"))]
     beyond = [one for one in failed if not in_outage(one)]
-    lost = [one for one in beyond if not one.error.startswith("Overloaded")]
+    too_many = [one for one in beyond if one.error.startswith("Overloaded")]
+    turned_away = [one for one in beyond if one.turned_away and one not in too_many]
+    lost = [one for one in beyond if one not in too_many and one not in turned_away]
     return {
         "failed_in_outages": len(failed) - len(beyond),
-        "refused_as_too_many": len(beyond) - len(lost),
+        "refused_as_too_many": len(too_many),
+        "turned_away_after_outages": len(turned_away),
         "lost_beyond_kills": len(lost) + outcome.lost,
         "first_lost": [one.error for one in lost[:5]],
     }
