@@ -148,13 +148,17 @@ def _from_hub(source: str) -> Path:
         return folder
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def _offline_hint(source: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the hub's client and of those it fetches with many kinds
         raise CheckpointError(
-            f"the weights {source!r} are neither cached nor to be fetched: {str(error).splitlines()[0]} "
+            f"the weights {source!r} are neither cached nor to be fetched: {_first_line(error)} "
             "Name a local directory that holds them, fetch them once where a hub is in reach, or pass "
             "--random-weights (same sizes and times; the answers mean nothing and say `untrained`)."
         ) from error
