@@ -7,6 +7,7 @@ STATE/releases holds three releases of one label set whose answers differ. What 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -171,6 +172,7 @@ def main(
         result["faults"] = [{**asdict(row), "right": row.right} for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_text(result))
+    result = json.loads(out.read_text())  # so that the page is that of the file
     plot(result, out.with_suffix(".png"))
     out.with_suffix(".md").write_text(page(result))
 

@@ -25,6 +25,9 @@ def test_nothing_was_lost_or_mixed() -> None:
     assert RESULT["errors"] == RESULT["lost"] == RESULT["mixed"] == RESULT["mislabelled"] == 0
     assert RESULT["naive"]["mixed"] > 0  # the judge can say no
     assert all(row["right"] for row in RESULT["faults"])
+    failing = ("server killed", "process of a stage killed", "live release broken", "live requests fail")
+    assert all(row["requests_lost"] == 0 for row in RESULT["faults"] if not row["fault"].startswith(failing))
+    assert all(row["requests_lost"] <= 10 for row in RESULT["faults"] if "killed" in row["fault"])
 
 
 def test_figures_come_with_their_conditions() -> None:
