@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -327,11 +328,24 @@ def worlds(folder: Path) -> Iterator[Callable[[], World]]:
         yield fresh
 
 
+class Clock:
+    """In place of `time`: each look at it comes a second after the one before."""
+
+    def __init__(self) -> None:
+        self._looks = itertools.count()
+
+    def monotonic(self) -> float:
+        return float(next(self._looks))
+
+    def sleep(self, _seconds: float) -> None:
+        """No time passes."""
+
+
 def _quicken(patch: pytest.MonkeyPatch, made: list[World]) -> None:
-    """No waiting; ready tensors and requests made once; writes are points of the world that is at work."""
-    for module in (rollout, trial):
-        patch.setattr(module, "PAUSE_S", 0.0)
-    patch.setattr(server_target, "POLL_S", 0.0)
+    """No waiting, and a clock that moves as it is looked at, so that points are the same on a machine of any speed;
+    ready tensors and requests made once; writes are points of the world that is at work."""
+    for module in (rollout, trial, server_target):
+        patch.setattr(module, "time", Clock())
     patch.setattr(rollout, "COMES_BACK_S", 5.0)
     patch.setattr(rollout, "UNJUDGED", replace(rollout.UNJUDGED, watch_s=0, samples=7))
     patch.setattr(server_target, "preflight", lambda *_: [])

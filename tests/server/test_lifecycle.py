@@ -323,6 +323,7 @@ def test_numpy_2_is_refused_before_it_empties_answers(monkeypatch: pytest.Monkey
         binary.find_tritonserver(tmp_path)
 
 
+@pytest.mark.triton
 def test_a_server_that_hangs_in_its_crash_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As tritonserver does where the crash came with the allocator's lock taken: it says so, and stays."""
     script = tmp_path / "tritonserver"
