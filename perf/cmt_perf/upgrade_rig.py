@@ -24,6 +24,7 @@ from cmt_client import EmotionClient, EmotionError, Item
 from cmt_perf.processes import memory_mb
 from cmt_perf.traffic import Asked, Outcome, TrafficPlan, traffic_items
 from cmt_pipeline.constants import TOKEN_VARIABLE, TRITON_CONFIG_FILE
+from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.triton_config import from_pbtxt, to_pbtxt
 from cmt_release.release import Release
@@ -34,8 +35,8 @@ from cmt_server.supervise import Supervisor
 LOOK_S = 0.3
 DRIVER_TIMEOUT_S = 300.0
 
-#: What every encoder works on.
-EVERYTHING = traffic_items(TrafficPlan("", "", items=1, full=True))[0]
+#: One request for each pipeline that takes files.
+EACH = traffic_items(TrafficPlan("", "", items=len(SUBSETS)))
 
 #: Release -> the probabilities that it gives for each request of the traffic.
 Truth = dict[int, list[tuple[float, ...]]]
@@ -95,11 +96,11 @@ class Rig:
         live = self.repository.live()
         with EmotionClient(self.server.grpc_url) as client:
             try:
-                answered = client.predict(**EVERYTHING).release
+                answered = {client.predict(**item).release for item in EACH}
             except EmotionError:
                 return 0
         ready = all(self.server.control.ready(name) for name in PIPELINES)
-        return answered if ready and live is not None and live.release == answered else 0
+        return live.release if ready and live is not None and answered == {live.release} else 0
 
     def memory_mb(self) -> float:
         """Proportional set size of the server and its stages' processes, together."""
