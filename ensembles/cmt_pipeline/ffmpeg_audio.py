@@ -130,6 +130,8 @@ def _frames(file: InputContainer, sound: AudioStream) -> Iterator[AudioFrame]:
 def mono(frame: AudioFrame) -> Array:
     """The mean of a frame's channels [samples] float32; integers scaled to [-1, 1)."""
     samples = _samples(frame)
+    if len(samples) == 1 and samples.dtype == np.float32:
+        return np.array(samples[0])
     mean = samples.mean(axis=0, dtype=np.float64)
     if samples.dtype == np.uint8:
         mean = (mean - 128) / 128
