@@ -124,3 +124,13 @@ def test_what_is_interrupted_leaves_nothing(by: signal.Signals) -> None:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def test_the_page_says_what_an_hour_of_it_found() -> None:
+    found = json.loads((ROOT / "perf/results/fuzz.json").read_text())
+    page = " ".join((ROOT / "docs" / "inputs.md").read_text().split())
+    assert found["conditions"]["seconds"] == 3600
+    assert f"{found['tried']:,} inputs, {found['crash']} crashes, {found['memory']} over the budget" in page
+    assert f"{found['untyped']} untyped errors; {found['hang']} took longer than 2 s" in page
+    assert f"the slowest {found['slowest']['s']:.1f} s, the biggest grew by {found['biggest']['mb']:.0f} MB" in page
+    assert found["contract"] == 0
