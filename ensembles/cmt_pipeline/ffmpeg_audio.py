@@ -44,8 +44,13 @@ class Reader:
     check: Callable[[bytes], None] | None = None
 
 
+def _is_mpeg_frame(data: bytes) -> bool:
+    """A frame of MPEG audio; with a layer of 0 it would be AAC's."""
+    return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and bool(data[1] & 0x06)
+
+
 READERS = (
-    Reader("mp3", lambda data: _is_mpeg_frame(data)),
+    Reader("mp3", _is_mpeg_frame),
     Reader("aac", lambda data: data[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9")),
     Reader(
         "mov,mp4,m4a,3gp,3g2,mj2",
@@ -160,11 +165,6 @@ def check_channels(channels: int, limits: Limits) -> None:
     if channels > limits.max_audio_channels:
         told = f"got {channels} channels; at most {limits.max_audio_channels} are accepted"
         raise InvalidInput("audio", "channels", told)
-
-
-def _is_mpeg_frame(data: bytes) -> bool:
-    """A frame of MPEG audio; with a layer of 0 it would be AAC's."""
-    return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and bool(data[1] & 0x06)
 
 
 def _tag_bytes(data: bytes) -> int:

@@ -21,9 +21,7 @@ BILINEAR = 2  # Pillow's number
 VOCABULARIES = ("vocab.txt", "vocab.json", "*.model")  # without one, transformers makes a tokenizer of nothing
 
 
-def expected_inputs(
-    folders: Mapping[Modality, Path | None], tokenizer: Path, text_config: Any, default: PreprocessConfig
-) -> PreprocessConfig:
+def expected_inputs(folders: Mapping[Modality, Path | None], tokenizer: Path, text_config: Any) -> PreprocessConfig:
     """folders: of published encoders, None for those with random weights, which expect the default. tokenizer: a
     tokenizer.json; text_config: Hugging Face's, of the text encoder. Raises CheckpointError for what isn't done here.
     """
@@ -33,7 +31,7 @@ def expected_inputs(
         values |= _of_image(image, folders["image"])
     if audio:
         values |= _of_audio(audio, folders["audio"])
-    return PreprocessConfig(**{**default.__dict__, **values})
+    return PreprocessConfig(**values)
 
 
 def tokenizer_in(folder: Path) -> Path:

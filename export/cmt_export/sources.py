@@ -26,10 +26,12 @@ WEIGHTS_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin"
 FETCHED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
 FETCHED_ELSE = ("pytorch_model*.bin",)  # where a repository has no safetensors
 HEADS = ("classifier", "cls", "lm_head", "qa_outputs", "projector", "layer_weights", "pre_classifier", "final_proj")
-OF_PRETRAINING = ("predictions", "generator_predictions", "discriminator_predictions", "sop_classifier", "quantizer")
-OF_PRETRAINING_TOO = ("project_q", "project_hid", "vocab_projector", "vocab_transform", "vocab_layer_norm")
+OF_PRETRAINING = (
+    *("predictions", "generator_predictions", "discriminator_predictions", "sop_classifier", "quantizer", "project_q"),
+    *("project_hid", "vocab_projector", "vocab_transform", "vocab_layer_norm", "label_embs_concat"),
+)
 #: What lies in published weights beside an encoder, and nothing of it reads.
-BESIDE = frozenset((*HEADS, *OF_PRETRAINING, *OF_PRETRAINING_TOO, "label_embs_concat", "pooler"))
+BESIDE = frozenset((*HEADS, *OF_PRETRAINING, "pooler"))
 #: Parts that decide over nothing but training.
 MAY_LACK = ("masked_spec_embed",)
 SHOWN = 3  # names in an error

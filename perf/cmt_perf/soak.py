@@ -201,6 +201,7 @@ def failures(outcome: Outcome, outages: Sequence[tuple[float, float]]) -> dict[s
         "failed_in_outages": len(failed) - len(beyond),
         "refused_as_too_many": len(too_many),
         "turned_away_after_outages": len(turned_away),
+        "first_turned_away": [one.error for one in turned_away[:5]],
         "lost_beyond_kills": len(lost) + outcome.lost,
         "first_lost": [one.error for one in lost[:5]],
     }
