@@ -17,6 +17,10 @@ VOCABULARY = json.loads((TEXT_ENCODER / "config.json").read_text())["vocab_size"
 TEXT = {**SMALL, "vocab_size": VOCABULARY, "pad_token_id": 0}
 AUDIO = {**SMALL, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 LAYER_NORM = {**AUDIO, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+DATA2VEC = {key: value for key, value in AUDIO.items() if key != "num_conv_pos_embeddings"}
+RELATIVE = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+BUCKETS = {"position_buckets": 32, "norm_rel_ebd": "layer_norm"}
+WIDTH = 0.2  # of what is added to weights that begin as zeros, ones or next to nothing
 #: Name -> family and what makes it small.
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit", SMALL),
@@ -26,6 +30,9 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2, layer norm": ("wav2vec2", LAYER_NORM),
     "hubert": ("hubert", AUDIO),
     "hubert, layer norm": ("hubert", LAYER_NORM),
+    "wavlm": ("wavlm", AUDIO),
+    "wavlm, layer norm": ("wavlm", LAYER_NORM),
+    "data2vec-audio": ("data2vec-audio", {**DATA2VEC, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
     "bert": ("bert", TEXT),
     "roberta": ("roberta", {**TEXT, "max_position_embeddings": 200}),
     "xlm-roberta": ("xlm-roberta", {**TEXT, "max_position_embeddings": 200}),
@@ -33,17 +40,26 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("electra", {**TEXT, "embedding_size": 16}),
     "mpnet": ("mpnet", {**TEXT, "max_position_embeddings": 200}),
     "albert": ("albert", {**TEXT, "embedding_size": 16}),
+    "deberta": ("deberta", {**TEXT, **RELATIVE, "type_vocab_size": 0}),
+    "deberta, c2p": ("deberta", {**TEXT, **RELATIVE, "max_relative_positions": 40, "pos_att_type": ["c2p"]}),
+    "deberta-v2": ("deberta-v2", {**TEXT, **RELATIVE, **BUCKETS, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "deberta-v3": ("deberta-v2", {**TEXT, **RELATIVE, **BUCKETS, "share_att_key": True}),
+    "deberta-v2, absolute": ("deberta-v2", TEXT),
 }
 
 
 def backbone(name: str, seed: int = 0, **more: Any) -> Any:
-    """An encoder of transformers, with random weights."""
+    """An encoder of transformers, with random weights: none of them zero or one, so that none can be left out, and wide
+    enough that attention isn't uniform."""
     model_type, values = ENCODERS[name]
     family = FAMILIES[model_type]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         architecture = family.architecture()
-        return architecture(architecture.config_class(**{**values, **more}), **family.arguments).eval()
+        made = architecture(architecture.config_class(**{**values, **more}), **family.arguments).eval()
+        for parameter in made.parameters():
+            parameter.add_(WIDTH * torch.randn_like(parameter))
+        return made
 
 
 def published(name: str, folder: Path, **saving: Any) -> Path:

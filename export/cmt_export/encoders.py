@@ -1,6 +1,6 @@
 """The three encoders, each ending in a projection to the fusion's width.
 
-Image: Vision Transformer (Dosovitskiy et al. 2021) and its kin. Audio: Wav2Vec2 (Baevski et al. 2020) and HuBERT. Text:
+Image: Vision Transformer (Dosovitskiy et al. 2021) and its kin. Audio: Wav2Vec2 (Baevski et al. 2020) and its kin. Text:
 BERT (Devlin et al. 2019) and its kin. All from Hugging Face transformers; every encoder returns features [batch,
 tokens, MODEL_WIDTH] float32 and a mask [batch, tokens] int64, 1 = real.
 """
@@ -49,8 +49,12 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
-        hidden = self.backbone(input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.projection(hidden), attention_mask
+        return self.projection(self.states(input_ids, attention_mask)), attention_mask
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[batch, tokens, hidden]."""
+        hidden: Tensor = self.backbone(input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden
 
 
 class AudioEncoder(nn.Module):
@@ -65,7 +69,9 @@ class AudioEncoder(nn.Module):
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         # Weight normalisation of the positional convolution is a way to train, not a part of the function: folded in.
-        parametrize.remove_parametrizations(backbone.encoder.pos_conv_embed.conv, "weight")
+        for part in backbone.encoder.pos_conv_embed.modules():
+            if parametrize.is_parametrized(part):
+                parametrize.remove_parametrizations(part, "weight")
         self.backbone = backbone
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
 
@@ -85,14 +91,23 @@ class AudioEncoder(nn.Module):
         hidden = hidden * real[..., None]
         bias = ((1 - real) * MASKED)[:, None, None, :]
         encoder = self.backbone.encoder
-        hidden = hidden + encoder.pos_conv_embed(hidden)
-        stable = self.backbone.config.do_stable_layer_norm  # then the norm comes last
+        hidden = hidden + self.positions(hidden, real)
+        stable = getattr(self.backbone.config, "do_stable_layer_norm", False)  # then the norm comes last
         hidden = hidden if stable else encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
-        for layer in encoder.layers:
-            hidden = layer(hidden, attention_mask=bias)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden = self.layers(encoder.dropout(hidden), bias)
         return encoder.layer_norm(hidden) if stable else hidden
+
+    def positions(self, hidden: Tensor, real: Tensor) -> Tensor:
+        """What a frame's place adds to it [batch, frames, hidden]; real: [batch, frames], 1 or 0."""
+        added: Tensor = self.backbone.encoder.pos_conv_embed(hidden)
+        return added
+
+    def layers(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """The transformer's layers; bias: [batch, 1, 1, frames], of the mask."""
+        for layer in self.backbone.encoder.layers:
+            made = layer(hidden, attention_mask=bias)
+            hidden = made[0] if isinstance(made, tuple) else made
+        return hidden
 
     def convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
         """The convolutions alone: [batch, frames, conv_dim]."""

@@ -64,6 +64,8 @@ FAMILIES: Registry[EncoderFamily] = Registry(
         "beit": "cmt_export.families.vit:BEIT",
         "wav2vec2": "cmt_export.families.wav2vec2:WAV2VEC2",
         "hubert": "cmt_export.families.wav2vec2:HUBERT",
+        "wavlm": "cmt_export.families.wavlm:WAVLM",
+        "data2vec-audio": "cmt_export.families.data2vec:DATA2VEC_AUDIO",
         "bert": "cmt_export.families.bert:BERT",
         "roberta": "cmt_export.families.roberta:ROBERTA",
         "xlm-roberta": "cmt_export.families.roberta:XLM_ROBERTA",
@@ -71,6 +73,8 @@ FAMILIES: Registry[EncoderFamily] = Registry(
         "electra": "cmt_export.families.electra:ELECTRA",
         "mpnet": "cmt_export.families.mpnet:MPNET",
         "albert": "cmt_export.families.albert:ALBERT",
+        "deberta": "cmt_export.families.deberta:DEBERTA",
+        "deberta-v2": "cmt_export.families.deberta:DEBERTA_V2",
     },
 )
 

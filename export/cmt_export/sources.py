@@ -29,6 +29,7 @@ HEADS = ("classifier", "cls", "lm_head", "qa_outputs", "projector", "layer_weigh
 OF_PRETRAINING = (
     *("predictions", "generator_predictions", "discriminator_predictions", "sop_classifier", "quantizer", "project_q"),
     *("project_hid", "vocab_projector", "vocab_transform", "vocab_layer_norm", "label_embs_concat"),
+    *("lm_predictions", "mask_predictions"),
 )
 #: What lies in published weights beside an encoder, and nothing of it reads.
 BESIDE = frozenset((*HEADS, *OF_PRETRAINING, "pooler"))
