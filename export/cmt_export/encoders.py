@@ -1,8 +1,8 @@
 """The three encoders, each ending in a projection to the fusion's width.
 
-Image: Vision Transformer (Dosovitskiy et al. 2021) and its kin. Audio: Wav2Vec2 (Baevski et al. 2020) and its kin. Text:
-BERT (Devlin et al. 2019) and its kin. All from Hugging Face transformers; every encoder returns features [batch,
-tokens, MODEL_WIDTH] float32 and a mask [batch, tokens] int64, 1 = real.
+Image: Vision Transformer (Dosovitskiy et al. 2021). Audio: Wav2Vec2 (Baevski et al. 2020). Text: BERT (Devlin et al.
+2019). And their kin, all from Hugging Face transformers; every encoder returns features [batch, tokens, MODEL_WIDTH]
+float32 and a mask [batch, tokens] int64, 1 = real.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class AudioEncoder(nn.Module):
         hidden = self.layers(encoder.dropout(hidden), bias)
         return encoder.layer_norm(hidden) if stable else hidden
 
-    def positions(self, hidden: Tensor, real: Tensor) -> Tensor:
+    def positions(self, hidden: Tensor, real: Tensor) -> Tensor:  # noqa: ARG002  # who has several convolutions needs it
         """What a frame's place adds to it [batch, frames, hidden]; real: [batch, frames], 1 or 0."""
         added: Tensor = self.backbone.encoder.pos_conv_embed(hidden)
         return added

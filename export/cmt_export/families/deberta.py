@@ -84,7 +84,7 @@ class DebertaEncoder(TextEncoder):
                 scores = scores + by_distance(query, to_key(positions))
             if "p2c" in kinds:
                 scores = scores + by_distance(key, to_query(positions).flip(0)).transpose(2, 3)
-        weights = attention.dropout(functional.softmax(scores / scale + bias, dim=-1))
+        weights: Tensor = attention.dropout(functional.softmax(scores / scale + bias, dim=-1))
         return (weights @ value).transpose(1, 2).flatten(2)
 
     def query_key_value(self, attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,13 +129,14 @@ def by_distance(states: Tensor, vectors: Tensor) -> Tensor:
 
 def _rows(encoder: Any) -> Tensor:
     """[distances]; in logarithmic buckets where the encoder has them."""
-    distances = torch.arange(-FARTHEST, FARTHEST + 1)
+    distances: Tensor = torch.arange(-FARTHEST, FARTHEST + 1)
     if not encoder.relative_attention:
         return distances
     span, buckets = encoder.max_relative_positions, getattr(encoder, "position_buckets", -1)
     if buckets > 0:
         distances, span = make_log_bucket_position(distances, buckets, span).long(), buckets
-    return (distances + span).clamp(0, 2 * span - 1)
+    rows: Tensor = (distances + span).clamp(0, 2 * span - 1)
+    return rows
 
 
 DEBERTA, DEBERTA_V2 = Deberta(), DebertaV2()

@@ -55,7 +55,7 @@ class WavLMEncoder(AudioEncoder):
 
     def _of_distances(self, frames: int) -> Tensor:
         """What the first layer learnt of each distance and all share: [heads, frames, frames]."""
-        table = self.backbone.encoder.layers[0].attention.rel_attn_embed(self.buckets)  # [distances, heads]
+        table: Tensor = self.backbone.encoder.layers[0].attention.rel_attn_embed(self.buckets)  # [distances, heads]
         at = torch.arange(frames, device=table.device)
         return table[at[None, :] - at[:, None] + FARTHEST].permute(2, 0, 1)
 
