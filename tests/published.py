@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import WhisperFeatureExtractor
 
 from cmt_export.family import FAMILIES
 from tiny_model import TEXT_ENCODER
@@ -33,6 +35,10 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wavlm": ("wavlm", AUDIO),
     "wavlm, layer norm": ("wavlm", LAYER_NORM),
     "data2vec-audio": ("data2vec-audio", {**DATA2VEC, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
+    "whisper": (
+        "whisper",
+        {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "num_mel_bins": 20},
+    ),
     "bert": ("bert", TEXT),
     "roberta": ("roberta", {**TEXT, "max_position_embeddings": 200}),
     "xlm-roberta": ("xlm-roberta", {**TEXT, "max_position_embeddings": 200}),
@@ -60,6 +66,18 @@ def backbone(name: str, seed: int = 0, **more: Any) -> Any:
         for parameter in made.parameters():
             parameter.add_(WIDTH * torch.randn_like(parameter))
         return made
+
+
+def states_of_sound(theirs: Any, sound: torch.Tensor) -> torch.Tensor:
+    """What transformers' own forward says of a sound alone [1, samples]: [1, frames, hidden]."""
+    if theirs.config.model_type != "whisper":
+        return cast(torch.Tensor, theirs(sound).last_hidden_state)
+    extractor = WhisperFeatureExtractor(theirs.config.num_mel_bins)
+    spectra = torch.from_numpy(extractor(sound[0].numpy(), sampling_rate=16_000)["input_features"])
+    short = copy.deepcopy(theirs)
+    short.config.max_source_positions = frames = sound.shape[1] // 320
+    short.embed_positions = torch.nn.Embedding.from_pretrained(theirs.embed_positions.weight[:frames])
+    return cast(torch.Tensor, short(spectra[:, :, : 2 * frames]).last_hidden_state)
 
 
 def published(name: str, folder: Path, **saving: Any) -> Path:

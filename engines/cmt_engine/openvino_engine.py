@@ -115,7 +115,9 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(
-                names=_kept_products(model, stage), types=list(NOT_QUANTISED), validate=False
+                names=[*_kept_products(model, stage), *_before_logarithms(model)],
+                types=list(NOT_QUANTISED),
+                validate=False,
             ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
         )
@@ -140,6 +142,18 @@ def _kept_products(model: openvino.Model, stage: Stage) -> list[str]:
         if node.input_value(0).get_node().get_type_name() == "Gelu"
         or node.input_value(1).get_node().get_type_name() != "Constant"
     ]
+
+
+def _before_logarithms(model: openvino.Model) -> list[str]:
+    """What a logarithm is taken of: the loudest and the faintest of a spectrum are orders of magnitude apart."""
+    found: dict[str, None] = {}
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "Log"]
+    while nodes:
+        node = nodes.pop()
+        if node.get_friendly_name() not in found:
+            found[node.get_friendly_name()] = None
+            nodes += [value.get_node() for value in node.input_values()]
+    return list(found)
 
 
 def _name_by_position(model: openvino.Model) -> None:

@@ -3,7 +3,8 @@
 TensorRT 11 and TensorRT for RTX know only strongly typed networks: a tensor has the type that the graph gives
 it, and no builder flag changes that. So this pass types the graph. Its rule is that of torch.autocast
 (PyTorch documentation of torch.amp, "CUDA Op-Specific Behavior"): products run narrow (fp16 or bf16),
-statistics and exponentials run in fp32, everything between takes the widest type that comes in. NVIDIA's
+statistics and exponentials run in fp32, and so does all that a logarithm is taken of (the powers of a spectrum lie
+orders of magnitude apart); everything between takes the widest type that comes in. NVIDIA's
 ModelOpt AutoCast decides by measured ranges; here the rule is fixed, so that a graph always gets the same
 types.
 
@@ -102,9 +103,11 @@ class _Typing:
         self.narrow_nodes: set[ir.Node] = set()
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.fitting: dict[ir.Value, bool] = {}
+        self.before_logarithms: set[ir.Node] = set()
 
     def apply(self) -> None:
         nodes = list(self.graph.all_nodes())
+        self.before_logarithms = _with_all_before(node for node in nodes if node.op_type == "Log")
         for node in nodes:
             if node.graph is self.graph and self._runs_narrow(node):
                 self.narrow_nodes.add(node)
@@ -125,6 +128,8 @@ class _Typing:
     def _runs_narrow(self, node: ir.Node) -> bool:
         floats = _floats(node.inputs)
         computed = [value for value in floats if not value.is_initializer()]
+        if node in self.before_logarithms:
+            return False
         if node.domain not in ("", "ai.onnx") or not (computed or _looks_up_embedding(node)):
             return False
         if not all(self._fits(value) for value in floats if value.is_initializer()):
@@ -187,6 +192,19 @@ class _Typing:
                 value.name = f"{name}_{self.narrow.name.lower()}"
                 wide.name = name
                 self.graph.outputs[index] = wide
+
+
+def _with_all_before(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """The nodes and those that what they read comes from."""
+    found: set[ir.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            producers = (value.producer() for value in node.inputs if value is not None)
+            left += [producer for producer in producers if producer is not None]
+    return found
 
 
 def _floats(values: Iterable[ir.Value | None]) -> list[ir.Value]:

@@ -127,7 +127,7 @@ def checkpoint_from_preset(
         trained=False,
         encoders={m: encoder for m, (_, encoder) in backbones.items()},
         fusion=preset.fusion,
-        preprocess=expected_inputs(folders, tokenizer, text_config),
+        preprocess=expected_inputs(families, folders, tokenizer, text_config),
         model=model,
     )
     made = CrossModalTransformer(encoders, fusion).eval()

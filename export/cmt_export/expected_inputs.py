@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_export.errors import CheckpointError
+from cmt_export.family import EncoderFamily
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
@@ -21,11 +22,19 @@ BILINEAR = 2  # Pillow's number
 VOCABULARIES = ("vocab.txt", "vocab.json", "*.model")  # without one, transformers makes a tokenizer of nothing
 
 
-def expected_inputs(folders: Mapping[Modality, Path | None], tokenizer: Path, text_config: Any) -> PreprocessConfig:
-    """folders: of published encoders, None for those with random weights, which expect the default. tokenizer: a
-    tokenizer.json; text_config: Hugging Face's, of the text encoder. Raises CheckpointError for what isn't done here.
+def expected_inputs(
+    families: Mapping[Modality, EncoderFamily],
+    folders: Mapping[Modality, Path | None],
+    tokenizer: Path,
+    text_config: Any,
+) -> PreprocessConfig:
+    """folders: of published encoders, None for those with random weights, which expect what their families do.
+    tokenizer: a tokenizer.json; text_config: Hugging Face's, of the text encoder. CheckpointError for what isn't done
+    here.
     """
     values: dict[str, Any] = {"vocabulary": text_config.vocab_size, "pad_token": _pad_token(tokenizer, text_config)}
+    for family in families.values():
+        values |= family.expects
     image, audio = _preprocessor(folders["image"]), _preprocessor(folders["audio"])
     if image:
         values |= _of_image(image, folders["image"])
@@ -98,4 +107,4 @@ def _of_audio(values: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     rate = values.get("sampling_rate", SAMPLE_RATE_HZ)
     if rate != SAMPLE_RATE_HZ:
         raise CheckpointError(f"{folder}: {PREPROCESSOR_FILE} says {rate} Hz; expected {SAMPLE_RATE_HZ}")
-    return {"normalize_audio": bool(values.get("do_normalize", True))}
+    return {"normalize_audio": bool(values["do_normalize"])} if "do_normalize" in values else {}

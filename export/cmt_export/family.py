@@ -17,13 +17,18 @@ class EncoderFamily(ABC):
     """A kind of encoder.
 
     modality: what it reads; defaults: values of its configuration where they aren't Hugging Face's own; arguments: of
-    its architecture besides the configuration, such as those that leave out what no encoder needs.
+    its architecture besides the configuration, such as those that leave out what no encoder needs; expects: of
+    PreprocessConfig, where its files say nothing; renamed: patterns of names in published weights -> what its
+    architecture has instead; beside: parts in published weights that it doesn't read, besides those of every family.
     """
 
     model_type: ClassVar[str]
     modality: ClassVar[Modality]
     defaults: ClassVar[Mapping[str, Any]] = {}
     arguments: ClassVar[Mapping[str, Any]] = {}
+    expects: ClassVar[Mapping[str, Any]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    beside: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def architecture(self) -> Any:
@@ -66,6 +71,7 @@ FAMILIES: Registry[EncoderFamily] = Registry(
         "hubert": "cmt_export.families.wav2vec2:HUBERT",
         "wavlm": "cmt_export.families.wavlm:WAVLM",
         "data2vec-audio": "cmt_export.families.data2vec:DATA2VEC_AUDIO",
+        "whisper": "cmt_export.families.whisper:WHISPER",
         "bert": "cmt_export.families.bert:BERT",
         "roberta": "cmt_export.families.roberta:ROBERTA",
         "xlm-roberta": "cmt_export.families.roberta:XLM_ROBERTA",

@@ -106,7 +106,12 @@ def backbone_from(family: EncoderFamily, folder: Path) -> Any:
     try:
         config = family.config(architecture.config_class.get_config_dict(folder)[0])
         backbone, told = architecture.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, **family.arguments
+            folder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            key_mapping=dict(family.renamed) or None,
+            **family.arguments,
         )
     except CheckpointError:
         raise
@@ -120,17 +125,14 @@ def backbone_from(family: EncoderFamily, folder: Path) -> Any:
             f"the weights in {folder} lack {len(lacking)} tensors of the {family.model_type} encoder, such as "
             f"{', '.join(lacking[:SHOWN])}; expected all: they would be random"
         )
-    left_out = [key for key in sorted(told["unexpected_keys"]) if not _is_beside(key)]
+    beside = BESIDE.union(family.beside)
+    left_out = [key for key in sorted(told["unexpected_keys"]) if not beside.intersection(key.split(".")[:2])]
     if left_out:
         raise CheckpointError(
             f"the weights in {folder} hold {len(left_out)} tensors that the {family.model_type} encoder leaves out, "
             f"such as {', '.join(left_out[:SHOWN])}; expected its own alone: it would compute something else"
         )
     return backbone
-
-
-def _is_beside(key: str) -> bool:
-    return any(part in BESIDE for part in key.split(".")[:2])
 
 
 def _in_package(name: str) -> Path:

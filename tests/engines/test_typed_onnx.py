@@ -138,6 +138,20 @@ def test_an_operator_whose_constant_doesnt_fit_stays_wide(constant: float, narro
     np.testing.assert_allclose(run(typed, inputs)["y"], run(source, inputs)["y"], rtol=1e-3)
 
 
+def test_what_a_logarithm_is_taken_of_stays_wide(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "identity"], ["product"]),
+        helper.make_node("Mul", ["product", "product"], ["power"]),
+        helper.make_node("Log", ["power"], ["log"]),
+        helper.make_node("MatMul", ["log", "identity"], ["y"]),
+    ]
+    source = graph_of(nodes, {"identity": np.eye(4)}, tmp_path / "source.onnx")
+    faint = {"x": np.full((1, 4), 1e-6, np.float32)}
+    typed = onnx_in_precision(source, "fp16", tmp_path / "typed.onnx")
+    np.testing.assert_allclose(run(typed, faint)["y"], run(source, faint)["y"], rtol=1e-3)
+    assert output_types(typed)["MatMul"] == {TensorProto.FLOAT, TensorProto.FLOAT16}
+
+
 def test_an_operator_that_isnt_known_stays_wide(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"]),
