@@ -176,9 +176,9 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     config = _read_config(folder / CONFIG_FILE)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
-        most = sum(tensor.numel() for tensor in weights.values())
-        encoders = {m: _load_encoder(m, config.encoders[m], most) for m in MODALITIES}
-        fusion = _no_larger(lambda: fusion_of(config.model, config.fusion, len(config.labels)), most)
+        size = _Size(len(weights), sum(tensor.numel() for tensor in weights.values()))
+        encoders = {m: _load_encoder(m, config.encoders[m], size) for m in MODALITIES}
+        fusion = _no_larger(lambda: fusion_of(config.model, config.fusion, len(config.labels)), size)
         model = CrossModalTransformer(encoders, fusion)
         loaded = model.load_state_dict(weights, strict=False)
     except CheckpointError:
@@ -227,18 +227,31 @@ def _read_config(file: Path) -> CheckpointConfig:
         raise CheckpointError(f"{file} is no checkpoint's: {error}") from error
 
 
-def _no_larger(make: Callable[[], Made], most: int) -> Made:
-    """What `make` makes. CheckpointError, before it takes memory, when it has more weights than so many."""
+@dataclass(frozen=True)
+class _Size:
+    """What a file of weights holds."""
+
+    tensors: int
+    weights: int
+
+
+def _no_larger(make: Callable[[], Made], most: _Size) -> Made:
+    """What `make` makes. CheckpointError for more than the file holds: as soon as the first module is made that its
+    tensors can't fill, and before any takes memory."""
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    left = REGISTERED_TWICE * most
+    tensors, weights = REGISTERED_TWICE * most.tensors, REGISTERED_TWICE * most.weights
 
     def count(_module: object, _name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        left -= max(1, parameter.numel() if parameter is not None else 0)
-        if left < 0:
-            raise CheckpointError(f"{CONFIG_FILE} describes a larger model than the {most} weights of {WEIGHTS_FILE}")
+        nonlocal tensors, weights
+        tensors -= parameter is not None
+        weights -= parameter.numel() if parameter is not None else 0
+        if tensors < 0 or weights < 0:
+            raise CheckpointError(
+                f"{CONFIG_FILE} describes a larger model than the {most.weights} weights, in {most.tensors} tensors, "
+                f"of {WEIGHTS_FILE}"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -249,7 +262,7 @@ def _no_larger(make: Callable[[], Made], most: int) -> Made:
     return make()
 
 
-def _load_encoder(modality: Modality, encoder: EncoderConfig, most: int) -> nn.Module:
+def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size) -> nn.Module:
     try:
         family = family_of(str(encoder.config.get("model_type")), modality)
         if encoder.weights_from is None:

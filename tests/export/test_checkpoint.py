@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from cmt_engine.engine import sha256_of
 from cmt_export.checkpoint import (
@@ -167,7 +168,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
         ),
         (
             edit_config(lambda c: c["encoders"]["audio"]["config"].update(num_hidden_layers=10**9)),
-            "describes a larger model than the [0-9]+ weights of model.safetensors",
+            "describes a larger model than the [0-9]+ weights, in [0-9]+ tensors, of model.safetensors",
         ),
         (edit_config(lambda c: c["fusion"].update(layers=10**9)), "describes a larger model"),
         (edit_config(lambda c: c["encoders"]["text"].update(weights_sha256="ab" * 32)), f"expected {'ab' * 32}"),
@@ -194,6 +195,38 @@ def test_what_is_wrong_is_named(edit: Edit, message: str, saved: Path, tmp_path:
     edit(folder)
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["fusion"].update(layers=10**9),
+        lambda c: c["encoders"]["image"]["config"].update(
+            num_hidden_layers=10**9, hidden_size=1, num_attention_heads=1, intermediate_size=1
+        ),
+    ],
+    ids=["fusion", "layers of next to no weights"],
+)
+def test_a_model_of_far_too_many_layers_is_refused_before_they_are_made(
+    saved: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+
+    folder = shutil.copytree(saved, tmp_path / "hostile")
+    hook = register_module_module_registration_hook(count)
+    try:
+        load_checkpoint(folder)
+        whole, made = made, 0
+        edit_config(change)(folder)
+        with pytest.raises(CheckpointError, match="describes a larger model"):
+            load_checkpoint(folder)
+    finally:
+        hook.remove()
+    assert made < 2 * whole, (made, whole)
 
 
 def test_another_file_than_was_named_is_refused(saved: Path) -> None:
