@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from mmap import PROT_READ, mmap
@@ -21,8 +21,8 @@ from cmt_client.encode import ACCEPTED_SOUNDS, sound_of
 from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import opened
 from cmt_pipeline import errors as pipeline_errors
+from cmt_pipeline import ffmpeg_audio
 from cmt_pipeline.audio_headers import CHUNK, FLAC_SAMPLES, FLAC_SAMPLES_MASK, STREAMED_FROM, check_whole
-from cmt_pipeline.ffmpeg_audio import mono, reader_of
 from cmt_pipeline.limits import Limits
 from cmt_pipeline.tensors import Array
 
@@ -125,7 +125,7 @@ def _of_container(file: BinaryIO) -> Recording | None:
         held: list[Array] = []  # mono, since edges[done]
         samples, done = 0, 0
         for frame in _decoded(file):
-            held.append(mono(frame))
+            held.append(ffmpeg_audio.mono(frame))
             samples += frame.samples
             while done + 1 < len(edges) and samples >= edges[done + 1] - edges[done]:
                 whole, size = np.concatenate(held), edges[done + 1] - edges[done]
@@ -140,7 +140,7 @@ def _check_whole(file: BinaryIO, frames: int) -> None:
     with _viewed(file) as data:
         try:
             check_whole(data)
-            reader = reader_of(data)
+            reader = ffmpeg_audio.reader_of(data)
             if reader and reader.check:
                 reader.check(data)
         except pipeline_errors.InvalidInput as error:
@@ -167,26 +167,22 @@ def _viewed(file: BinaryIO) -> Iterator[Any]:
 def _decoded(file: BinaryIO) -> Iterator[AudioFrame]:
     """The frames of a file's first sound: those that decode, as the server reads it."""
     import av
-    from av.error import FFmpegError, InvalidDataError
+    from av.error import FFmpegError
 
     file.seek(0)
     options = {"format_whitelist": READERS, "protocol_whitelist": ""}
     try:
         with av.open(file, options=options, metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise InvalidInput("audio", "not_decodable", f"got a file without sound; expected {ACCEPTED_SOUNDS}")
+                told = f"got a file without sound; expected {ACCEPTED_SOUNDS}"
+                raise pipeline_errors.InvalidInput("audio", "not_decodable", told)
             sound = container.streams.audio[0]
             if sound.codec_context is None:
-                raise InvalidInput("audio", "wrong_format", "got sound that FFmpeg has no decoder for; convert it")
-            rate = 0
-            for packet in container.demux(sound):
-                with suppress(InvalidDataError):
-                    for frame in packet.decode():
-                        if rate and frame.sample_rate != rate:
-                            told = f"got sample rates of {rate} and {frame.sample_rate} Hz in one file; expected one"
-                            raise InvalidInput("audio", "sample_rate", told)
-                        rate = frame.sample_rate
-                        yield frame
+                told = "got sound that FFmpeg has no decoder for; convert it"
+                raise pipeline_errors.InvalidInput("audio", "wrong_format", told)
+            yield from ffmpeg_audio.frames_of(container, sound)
+    except pipeline_errors.InvalidInput as error:
+        raise own_input_error(error) from error
     except FFmpegError as error:
         told = f"got a file that doesn't decode ({error.strerror}); expected a whole file of sound"
         raise InvalidInput("audio", "not_decodable", told) from error

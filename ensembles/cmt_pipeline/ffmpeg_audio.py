@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,10 +88,7 @@ def decode(data: bytes, reader: Reader, limits: Limits) -> tuple[Array, int] | N
     options = {"format_whitelist": reader.whitelist, "protocol_whitelist": ""}
     try:
         with av.open(io.BytesIO(data), options=options, metadata_errors="ignore") as file:
-            for frame in _frames(file, _sound(file, limits)):
-                if rate and frame.sample_rate != rate:
-                    told = f"got sample rates of {rate} and {frame.sample_rate} Hz in one file; expected one"
-                    raise InvalidInput("audio", "sample_rate", told)
+            for frame in frames_of(file, _sound(file, limits)):
                 rate = frame.sample_rate
                 check_channels(frame.layout.nb_channels, limits)
                 parts.append(mono(frame))
@@ -121,15 +119,20 @@ def _sound(file: InputContainer, limits: Limits) -> AudioStream:
     return sound
 
 
-def _frames(file: InputContainer, sound: AudioStream) -> Iterator[AudioFrame]:
-    """Those that decode: one that was cut, or began before the file did, is passed over."""
+def frames_of(file: InputContainer, sound: AudioStream) -> Iterator[AudioFrame]:
+    """Those that decode: one that was cut, or began before the file did, is passed over. InvalidInput where the rate
+    changes on the way."""
     from av.error import InvalidDataError
 
+    rate = 0
     for packet in file.demux(sound):
-        try:
-            yield from packet.decode()
-        except InvalidDataError:
-            continue
+        with suppress(InvalidDataError):
+            for frame in packet.decode():
+                if rate and frame.sample_rate != rate:
+                    told = f"got sample rates of {rate} and {frame.sample_rate} Hz in one file; expected one"
+                    raise InvalidInput("audio", "sample_rate", told)
+                rate = frame.sample_rate
+                yield frame
 
 
 def mono(frame: AudioFrame) -> Array:
