@@ -9,7 +9,8 @@ Importing it needs numpy and tritonclient alone; gRPC or an HTTP library loads w
 """
 
 from cmt_client.arrays import Sound
-from cmt_client.client import AsyncEmotionClient, EmotionClient
+from cmt_client.async_client import AsyncEmotionClient
+from cmt_client.client import EmotionClient
 from cmt_client.control import ModelControl
 from cmt_client.errors import (
     ControlFailed,

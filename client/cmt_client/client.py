@@ -1,62 +1,46 @@
-"""EmotionClient and AsyncEmotionClient: a face, a voice and a sentence in, an Emotion out.
-
-Both share all that doesn't wait: requests, answers and the retry plan. They differ in how they wait.
-"""
+"""EmotionClient: a face, a voice and a sentence in, an Emotion out; for asyncio: `cmt_client.async_client`."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
-from cmt_client.canary import AsyncCanaryTransport, CanaryMode, CanaryTransport, Routing
-from cmt_client.encode import ENCODERS, AudioInput, FileInput, ImageInput, TextInput
-from cmt_client.errors import EmotionError, InvalidInput, ServerUnavailable, identified
+from cmt_client.canary import CanaryMode, CanaryTransport, Routing
+from cmt_client.client_base import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    ClientBase,
+    answered_windows,
+    at_least_one,
+    check_film_alone,
+    film_emotion,
+    items_of,
+    items_of_scene,
+    next_windows,
+    pause_s,
+    settled,
+)
+from cmt_client.encode import AudioInput, FileInput, ImageInput, TextInput
+from cmt_client.errors import EmotionError, ServerUnavailable, identified
 from cmt_client.files import rereadable
-from cmt_client.film import Scene, scenes
+from cmt_client.film import scenes
 from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
-from cmt_client.retry import Allowance, Budget
-from cmt_client.transport import AsyncTransport, Transport, connect, connect_async
-from cmt_client.windows import LongEmotion, Window, WindowEmotion, cut, long_emotion, mean_emotion, uncut_explained
+from cmt_client.retry import Budget
+from cmt_client.transport import Transport, connect
+from cmt_client.windows import LongEmotion, WindowEmotion, cut, long_emotion, mean_emotion, uncut_explained
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
 
-LOG = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_RETRIES = 2
-DEFAULT_CONCURRENCY = 8
-
-
-class _Client:
-    """What both clients know."""
-
-    def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
-        self._timeout_s = timeout_s
-        self._retries = retries
-        self._allowance = Allowance()
-        self.limits = limits
-
-    def _budget(self, timeout_s: float | None) -> Budget:
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return Budget(timeout_s, self._retries, allowance=self._allowance)
-
-    def _beside(self, image: ImageInput | None, text: TextInput | None) -> Item:
-        """What goes with every window of a sound, as bytes: an open file would be read by several at once."""
-        given = {"image": image, "text": text}
-        return {m: ENCODERS[m](value, self.limits) for m, value in given.items() if value is not None}  # type: ignore[return-value]
-
-
-class EmotionClient(_Client):
+class EmotionClient(ClientBase):
     """A blocking client; any number of threads may share one.
 
     url: `grpc://host:port`, `http://host:port`, `grpcs://…`, `https://…`, or `host:port` for gRPC. timeout_s:
@@ -111,7 +95,7 @@ class EmotionClient(_Client):
         Raises InvalidInput for what isn't accepted, and the ServiceErrors of `cmt_client.errors`.
         """
         if video is not None:
-            _alone(image, audio, request_id, headers)
+            check_film_alone(image, audio, request_id, headers)
             return self.predict_video(video, text=text, timeout_s=timeout_s).whole
         return self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
 
@@ -151,8 +135,8 @@ class EmotionClient(_Client):
             except EmotionError as error:
                 return error
 
-        with ThreadPoolExecutor(_at_least_one(concurrency), thread_name_prefix="cmt-predict") as pool:
-            return _settled(list(pool.map(one, items)), errors)
+        with ThreadPoolExecutor(at_least_one(concurrency), thread_name_prefix="cmt-predict") as pool:
+            return settled(list(pool.map(one, items)), errors)
 
     def predict_long(
         self,
@@ -174,10 +158,10 @@ class EmotionClient(_Client):
         audio, beside = rereadable(audio), self._beside(image, text)
         answered: list[WindowEmotion] = []
         with closing(cut(audio, self.limits, window_s)) as windows:
-            while group := _next_of(windows, concurrency):
-                items = _items_of(group, beside)
+            while group := next_windows(windows, concurrency):
+                items = items_of(group, beside)
                 emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-                answered += _answered(group, emotions)
+                answered += answered_windows(group, emotions)
         if answered:
             return long_emotion(answered)
         with uncut_explained():
@@ -202,10 +186,10 @@ class EmotionClient(_Client):
         answered: list[WindowEmotion] = []
         with closing(scenes(film, self.limits, window_s)) as shown:
             for scene in shown:
-                items = _items_of_scene(scene, beside)
+                items = items_of_scene(scene, beside)
                 emotions = self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
                 answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
-        return _film_emotion(answered)
+        return film_emotion(answered)
 
     def predict_tensors(
         self,
@@ -251,217 +235,4 @@ class EmotionClient(_Client):
             try:
                 return emotions_from(self._transport.call(request, budget.remaining_s()))
             except ServerUnavailable as error:
-                time.sleep(_pause_s(budget, request, error))
-
-
-class AsyncEmotionClient(_Client):
-    """The same for asyncio, within one event loop. Parameters as EmotionClient's. Close it, or use `async with`."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retries: int = DEFAULT_RETRIES,
-        limits: Limits = DEFAULT_LIMITS,
-        canary: CanaryMode = "off",
-        transport: AsyncTransport | None = None,
-        root_certificates: Path | None = None,
-    ) -> None:
-        routing = Routing(canary)
-        self._transport = transport or connect_async(url, limits, root_certificates)
-        if canary != "off":
-            self._transport = AsyncCanaryTransport(self._transport, routing)
-        super().__init__(timeout_s, retries, limits)
-
-    async def predict(
-        self,
-        *,
-        image: ImageInput | None = None,
-        audio: AudioInput | None = None,
-        text: TextInput | None = None,
-        video: FileInput | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Emotion:
-        """As EmotionClient.predict."""
-        if video is not None:
-            _alone(image, audio, request_id, headers)
-            return (await self.predict_video(video, text=text, timeout_s=timeout_s)).whole
-        return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
-
-    @overload
-    async def predict_many(
-        self, items: Iterable[Item], *, concurrency: int = ..., timeout_s: float | None = ...
-    ) -> list[Emotion | EmotionError]: ...
-
-    @overload
-    async def predict_many(
-        self,
-        items: Iterable[Item],
-        *,
-        concurrency: int = ...,
-        timeout_s: float | None = ...,
-        errors: Literal["raise"],
-    ) -> list[Emotion]: ...
-
-    async def predict_many(
-        self,
-        items: Iterable[Item],
-        *,
-        concurrency: int = DEFAULT_CONCURRENCY,
-        timeout_s: float | None = None,
-        errors: Literal["return", "raise"] = "return",
-    ) -> Sequence[Emotion | EmotionError]:
-        """As EmotionClient.predict_many."""
-        turns = asyncio.Semaphore(_at_least_one(concurrency))
-
-        async def one(item: Item) -> Emotion | EmotionError:
-            async with turns:
-                try:
-                    return await self._predict(item, timeout_s)
-                except EmotionError as error:
-                    return error
-
-        return _settled(await asyncio.gather(*map(one, items)), errors)
-
-    async def predict_long(
-        self,
-        *,
-        audio: AudioInput,
-        image: ImageInput | None = None,
-        text: TextInput | None = None,
-        window_s: float | None = None,
-        concurrency: int = DEFAULT_CONCURRENCY,
-        timeout_s: float | None = None,
-    ) -> LongEmotion:
-        """As EmotionClient.predict_long."""
-        audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
-        answered: list[WindowEmotion] = []
-        windows = cut(audio, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
-        while group := await asyncio.to_thread(_next_of, windows, concurrency):
-            items = _items_of(group, beside)
-            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-            answered += _answered(group, emotions)
-        if answered:
-            return long_emotion(answered)
-        with uncut_explained():
-            return LongEmotion(await self._predict({**beside, "audio": audio}, timeout_s))
-
-    async def predict_video(
-        self,
-        video: FileInput,
-        *,
-        text: TextInput | None = None,
-        window_s: float | None = None,
-        concurrency: int = DEFAULT_CONCURRENCY,
-        timeout_s: float | None = None,
-    ) -> LongEmotion:
-        """As EmotionClient.predict_video."""
-        film, beside = await asyncio.to_thread(lambda: (rereadable(video), self._beside(None, text)))
-        answered: list[WindowEmotion] = []
-        shown = scenes(film, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
-        while (scene := await asyncio.to_thread(next, shown, None)) is not None:
-            items = _items_of_scene(scene, beside)
-            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-            answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
-        return _film_emotion(answered)
-
-    async def predict_tensors(
-        self,
-        *,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        **tensors: Array,
-    ) -> list[Emotion]:
-        """As EmotionClient.predict_tensors."""
-        request = named(from_tensors(tensors), request_id, headers)
-        with identified(request.request_id):
-            return await self._ask(request, self._budget(timeout_s))
-
-    async def close(self) -> None:
-        """Lets go of the connection."""
-        await self._transport.close()
-
-    async def __aenter__(self) -> AsyncEmotionClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _predict(
-        self,
-        item: Item,
-        timeout_s: float | None,
-        request_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Emotion:
-        budget = self._budget(timeout_s)
-        # Reading a file or converting an image would hold up the loop.
-        request = named(await asyncio.to_thread(from_item, item, self.limits), request_id, headers)
-        with identified(request.request_id):
-            return (await self._ask(request, budget))[0]
-
-    async def _ask(self, request: Infer, budget: Budget) -> list[Emotion]:
-        while True:
-            try:
-                return emotions_from(await self._transport.call(request, budget.remaining_s()))
-            except ServerUnavailable as error:
-                await asyncio.sleep(_pause_s(budget, request, error))
-
-
-def _pause_s(budget: Budget, request: Infer, error: ServerUnavailable) -> float:
-    """Seconds to wait before another try, which is logged. Raises `error` where there is none."""
-    pause_s = budget.pause_s(error)
-    LOG.info("trying again in %.2f s: %s", pause_s, error, extra={"request_id": request.request_id})
-    return pause_s
-
-
-def _next_of(windows: Iterator[Window], concurrency: int) -> list[Window]:
-    return list(islice(windows, _at_least_one(concurrency)))
-
-
-def _items_of(windows: Sequence[Window], beside: Item) -> list[Item]:
-    return [{**beside, "audio": window.audio} for window in windows]
-
-
-def _answered(windows: Sequence[Window], emotions: Sequence[Emotion]) -> list[WindowEmotion]:
-    return [WindowEmotion(w.start_s, w.end_s, emotion) for w, emotion in zip(windows, emotions, strict=True)]
-
-
-def _alone(image: object, audio: object, request_id: str | None, headers: Mapping[str, str] | None) -> None:
-    """A film brings image and sound itself, and is several requests."""
-    if image is not None or audio is not None:
-        raise InvalidInput(
-            "video", "unexpected", "got a film and an image or a sound; expected the film, and text at most"
-        )
-    if request_id is not None or headers is not None:
-        raise ValueError("a film is asked for in several requests: got a request_id or headers; expected none")
-
-
-def _items_of_scene(scene: Scene, beside: Item) -> list[Item]:
-    sound: Item = {} if scene.audio is None else {"audio": scene.audio}
-    return [{**beside, **sound, "image": picture} for picture in scene.pictures]
-
-
-def _film_emotion(windows: Sequence[WindowEmotion]) -> LongEmotion:
-    """No windows where there is but one."""
-    return long_emotion(windows) if len(windows) > 1 else LongEmotion(windows[0].emotion)
-
-
-def _at_least_one(concurrency: int) -> int:
-    if concurrency < 1:
-        raise ValueError(f"concurrency: got {concurrency}; expected 1 or more")
-    return concurrency
-
-
-def _settled(results: list[Any], errors: Literal["return", "raise"]) -> list[Any]:
-    if errors == "raise":
-        for result in results:
-            if isinstance(result, EmotionError):
-                raise result
-    return results
+                time.sleep(pause_s(budget, request, error))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cmt_client.client import DEFAULT_CONCURRENCY, EmotionClient
+from cmt_client.client import EmotionClient
+from cmt_client.client_base import DEFAULT_CONCURRENCY
 from cmt_client.errors import EmotionError, InvalidInput, Overloaded, ServerUnavailable
 from cmt_client.files import file_bytes
 from cmt_client.journal import Row, open_journal

@@ -158,7 +158,7 @@ def test_a_retry_is_logged_with_its_request_and_without_content(caplog: pytest.L
         client.predict(text="my diary of yesterday", request_id="order-17")
         with pytest.raises(InvalidInput):
             client.predict(text="my diary of yesterday" * 1000)
-    (record,) = [record for record in caplog.records if record.name == "cmt_client.client"]
+    (record,) = [record for record in caplog.records if record.name == "cmt_client.client_base"]
     assert record.getMessage().startswith("trying again in")
     assert vars(record)["request_id"] == "order-17"
     assert "diary" not in caplog.text
