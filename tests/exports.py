@@ -43,6 +43,7 @@ def add_to(store: Path, release: Release) -> Release:
             store,
             draft,
             manifest.info,
+            features=manifest.features,
             parity=manifest.parity,
             golden=manifest.golden,
             golden_tolerance=manifest.golden_tolerance,

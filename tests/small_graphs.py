@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
-from cmt_pipeline.stages import STAGES, Stage
-from cmt_pipeline.tensors import MODEL_WIDTH, Array
+from cmt_pipeline.stages import STAGES, Stage, sized
+from cmt_pipeline.tensors import DEFAULT_SIZES, MODEL_WIDTH, Array
 
 HIDDEN, HEADS, WORDS, LABELS = 32, 2, 100, 7
 
@@ -167,7 +167,7 @@ def small_inputs(stage: Stage, middle: bool = False) -> dict[str, Array]:
     """Two items, the second half padding: in the smallest real bucket, or in the middle one."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Array] = {}
-    for spec in stage.inputs:
+    for spec in sized(stage, DEFAULT_SIZES).inputs:
         shape = [2]
         for axis in spec.axes:
             real = [size for size in axis.sizes if size > 1] or [1]
@@ -188,7 +188,7 @@ def _dynamic_shapes(stage: Stage) -> tuple[object, ...]:
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple(
         {0: batch} | {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.axes, 1) if axis.dim == -1}
-        for spec in stage.inputs
+        for spec in sized(stage, DEFAULT_SIZES).inputs
     )
     return (shapes,) if stage.name == "fuse" else shapes
 

@@ -36,8 +36,8 @@ from cmt_engine.tensorrt_module import (
 from cmt_engine.typed_onnx import TypedPrecision, onnx_files, onnx_in_precision
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
 from cmt_pipeline.progress import Progress
-from cmt_pipeline.stages import Stage
-from cmt_pipeline.tensors import ABSENT_TOKENS, Axis
+from cmt_pipeline.stages import Stage, sized
+from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, Axis
 
 PLAN_FILE = "model.plan"  # the name that Triton's TensorRT backend looks for
 TYPICAL_BATCH = 4
@@ -89,7 +89,7 @@ def profile_of(stage: Stage, max_batch: int = MAX_GPU_BATCH_SIZE) -> Profile:
             "opt": shape(min(TYPICAL_BATCH, max_batch), _typical, spec.axes),
             "max": shape(max_batch, lambda axis: axis.sizes[-1], spec.axes),
         }
-        for spec in stage.inputs
+        for spec in sized(stage, DEFAULT_SIZES).inputs
     }
 
 

@@ -1,7 +1,7 @@
 """The stages: one Triton model each.
 
 `preprocess` turns bytes into tensors, `check` lets sound tensors of a client pass, `encode_*` turn tensors into
-features of MODEL_WIDTH, `fuse` turns the features of all modalities into the answer.
+features, `fuse` turns the features of all modalities into the answer.
 
 Whatever can refuse a request stands before the fan-out to the encoders, in one stage for all modalities. Seen on
 Triton 2.51: when a step fails while a parallel one is in flight, the ensemble never releases the request, so that
@@ -17,25 +17,24 @@ modality the pipeline doesn't take. The mask says absent; the values are never r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.tensors import (
     ABSENT,
     CHANNELS,
-    FRAMES,
+    FEATURE_AXIS,
     HEIGHT,
     ITEM,
     LABELS,
     MODEL,
-    PATCHES,
     SAMPLES,
     TOKENS,
     WIDTH,
     Axis,
+    Sizes,
     TensorSpec,
-    or_absent,
 )
 
 StageKind = Literal["preprocess", "check", "encode", "fuse"]
@@ -76,14 +75,13 @@ ALL_READY: tuple[TensorSpec, ...] = tuple(spec for m in MODALITIES for spec in R
 #: Which release answers, as JSON: `cmt_pipeline.release_info.ReleaseStamp`.
 RELEASE = TensorSpec("release", "BYTES", (ITEM,))
 
-FEATURE_AXIS: dict[Modality, Axis] = {"image": PATCHES, "audio": FRAMES, "text": TOKENS}
-
 ABSENT_FEATURES = TensorSpec("absent_features", "FP32", (ABSENT, MODEL))
 ABSENT_MASK = TensorSpec("absent_mask", "INT64", (ABSENT,))
 
 
-def features(modality: Modality, axis: Axis) -> tuple[TensorSpec, TensorSpec]:
-    """`{modality}_features` [batch, axis, MODEL_WIDTH] and `{modality}_mask` [batch, axis] (1 = real, 0 = padding)."""
+def features(modality: Modality) -> tuple[TensorSpec, TensorSpec]:
+    """`{modality}_features` [batch, tokens, width] and `{modality}_mask` [batch, tokens] (1 = real, 0 = padding)."""
+    axis = FEATURE_AXIS[modality]
     return (
         TensorSpec(f"{modality}_features", "FP32", (axis, MODEL)),
         TensorSpec(f"{modality}_mask", "INT64", (axis,)),
@@ -101,7 +99,7 @@ FUSE = Stage(
     name="fuse",
     kind="fuse",
     modality=None,
-    inputs=tuple(spec for m in MODALITIES for spec in features(m, or_absent(FEATURE_AXIS[m]))),
+    inputs=tuple(spec for m in MODALITIES for spec in features(m)),
     outputs=ANSWER,
 )
 
@@ -116,12 +114,25 @@ STAGES: dict[str, Stage] = {
                 "encode",
                 m,
                 READY[m],
-                (*features(m, FEATURE_AXIS[m]), ABSENT_FEATURES, ABSENT_MASK),
+                (*features(m), ABSENT_FEATURES, ABSENT_MASK),
             )
             for m in MODALITIES
         ),
         FUSE,
     )
 }
+
+
+def sized(stage: Stage, sizes: Sizes) -> Stage:
+    """The stage with the sizes of a release's features where it has none yet; `fuse` also takes a stand-in's length."""
+    axes = sizes.axes(absent=stage.kind == "fuse")
+
+    def filled(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(spec, axes=tuple(a if a.sizes else axes.get(a.name, a) for a in spec.axes)) for spec in specs
+        )
+
+    return replace(stage, inputs=filled(stage.inputs), outputs=filled(stage.outputs))
+
 
 COMPILED_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES.values() if stage.compiled)

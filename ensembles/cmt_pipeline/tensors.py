@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_pipeline.buckets import AUDIO_FRAMES, AUDIO_SAMPLES, TEXT_TOKENS
+from cmt_pipeline.modality import MODALITIES, Modality
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -30,7 +31,7 @@ NUMPY_DTYPES: dict[DType, np.dtype[np.generic]] = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One named axis. `sizes` are the lengths it may take, ascending; empty when the label set decides."""
+    """One named axis. `sizes` are the lengths it may take, ascending; empty when a release decides."""
 
     name: str
     sizes: tuple[int, ...] = ()
@@ -77,10 +78,8 @@ class TensorSpec:
 
 
 IMAGE_SIDE = 224
-PATCH_SIDE = 16
-IMAGE_TOKENS = (IMAGE_SIDE // PATCH_SIDE) ** 2 + 1  # 14 x 14 patches and the class token
-MODEL_WIDTH = 256  # d_model of the fusion, the same in every preset: our choice, the paper's abstract names none
 ABSENT_TOKENS = 1  # length of the masked stand-in for a modality that a pipeline doesn't take
+MODEL_WIDTH = 256  # of the models that are made here: our choice, the paper's abstract names none
 
 ITEM = Axis("item", (1,))
 CHANNELS = Axis("channels", (3,))
@@ -88,13 +87,40 @@ HEIGHT = Axis("height", (IMAGE_SIDE,))
 WIDTH = Axis("width", (IMAGE_SIDE,))
 SAMPLES = Axis("samples", AUDIO_SAMPLES)
 TOKENS = Axis("tokens", TEXT_TOKENS)
-PATCHES = Axis("patches", (IMAGE_TOKENS,))
-FRAMES = Axis("frames", AUDIO_FRAMES)
 ABSENT = Axis("absent", (ABSENT_TOKENS,))
-MODEL = Axis("model", (MODEL_WIDTH,))
+#: What a release decides: the tokens of its features, their width, its labels.
+FEATURE_AXIS: dict[Modality, Axis] = {m: Axis(f"{m}_tokens") for m in MODALITIES}
+MODEL = Axis("model")
 LABELS = Axis("labels")
 
 
-def or_absent(axis: Axis) -> Axis:
-    """The axis as `fuse` takes it: it may also have the length of the stand-in."""
-    return Axis(axis.name, (ABSENT_TOKENS, *axis.sizes))
+@dataclass(frozen=True)
+class Sizes:
+    """How many tokens a release's encoders make of each bucket of their input (ascending), and how wide they are.
+
+    The defaults are those of a Vision Transformer with patches of 16, a Wav2Vec2 and a BERT.
+    """
+
+    image: tuple[int, ...] = (197,)  # 14 x 14 patches and the class token
+    audio: tuple[int, ...] = AUDIO_FRAMES
+    text: tuple[int, ...] = TEXT_TOKENS
+    width: int = MODEL_WIDTH
+
+    def tokens(self, modality: Modality) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = getattr(self, modality)
+        return sizes
+
+    def axes(self, *, absent: bool = False) -> dict[str, Axis]:
+        """The axes that they decide, by name. absent: with the length of a stand-in, as `fuse` meets it."""
+        more = {ABSENT_TOKENS} if absent else set()
+        found = [Axis(axis.name, tuple(sorted({*self.tokens(m), *more}))) for m, axis in FEATURE_AXIS.items()]
+        return {axis.name: axis for axis in (*found, Axis(MODEL.name, (self.width,)))}
+
+
+DEFAULT_SIZES = Sizes()
+
+
+def resolved(spec: TensorSpec, labels: int, width: int = -1) -> tuple[int, ...]:
+    """The dimensions of a tensor of a release with so many labels and features so wide, without batch."""
+    known = {LABELS: labels, MODEL: width}
+    return tuple(known.get(axis, axis.dim) for axis in spec.axes)

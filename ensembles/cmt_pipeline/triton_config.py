@@ -18,8 +18,8 @@ from cmt_pipeline.constants import LABELS_FILE
 from cmt_pipeline.limits import DEFAULT_LIMITS, MAX_BATCH_SIZE, MAX_GPU_BATCH_SIZE, Limits
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.pipelines import PIPELINE_VERSION, Pipeline
-from cmt_pipeline.stages import FEATURE_AXIS, FUSE, Stage
-from cmt_pipeline.tensors import ABSENT_TOKENS, LABELS, TensorSpec
+from cmt_pipeline.stages import FUSE, Stage, sized
+from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, FEATURE_AXIS, Sizes, TensorSpec, resolved
 
 VARIANTS_FOLDER = "configs"
 WARMUP_FOLDER = "warmup"
@@ -62,6 +62,7 @@ class Served:
     versions: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of each stage, as its version policy lists
     pins: Mapping[str, int] = field(default_factory=dict)  # stage -> version that the pipelines use; 1 if not named
     labels: int = -1
+    sizes: Sizes | None = None  # of its features; in the reference they are open
     parameters: Mapping[str, str] = field(default_factory=dict)  # of the pipelines: which release, and its place
     limits: Limits = DEFAULT_LIMITS
     tuning: Mapping[str, StageTuning] = field(default_factory=lambda: DEFAULT_TUNING)
@@ -89,11 +90,12 @@ def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
 def tensorrt_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     """The GPU configuration of a compiled stage: a TensorRT plan with CUDA graphs for the buckets."""
     tuning = served.tuning.get(stage.name, StageTuning())
-    config = _stage_base(stage, served, MAX_GPU_BATCH_SIZE, tuning)
+    # a plan's sizes are its own, and Triton wants the same ones here
+    config = _stage_base(sized(stage, served.sizes) if served.sizes else stage, served, MAX_GPU_BATCH_SIZE, tuning)
     config.platform = "tensorrt_plan"
     config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=1)
     config.optimization.cuda.graphs = True
-    for shapes in bucket_shapes(stage):
+    for shapes in bucket_shapes(stage, served.sizes or DEFAULT_SIZES):
         spec = config.optimization.cuda.graph_spec.add(batch_size=1)
         for name, dims in shapes.items():
             spec.input[name].dim.extend(dims)
@@ -121,19 +123,19 @@ def pipeline_config(pipeline: Pipeline, served: Served = REFERENCE, name: str | 
     return config
 
 
-def bucket_shapes(stage: Stage) -> list[dict[str, tuple[int, ...]]]:
-    """One set of input shapes (without batch) for each bucket of a stage.
+def bucket_shapes(stage: Stage, sizes: Sizes = DEFAULT_SIZES) -> list[dict[str, tuple[int, ...]]]:
+    """One set of input shapes (without batch) for each bucket of a stage, with the features of a release.
 
     A stage of several modalities walks along the buckets of all of them together; `fuse` then takes each smaller
     subset once, so that every bucket and every absence occurs, rather than in all 59 combinations.
     """
-    sizes = {axis.name: axis.sizes for spec in stage.inputs for axis in spec.axes}
+    of_release = sizes.axes()
+    lengths = {axis.name: of_release.get(axis.name, axis).sizes for spec in stage.inputs for axis in spec.axes}
     absences: list[set[str]] = [set()]
-    if stage is FUSE:
-        sizes |= {axis.name: axis.sizes for axis in FEATURE_AXIS.values()}
+    if stage.kind == FUSE.kind:
         absences += [{FEATURE_AXIS[m].name for m in MODALITIES if m not in subset} for subset in SUBSETS[1:]]
-    longest = max(map(len, sizes.values()))
-    picks = [{name: of[min(index, len(of) - 1)] for name, of in sizes.items()} for index in range(longest)]
+    longest = max(map(len, lengths.values()))
+    picks = [{name: of[min(index, len(of) - 1)] for name, of in lengths.items()} for index in range(longest)]
     picks += [picks[-1] | dict.fromkeys(absent, ABSENT_TOKENS) for absent in absences[1:]]
     return [{spec.name: tuple(pick[axis.name] for axis in spec.axes) for spec in stage.inputs} for pick in picks]
 
@@ -161,19 +163,18 @@ def _stage_base(stage: Stage, served: Served, max_batch_size: int, tuning: Stage
         if output.name in ("logits", "probabilities"):
             output.label_filename = LABELS_FILE
     config.dynamic_batching.max_queue_delay_microseconds = tuning.queue_delay_us
-    _add_warmup(config, stage)
+    _add_warmup(config, stage, served.sizes or DEFAULT_SIZES)
     return config
 
 
 def _add_tensors(target: Any, specs: Iterable[TensorSpec], labels: int) -> None:
     for spec in specs:
-        dims = [labels if axis == LABELS else axis.dim for axis in spec.axes]
-        target.add(name=spec.name, data_type=DATA_TYPES[spec.dtype], dims=dims)
+        target.add(name=spec.name, data_type=DATA_TYPES[spec.dtype], dims=resolved(spec, labels))
 
 
-def _add_warmup(config: ModelConfig, stage: Stage) -> None:
+def _add_warmup(config: ModelConfig, stage: Stage, sizes: Sizes) -> None:
     """One sample for each bucket: zeros for an engine, where they are sound input, else a file of the warmup folder."""
-    for index, shapes in enumerate(bucket_shapes(stage)):
+    for index, shapes in enumerate(bucket_shapes(stage, sizes)):
         sample = config.model_warmup.add(name=f"bucket_{index}", batch_size=1)
         for spec in stage.inputs:
             tensor = sample.inputs[spec.name]

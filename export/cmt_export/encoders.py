@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD
-from cmt_pipeline.tensors import MODEL_WIDTH
+from cmt_pipeline.tensors import IMAGE_SIDE, MODEL_WIDTH
 
 Features = tuple[Tensor, Tensor]
 
@@ -23,19 +23,20 @@ MASKED = -1e4
 
 
 class ImageEncoder(nn.Module):
-    """`pixel_values` [batch, 3, 224, 224] -> features of 196 patches and the class token."""
+    """`pixel_values` [batch, 3, 224, 224] -> features of the class token and the patches."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
+        self.tokens = (1 + (IMAGE_SIDE // backbone.config.patch_size) ** 2,)
 
     def forward(self, pixel_values: Tensor) -> Features:
         hidden = self.states(pixel_values)
         return self.projection(hidden), hidden.new_ones(hidden.shape[:2], dtype=torch.int64)
 
     def states(self, pixel_values: Tensor) -> Tensor:
-        """[batch, 197, hidden]."""
+        """[batch, tokens, hidden]."""
         hidden: Tensor = self.backbone(pixel_values).last_hidden_state
         return hidden
 

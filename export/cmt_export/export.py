@@ -26,7 +26,7 @@ from cmt_pipeline.presets import preset_of
 from cmt_pipeline.progress import Progress
 from cmt_pipeline.reference import adapter
 from cmt_pipeline.release_info import ReleaseInfo
-from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage
+from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage, sized
 from cmt_pipeline.tensors import Array, Arrays
 from cmt_release.locks import locked, remove_unlocked
 from cmt_release.release import (
@@ -157,7 +157,7 @@ class _Build:
         cache = _fresh_cache(self.store / ".onnx", _onnx_key(self.options))
         with cache as onnx_cache, draft_folder(self.store) as draft:
             self._write_sources(draft, labels)
-            for stage in COMPILED_STAGES:
+            for stage in (sized(stage, self.checkpoint.model.sizes) for stage in COMPILED_STAGES):
                 self._engine(stage, onnx_cache, draft / STAGES_FOLDER / stage.name, compared, rows, runners)
             self._step("comparing whole pipelines with PyTorch")
             if runners:
@@ -168,6 +168,7 @@ class _Build:
                 self.store,
                 draft,
                 ReleaseInfo(0, config.label_set, labels, config.preset, engine.name, precision, config.trained),
+                features=self.checkpoint.model.sizes,
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
                 golden_tolerance=engine.tolerance(precision).probability,

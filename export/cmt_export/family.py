@@ -39,7 +39,8 @@ class EncoderFamily(ABC):
         """The encoder around a backbone: its modality's ready tensors [batch, ...] -> features [batch, tokens,
         MODEL_WIDTH] float32 and mask [batch, tokens] int64, 1 = real.
 
-        Padding may change no feature of a real token. The backbone is the encoder's `backbone`.
+        Padding may change no feature of a real token. The backbone is the encoder's `backbone`; where it makes other
+        numbers of tokens than `Sizes` has by default, `tokens` says how many of each bucket of the input.
         """
 
     def check(self, config: Any) -> None:  # noqa: B027  # most families can do whatever they may be asked for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from cmt_export.encoders import Features
 from cmt_export.fusion import CrossModalFusion
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.stages import FUSE, READY, STAGES, Stage
-from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array, Arrays
+from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, MODEL_WIDTH, Array, Arrays, Sizes
 
 
 class CrossModalTransformer(nn.Module):
@@ -24,6 +24,12 @@ class CrossModalTransformer(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict({m: encoders[m] for m in MODALITIES})
         self.fusion = fusion
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the features: an encoder that makes other tokens than usual of its input says so by `tokens`."""
+        told: dict[str, Any] = {m: getattr(self.encoders[m], "tokens", DEFAULT_SIZES.tokens(m)) for m in MODALITIES}
+        return Sizes(**told)
 
     def forward(self, inputs: Mapping[str, Tensor], presence: Tensor | None = None) -> dict[str, Tensor]:
         """Ready tensors of one or more modalities -> logits, probabilities, valence_arousal, attention.

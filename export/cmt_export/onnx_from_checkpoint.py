@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmt_export.model import CrossModalTransformer
-from cmt_pipeline.stages import Stage
+from cmt_pipeline.stages import Stage, sized
 from cmt_pipeline.tensors import TensorSpec
 
 OPSET = 18
@@ -34,6 +34,7 @@ def onnx_from_checkpoint(model: CrossModalTransformer, stage: Stage, folder: Pat
     path = folder / MODEL_FILE
     module = _for_export(model.stage(stage))
     batch = torch.export.Dim("batch", min=1)
+    stage = sized(stage, model.sizes)
     with _quiet():
         torch.onnx.export(
             module,

@@ -16,8 +16,8 @@ from cmt_engine.engine import Engine, Precision, Runner
 from cmt_export.samples import Batch
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.pipelines import PIPELINES, pipeline_name
-from cmt_pipeline.stages import FEATURE_AXIS, FUSE, READY, STAGES, Stage
-from cmt_pipeline.tensors import Array, Arrays
+from cmt_pipeline.stages import FUSE, READY, STAGES, Stage
+from cmt_pipeline.tensors import FEATURE_AXIS, Array, Arrays
 
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.model import CrossModalTransformer

@@ -16,7 +16,7 @@ from cmt_client.operations import ModelDescription, TensorInfo
 from cmt_engine.engine import ENGINES
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import ReleaseStamp
-from cmt_pipeline.tensors import LABELS
+from cmt_pipeline.tensors import resolved
 from cmt_release.manifest import Manifest, contract_tensors
 from cmt_release.release import Release, ReleaseError
 from cmt_server.repository import Repository
@@ -38,9 +38,22 @@ def preflight(release: Release, repository: Repository, served: ModelDescription
     except ReleaseError as error:
         return [str(error)]
     manifest = release.manifest
-    reasons = [*fits(manifest, served), *_fits_runtime(manifest)]
+    reasons = [*fits(manifest, served), *_fits_beside(manifest, repository), *_fits_runtime(manifest)]
     missing = _missing_bytes(manifest, repository)
     return reasons + _fits_disk(sum(missing.values()), repository.root) + _fits_memory(missing)
+
+
+def _fits_beside(manifest: Manifest, repository: Repository) -> list[str]:
+    """Reasons why it can't be loaded beside the live release, whose stages have the same configuration."""
+    live = repository.live()
+    resident = repository.manifests().get(live.release) if live else None
+    if resident is None:
+        return []
+    here, there = resident.features, manifest.features
+    # where a compiled plan's own sizes are in the configuration, all of them count
+    if here == there or (here.width == there.width and _variant_of(manifest.info.engine) is None):
+        return []
+    return [f"its features are {there}; those of the live release are {here}: serve it on a server of its own"]
 
 
 def fits(manifest: Manifest, served: ModelDescription) -> list[str]:
@@ -52,7 +65,7 @@ def fits(manifest: Manifest, served: ModelDescription) -> list[str]:
 
 
 def _fits_contract(manifest: Manifest) -> list[str]:
-    expected = contract_tensors(len(manifest.info.labels))
+    expected = contract_tensors(len(manifest.info.labels), manifest.features.width)
     wrong = [name for name, tensors in expected.items() if manifest.tensors.get(name) != tensors]
     if not wrong:
         return []
@@ -72,11 +85,7 @@ def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
         if _variant_of(running.engine) != _variant_of(info.engine):
             reasons.append(f"its engine is {info.engine}; a server started for {running.engine} is running")
     outputs = {
-        spec.name: TensorInfo(
-            spec.name,
-            spec.dtype,
-            tuple(len(info.labels) if axis == LABELS else axis.dim for axis in spec.axes),
-        )
+        spec.name: TensorInfo(spec.name, spec.dtype, resolved(spec, len(info.labels)))
         for spec in PIPELINES["emotion"].outputs
     }
     reasons += [

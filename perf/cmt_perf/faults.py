@@ -98,6 +98,7 @@ def _changed(store: Path, base: Release, stage: str, change: Callable[[Path], No
             store,
             draft,
             manifest.info,
+            features=manifest.features,
             parity=manifest.parity,
             golden=manifest.golden,
             golden_tolerance=manifest.golden_tolerance,

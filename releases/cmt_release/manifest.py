@@ -20,15 +20,16 @@ from typing import Any
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import STAGES
-from cmt_pipeline.tensors import LABELS, TensorSpec
+from cmt_pipeline.tensors import Sizes, TensorSpec, resolved
 from cmt_release.typed_json import parsed, typed
 
 MANIFEST_FILE = "manifest.json"
 STAGES_FOLDER = "stages"
 GOLDEN_FOLDER = "golden"
-FORMAT = 2
+FORMAT = 3
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_PATH_CHARACTERS = 512
+MAX_TOKENS, MAX_WIDTH = 4096, 8192  # of features
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -78,13 +79,15 @@ class Manifest:
 
     golden: PyTorch fp32's answers to the release's own samples, whose sha256 is in golden_files, by modality;
     golden_tolerance: the largest absolute difference of any probability that the precision is allowed;
-    preprocess: `cmt_pipeline.preprocess.fingerprint`; tensors: the contract with the label count filled in;
+    preprocess: `cmt_pipeline.preprocess.fingerprint`; features: how many tokens, how wide; tensors: the contract with
+    that width and the label count filled in;
     sizes: bytes of every file, by sha256; recipe: digest of all that went into the release, to know it again
     without building.
     """
 
     info: ReleaseInfo
     stages: Mapping[str, StageVersion]
+    features: Sizes
     tensors: Mapping[str, StageTensors]
     preprocess: str
     parity: Sequence[Mapping[str, Any]]
@@ -159,11 +162,11 @@ def digest_of_files(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
 
 
-def contract_tensors(labels: int) -> dict[str, StageTensors]:
-    """The contract's tensors of every stage, as a model of so many labels has them."""
+def contract_tensors(labels: int, width: int) -> dict[str, StageTensors]:
+    """The contract's tensors of every stage, as a model of so many labels and features so wide has them."""
 
     def tensor(spec: TensorSpec) -> Tensor:
-        return Tensor(spec.dtype, tuple(labels if axis == LABELS else axis.dim for axis in spec.axes))
+        return Tensor(spec.dtype, resolved(spec, labels, width))
 
     return {
         name: StageTensors(
@@ -180,6 +183,12 @@ def _check(manifest: Manifest) -> None:
     for name, found in (("stages", manifest.stages), ("tensors", manifest.tensors)):
         if wrong := sorted(found.keys() ^ STAGES.keys()):
             raise ValueError(f"{name} are unknown or missing: {', '.join(wrong)}; expected {', '.join(STAGES)}")
+    for m in MODALITIES:
+        tokens = manifest.features.tokens(m)
+        if not tokens or list(tokens) != sorted(set(tokens)) or tokens[0] < 1 or tokens[-1] > MAX_TOKENS:
+            raise ValueError(f"features.{m}: got {ascii(tokens)[:80]}; expected rising numbers from 1 to {MAX_TOKENS}")
+    if not 1 <= manifest.features.width <= MAX_WIDTH:
+        raise ValueError(f"features.width: got {manifest.features.width}; expected 1 to {MAX_WIDTH}")
     for name, stage in manifest.stages.items():
         _check_files(f"stage {name}", stage.files)
         if stage.digest != (digest := digest_of_files(stage.files)):

@@ -26,6 +26,7 @@ from cmt_engine.engine import sha256_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import STAGES
+from cmt_pipeline.tensors import DEFAULT_SIZES, Sizes
 from cmt_release.durable import sync_tree
 from cmt_release.locks import DRAFT_PREFIX, draft_folder
 from cmt_release.manifest import (
@@ -178,6 +179,7 @@ def release_from_engines(
     preprocess: str,
     versions: Mapping[str, str],
     recipe: str,
+    features: Sizes = DEFAULT_SIZES,
 ) -> Release:
     """Turns `draft`/stages/{stage}/ and `draft`/golden/{modality} into the store's next release.
 
@@ -188,7 +190,8 @@ def release_from_engines(
     manifest = Manifest(
         info=replace(info, release=number),
         stages={name: _stage_version(draft / STAGES_FOLDER / name, name, number, earlier) for name in STAGES},
-        tensors=contract_tensors(len(info.labels)),
+        features=features,
+        tensors=contract_tensors(len(info.labels), features.width),
         preprocess=preprocess,
         parity=parity,
         golden=golden,

@@ -290,6 +290,7 @@ class Repository:
         served = Served(
             versions={name: (stage.version,) for name, stage in manifest.stages.items()},
             labels=len(info.labels),
+            sizes=manifest.features,
             limits=options.limits,
             tuning=options.tuning,
         )

@@ -24,9 +24,11 @@ from cmt_engine.tensorrt_build import (
 from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_engine.typed_onnx import onnx_files
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
-from cmt_pipeline.stages import COMPILED_STAGES, STAGES
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES, sized
+from cmt_pipeline.tensors import DEFAULT_SIZES
 from small_graphs import needs_rtx, small_graph, text_graph
 
+SIZED = {name: sized(stage, DEFAULT_SIZES) for name, stage in STAGES.items()}
 RTX = TensorRtOptions(flavour="tensorrt_rtx")
 
 
@@ -46,7 +48,7 @@ def dims_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 @pytest.fixture(scope="module")
 def text_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encode_text")
-    engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], folder, RTX)
+    engine_from_onnx(small_graph("encode_text"), SIZED["encode_text"], folder, RTX)
     return folder
 
 
@@ -54,7 +56,7 @@ def test_profiles_span_the_buckets() -> None:
     for stage in COMPILED_STAGES:
         profile = profile_of(stage, 16)
         assert list(profile) == [spec.name for spec in stage.inputs]
-        for spec in stage.inputs:
+        for spec in SIZED[stage.name].inputs:
             shapes = profile[spec.name]
             assert [shapes[kind][0] for kind in ("min", "opt", "max")] == [1, TYPICAL_BATCH, 16]
             for index, axis in enumerate(spec.axes, 1):
@@ -63,11 +65,11 @@ def test_profiles_span_the_buckets() -> None:
 
 
 def test_profiles_are_tuned_for_typical_lengths() -> None:
-    assert profile_of(STAGES["encode_audio"])["input_values"]["opt"] == [4, 64_080]
-    fuse = profile_of(STAGES["fuse"])
+    assert profile_of(SIZED["encode_audio"])["input_values"]["opt"] == [4, 64_080]
+    fuse = profile_of(SIZED["fuse"])
     assert [fuse[f"{m}_mask"]["opt"] for m in ("image", "audio", "text")] == [[4, 197], [4, 200], [4, 64]]
     assert fuse["audio_features"] == {"min": [1, 1, 256], "opt": [4, 200, 256], "max": [32, 800, 256]}
-    assert profile_of(STAGES["fuse"], 1)["text_mask"]["opt"] == [1, 64]
+    assert profile_of(SIZED["fuse"], 1)["text_mask"]["opt"] == [1, 64]
 
 
 @needs_rtx
@@ -85,7 +87,7 @@ def test_profiles_are_tuned_for_typical_lengths() -> None:
     ],
 )
 def test_builds_and_keeps_the_contract(stage_name: str, precision: Any, tmp_path: Path) -> None:
-    stage, source = STAGES[stage_name], small_graph(stage_name)
+    stage, source = SIZED[stage_name], small_graph(stage_name)
     sidecar = engine_from_onnx(source, stage, tmp_path, options(precision=precision))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.json", "model.plan"]
     found = dims_of(tmp_path)
@@ -106,7 +108,7 @@ def test_the_sidecar_says_how_it_came_to_be(text_engine: Path) -> None:
     assert sidecar.onnx_sha256 == sha256_of(*onnx_files(small_graph("encode_text")))
     assert sidecar.versions == {"tensorrt_rtx": tensorrt_rtx.__version__}
     assert sidecar.target == {"compute_capabilities": ", ".join(PORTABLE)}
-    assert sidecar.profile == profile_of(STAGES["encode_text"], MAX_GPU_BATCH_SIZE)
+    assert sidecar.profile == profile_of(SIZED["encode_text"], MAX_GPU_BATCH_SIZE)
     report = inspect_engine(text_engine, no_gpus)
     assert (report.read_from, report.version) == ("plan", tensorrt_rtx.__version__)
     with pytest.raises(EngineError, match="Triton's own tensorrt backend runs it"):
@@ -124,7 +126,7 @@ def test_narrow_plans_are_half_as_large(tmp_path: Path) -> None:
     for precision in ("fp32", "fp16"):
         engine_from_onnx(
             tmp_path / "source.onnx",
-            STAGES["encode_text"],
+            SIZED["encode_text"],
             tmp_path / precision,
             options(precision=precision),
         )
@@ -135,7 +137,7 @@ def test_narrow_plans_are_half_as_large(tmp_path: Path) -> None:
 @needs_rtx
 def test_progress_rises_to_one(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
-    engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, RTX, lambda phase, part: told.append((phase, part)))
+    engine_from_onnx(small_graph("fuse"), SIZED["fuse"], tmp_path, RTX, lambda phase, part: told.append((phase, part)))
     parts = [part for _, part in told]
     assert parts == sorted(parts)
     assert told[-1] == ("Built", 1.0)
@@ -148,19 +150,19 @@ def test_an_interrupt_stops_the_build_and_leaves_nothing(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, RTX, interrupt)
+        engine_from_onnx(small_graph("fuse"), SIZED["fuse"], tmp_path, RTX, interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 @needs_rtx
 def test_a_graph_of_another_stage_is_refused_with_all_that_differs(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
-        engine_from_onnx(small_graph("encode_text"), STAGES["encode_audio"], tmp_path, RTX)
+        engine_from_onnx(small_graph("encode_text"), SIZED["encode_audio"], tmp_path, RTX)
     for part in (
         "input input_values FP32 [batch, samples] is missing",
         "input num_samples INT64 [batch, item=1] is missing",
         "input input_ids INT64 [-1, -1] is not in the contract",
-        "output audio_features FP32 [batch, frames, model=256] is missing",
+        "output audio_features FP32 [batch, audio_tokens, model=256] is missing",
     ):
         assert part in str(caught.value)
 
@@ -170,9 +172,9 @@ def test_wrong_types_and_sizes_are_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["attention_mask"], ["text_features"], to=TensorProto.FLOAT)]
     onnx.save(text_graph(nodes, [], ids_type=TensorProto.INT32), tmp_path / "source.onnx")
     with pytest.raises(EngineError) as caught:
-        engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, RTX)
+        engine_from_onnx(tmp_path / "source.onnx", SIZED["encode_text"], tmp_path, RTX)
     assert "input input_ids INT64 [batch, tokens] expected, got input_ids INT32 [-1, -1]" in str(caught.value)
-    assert "output text_features FP32 [batch, tokens, model=256] expected, got text_features FP32 [-1, -1]" in str(
+    assert "output text_features FP32 [batch, text_tokens, model=256] expected, got text_features FP32 [-1, -1]" in str(
         caught.value
     )
 
@@ -187,7 +189,7 @@ def test_every_operator_that_cant_be_parsed_is_named(tmp_path: Path) -> None:
     ]
     onnx.save(text_graph([nodes[3], *nodes[:3]], []), tmp_path / "source.onnx")
     with pytest.raises(EngineError, match=r"2 of its nodes: Unique first: .*; Det second: "):
-        engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, options(precision="fp32"))
+        engine_from_onnx(tmp_path / "source.onnx", SIZED["encode_text"], tmp_path, options(precision="fp32"))
 
 
 @needs_rtx
@@ -195,13 +197,13 @@ def test_every_operator_that_cant_be_parsed_is_named(tmp_path: Path) -> None:
 def test_what_is_no_onnx_is_refused(precision: Any, tmp_path: Path) -> None:
     (tmp_path / "source.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(EngineError, match=r"source\.onnx"):
-        engine_from_onnx(tmp_path / "source.onnx", STAGES["encode_text"], tmp_path, options(precision=precision))
+        engine_from_onnx(tmp_path / "source.onnx", SIZED["encode_text"], tmp_path, options(precision=precision))
 
 
 @needs_rtx
 def test_targets_are_compiled_for(tmp_path: Path) -> None:
     targets = ("8.6", "12.0")
-    stage = STAGES["encode_text"]
+    stage = SIZED["encode_text"]
     sidecar = engine_from_onnx(small_graph("encode_text"), stage, tmp_path, options(compute_capabilities=targets))
     assert sidecar.target == {"compute_capabilities": "8.6, 12.0"}
     assert b"accelerators={sm86 sm120 }" in (tmp_path / "model.plan").read_bytes()
@@ -211,14 +213,14 @@ def test_targets_are_compiled_for(tmp_path: Path) -> None:
 def test_a_target_that_isnt_there_is_refused(tmp_path: Path) -> None:
     """Hopper (9.0) is none of TensorRT for RTX."""
     with pytest.raises(EngineError, match=r"got compute capability 9\.0; .* takes 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
-        engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, options(compute_capabilities=("9.0",)))
+        engine_from_onnx(small_graph("fuse"), SIZED["fuse"], tmp_path, options(compute_capabilities=("9.0",)))
 
 
 @needs_rtx
 def test_a_failed_build_says_why(tmp_path: Path) -> None:
     turing_fp32 = options(compute_capabilities=("7.5",), precision="fp32")
     with pytest.raises(EngineError, match=r"couldn't build fuse: .*FP32 GEMM is not supported"):
-        engine_from_onnx(small_graph("fuse"), STAGES["fuse"], tmp_path, turing_fp32)
+        engine_from_onnx(small_graph("fuse"), SIZED["fuse"], tmp_path, turing_fp32)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +233,13 @@ def test_a_failed_build_says_why(tmp_path: Path) -> None:
 )
 def test_options_that_dont_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=message):
-        engine_from_onnx(tmp_path / "none.onnx", STAGES["fuse"], tmp_path, options(**change))
+        engine_from_onnx(tmp_path / "none.onnx", SIZED["fuse"], tmp_path, options(**change))
 
 
 @needs_rtx
 def test_options_reach_the_builder(tmp_path: Path) -> None:
     changed = options(workspace_bytes=1 << 28, optimisation_level=1, tf32=True, max_batch=2)
-    sidecar = engine_from_onnx(small_graph("encode_text"), STAGES["encode_text"], tmp_path, changed)
+    sidecar = engine_from_onnx(small_graph("encode_text"), SIZED["encode_text"], tmp_path, changed)
     assert sidecar.profile["input_ids"] == {"min": [1, 16], "opt": [2, 64], "max": [2, 128]}
 
 
@@ -252,7 +254,7 @@ def test_a_key_changes_with_everything_that_makes_an_engine() -> None:
 
 @needs_rtx
 def test_a_key_is_known_before_the_build() -> None:
-    graph, stage = small_graph("fuse"), STAGES["fuse"]
+    graph, stage = small_graph("fuse"), SIZED["fuse"]
     keys = [key_of(graph, stage, RTX), key_of(graph, stage, options(timing_cache=Path("elsewhere")))]
     assert keys[0] == keys[1]
     changes: list[dict[str, Any]] = [

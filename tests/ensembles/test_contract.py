@@ -41,7 +41,7 @@ SPECS = {spec.name: spec for stage in STAGES.values() for spec in (*stage.inputs
 def fits(made: TensorSpec, taken: TensorSpec) -> bool:
     """Whether a stage that takes `taken` takes whatever `made` describes."""
     return made.dtype == taken.dtype and all(
-        set(m.sizes) <= set(t.sizes) for m, t in zip(made.axes, taken.axes, strict=True)
+        not t.sizes or set(m.sizes) <= set(t.sizes) for m, t in zip(made.axes, taken.axes, strict=True)
     )
 
 

@@ -30,8 +30,8 @@ from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
 from cmt_pipeline.preprocess import TOKENIZER_FILE, collate, fingerprint, open_config, open_preprocessors
-from cmt_pipeline.stages import COMPILED_STAGES, STAGES
-from cmt_pipeline.tensors import Array
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES, sized
+from cmt_pipeline.tensors import DEFAULT_SIZES, Array
 from cmt_release.manifest import Tensor
 from cmt_release.release import Release, open_release, release_numbers
 from small_graphs import needs_rtx
@@ -207,7 +207,8 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
         report = inspect_engine(folder, lambda: ())
         assert report.read_from == "plan"
         came = {tensor.name: (tensor.dtype, tensor.dims) for tensor in report.tensors}
-        specs = (*stage.inputs, *stage.outputs)
+        whole = sized(stage, DEFAULT_SIZES)
+        specs = (*whole.inputs, *whole.outputs)
         sizes = {s.name: [axis.dim if axis.sizes else 7 for axis in s.axes] for s in specs}
         assert came == {s.name: (s.dtype, (-1, *sizes[s.name])) for s in specs}
         assert read_plan(folder / "model.plan").rtx

@@ -18,9 +18,9 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_export.model import EncodeStage, run_stage
 from cmt_export.onnx_from_checkpoint import check_contract, example, onnx_from_checkpoint
 from cmt_pipeline.buckets import frames_of
-from cmt_pipeline.modality import SUBSETS, Modality
-from cmt_pipeline.stages import COMPILED_STAGES, FEATURE_AXIS, STAGES, Stage
-from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array, TensorSpec
+from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
+from cmt_pipeline.stages import COMPILED_STAGES, STAGES, Stage, sized
+from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, MODEL_WIDTH, Array, TensorSpec, resolved
 
 compiled = pytest.mark.parametrize("stage", COMPILED_STAGES, ids=lambda stage: stage.name)
 ELEMENT_TYPES = {"FP32": onnx.TensorProto.FLOAT, "INT64": onnx.TensorProto.INT64}
@@ -44,14 +44,18 @@ def describe(info: onnx.ValueInfoProto) -> tuple[str, int, list[int]]:
 
 
 def expected(spec: TensorSpec, labels: int) -> tuple[str, int, list[int]]:
-    return spec.name, ELEMENT_TYPES[spec.dtype], [-1, *(axis.dim if axis.sizes else labels for axis in spec.axes)]
+    return spec.name, ELEMENT_TYPES[spec.dtype], [-1, *resolved(spec, labels)]
 
 
 @compiled
 def test_a_graph_has_the_tensors_of_the_contract(stage: Stage, graphs: Mapping[str, Path]) -> None:
     graph = graph_of(graphs[stage.name])
-    assert [describe(info) for info in graph.input] == [expected(spec, 7) for spec in stage.inputs]
-    assert [describe(info) for info in graph.output] == [expected(spec, 7) for spec in stage.outputs]
+    assert [describe(info) for info in graph.input] == [
+        expected(spec, 7) for spec in sized(stage, DEFAULT_SIZES).inputs
+    ]
+    assert [describe(info) for info in graph.output] == [
+        expected(spec, 7) for spec in sized(stage, DEFAULT_SIZES).outputs
+    ]
     onnx.checker.check_model(str(graphs[stage.name]), full_check=True)
 
 
@@ -90,8 +94,8 @@ def encoder_inputs(modality: Modality, batch: int, size: int, rng: np.random.Gen
 
 def fuse_inputs(subset: Sequence[Modality], batch: int, rng: np.random.Generator) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
-    for m, axis in FEATURE_AXIS.items():
-        size = int(rng.choice(axis.sizes)) if m in subset else ABSENT_TOKENS
+    for m in MODALITIES:
+        size = int(rng.choice(DEFAULT_SIZES.tokens(m))) if m in subset else ABSENT_TOKENS
         inputs[f"{m}_features"] = rng.normal(size=(batch, size, MODEL_WIDTH)).astype(np.float32)
         inputs[f"{m}_mask"] = mask_of(batch, size, rng) * (m in subset)
     return inputs
@@ -145,7 +149,7 @@ def test_fusion_answers_as_pytorch_does(
 
 @compiled
 def test_examples_to_trace_with_keep_the_contract(stage: Stage) -> None:
-    for spec in stage.inputs:
+    for spec in sized(stage, DEFAULT_SIZES).inputs:
         assert spec.mismatch(example(spec).numpy()) is None
         assert example(spec).shape[0] > 1  # an axis of 1 would be traced as fixed
 
@@ -187,13 +191,16 @@ def edited(source: Path, folder: Path, edit: str) -> Path:
 def test_a_graph_that_breaks_the_contract_is_refused(
     edit: str, side: str, graphs: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    check_contract(edited(graphs["encode_text"], tmp_path, "none"), STAGES["encode_text"])
+    stage = sized(STAGES["encode_text"], DEFAULT_SIZES)
+    check_contract(edited(graphs["encode_text"], tmp_path, "none"), stage)
     with pytest.raises(ValueError, match=f"{side}: got .*the contract of encode_text expects"):
-        check_contract(edited(graphs["encode_text"], tmp_path, edit), STAGES["encode_text"])
+        check_contract(edited(graphs["encode_text"], tmp_path, edit), stage)
 
 
 class HugeVocabulary(nn.Module):
     """A text encoder that is all embedding: 2.1 GB of it, only touched where it is set."""
+
+    sizes = DEFAULT_SIZES
 
     def __init__(self) -> None:
         super().__init__()

@@ -468,5 +468,5 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path) -> None:
     path = release.folder / MANIFEST_FILE
     values = json.loads(path.read_text())
     rewrite(path, json.dumps(values | {"format": 1}).encode())
-    with pytest.raises(ReleaseError, match=f"{path}: got a manifest of format 1; this version reads format 2: export"):
+    with pytest.raises(ReleaseError, match=f"{path}: got a manifest of format 1; this version reads format 3: export"):
         open_release(tmp_path)

@@ -118,6 +118,7 @@ def relabelled(store: Path, base: Release, labels: tuple[str, ...]) -> Release:
             store,
             draft,
             replace(manifest.info, labels=labels),
+            features=manifest.features,
             parity=manifest.parity,
             golden=(),
             golden_tolerance=manifest.golden_tolerance,

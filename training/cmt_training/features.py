@@ -16,7 +16,7 @@ from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress
-from cmt_pipeline.tensors import IMAGE_TOKENS, MODEL_WIDTH, Array
+from cmt_pipeline.tensors import Array
 from cmt_training.batches import Reader, Rows, Source, by_length, padded_rows
 from cmt_training.prepare import Item, Prepared
 
@@ -93,10 +93,10 @@ def _write(model: CrossModalTransformer, reader: Reader, prepared: Prepared, fol
     images = sum(item.image is not None for item in prepared.items)
     frames = sum(frames_of(item.audio[1]) for item in prepared.items if item.audio)
     tokens = sum(item.text[1] for item in prepared.items if item.text)
-    shapes = {"image": (images, IMAGE_TOKENS), "audio": (frames,), "text": (tokens,)}
+    shapes = {"image": (images, *model.sizes.image), "audio": (frames,), "text": (tokens,)}
     rows = {}
     for m, shape in shapes.items():
-        empty = np.zeros((*(max(1, size) for size in shape), MODEL_WIDTH), np.float16)
+        empty = np.zeros((*(max(1, size) for size in shape), model.sizes.width), np.float16)
         np.save(folder / f"{m}.npy", empty, allow_pickle=False)
         rows[m] = np.load(folder / f"{m}.npy", mmap_mode="r+", allow_pickle=False)
     starts, everything = _frame_starts(prepared), range(len(prepared.items))

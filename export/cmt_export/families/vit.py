@@ -10,7 +10,7 @@ from transformers import BeitModel, DeiTModel, ViTModel
 
 from cmt_export.encoders import ImageEncoder
 from cmt_export.family import EncoderFamily
-from cmt_pipeline.tensors import IMAGE_SIDE, PATCH_SIDE
+from cmt_pipeline.tensors import IMAGE_SIDE
 
 
 class ViT(EncoderFamily):
@@ -22,10 +22,10 @@ class ViT(EncoderFamily):
         return ViTModel
 
     def check(self, config: Any) -> None:
-        if (config.image_size, config.patch_size) != (IMAGE_SIDE, PATCH_SIDE):
+        if config.image_size != IMAGE_SIDE or IMAGE_SIDE % config.patch_size:
             raise ValueError(
-                f"got images of {config.image_size} pixels in patches of {config.patch_size}; the contract's token "
-                f"count is that of {IMAGE_SIDE} and {PATCH_SIDE}"
+                f"got images of {config.image_size} pixels in patches of {config.patch_size}; expected {IMAGE_SIDE} "
+                "pixels, a whole number of patches"
             )
 
     def wrap(self, backbone: Any) -> nn.Module:
