@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
-from cmt_cli.train import LabelSetOption, prepared_data
+from cmt_cli.train import NO_PAIRS, DataArgument, LabelSetOption, PairOption, RootOption, prepared_data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,9 @@ COMPARE_EPOCHS = "Most epochs of the encoders and of every fusion."
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
-    data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    data: DataArgument = None,
+    root: RootOption = None,
+    pair: PairOption = NO_PAIRS,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report, figures and JSON; beside the checkpoint by default.")
     ] = None,
@@ -42,6 +44,7 @@ def evaluate(
     """
     from cmt_cli.show import console, progress_bar
     from cmt_export.checkpoint import load_checkpoint
+    from cmt_training.data import DataChoice
     from cmt_training.evaluate import evaluate as measure
     from cmt_training.examples import SPLITS
     from cmt_training.report import write_evaluation
@@ -51,12 +54,13 @@ def evaluate(
     if chosen is None:
         raise ValueError(f"split: got {split!r}; expected one of {', '.join(SPLITS)}")
     opened = load_checkpoint(checkpoint)
+    choice = DataChoice(data, root, tuple(pair))
     folder = out or checkpoint.with_name(f"{checkpoint.name}.evaluation")
     with progress_bar("evaluate") as progress:
         prepared = prepared_data(
-            data, opened.config.preset, label_set or opened.config.label_set, State(state), progress
+            choice, opened.config.preset, label_set or opened.config.label_set, State(state), progress
         )
-        found = robustness(data, opened.config.preset, State(state), progress) if curves else {}
+        found = robustness(data, opened.config.preset, State(state), progress) if curves and data else {}
         training = how_it_was_trained(checkpoint)
         evaluation = measure(opened, prepared, progress, split=chosen, curves=found, training=training)
     write_evaluation(evaluation, folder)
@@ -68,7 +72,9 @@ def evaluate(
 
 
 def compare(
-    data: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+    data: DataArgument = None,
+    root: RootOption = None,
+    pair: PairOption = NO_PAIRS,
     out: Annotated[Path, typer.Option(help="Folder for NAME.json and the report.")] = Path("training/results"),
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
     preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = "mini",
@@ -86,6 +92,7 @@ def compare(
     from cmt_training.compare import CompareOptions
     from cmt_training.compare import compare as measure
     from cmt_training.comparison import Comparison
+    from cmt_training.data import DataChoice
     from cmt_training.report import verdict_of, write_comparison
 
     more: dict[str, Any] = {"preset": preset} | (
@@ -94,7 +101,8 @@ def compare(
     usual = CompareOptions()
     options = CompareOptions(tuple(range(seeds)), replace(usual.training, **more))
     with progress_bar("compare") as progress:
-        prepared = prepared_data(data, preset, label_set, State(state), progress)
+        choice = DataChoice(data, root, tuple(pair))
+        prepared = prepared_data(choice, preset, label_set, State(state), progress)
         comparison = measure(prepared, options, State(state).root / "compare", progress)
     path = out / f"{prepared.name}.json"
     out.mkdir(parents=True, exist_ok=True)
@@ -107,10 +115,11 @@ def compare(
 
 def robustness(folder: Path, preset: str, state: State, progress: Progress) -> Curves:
     """Test splits of the same generated corpus under one disturbance at a time; none for other data."""
+    from cmt_training.data import DataChoice
     from cmt_training.disturbed import disturbed_corpora
 
     return {
-        name: [(level, prepared_data(made, preset, None, state, progress)) for level, made in points]
+        name: [(level, prepared_data(DataChoice(made), preset, None, state, progress)) for level, made in points]
         for name, points in disturbed_corpora(folder, state.root / "corpora", progress).items()
     }
 

@@ -1,4 +1,4 @@
-"""`cmt train`: a data set's folder -> a calibrated checkpoint."""
+"""`cmt train`: a data set -> a calibrated checkpoint."""
 
 from __future__ import annotations
 
@@ -13,26 +13,53 @@ from cmt_training.options import TrainOptions
 
 if TYPE_CHECKING:
     from cmt_pipeline.progress import Progress
+    from cmt_training.data import DataChoice
     from cmt_training.distributed import World
+    from cmt_training.examples import DataSet
     from cmt_training.prepare import Prepared
 
 #: Every default is TrainOptions's.
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainOptions)}
 
+FIRST = 3  # of what was skipped, so many are named
+
 LabelSetOption = Annotated[
     str | None,
     typer.Option(
         "--label-set",
-        help="Label set, for data sets with several; or some labels: joy,anger.",
+        help="Label set that the data's labels are read as; or some of them: joy,anger.",
     ),
 ]
 
 
+DataArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of a data set that is known, or of folders named by label; or a table: CSV, TSV, JSON Lines or "
+        "Parquet.",
+        show_default=False,
+    ),
+]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder that the paths of a table are relative to; its own by default.", show_default=False),
+]
+PairOption = Annotated[
+    list[str],
+    typer.Option(
+        help="MODALITY=DATA, two or three times and instead of DATA: examples paired by label.", show_default=False
+    ),
+]
+NO_PAIRS: list[str] = []
+
+
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of MELD, IEMOCAP, AffectNet or a generated corpus.")],
     out: Annotated[
         Path, typer.Option(help="Folder of the checkpoint; OUT.run beside it holds history, logs and state.")
     ],
+    data: DataArgument = None,
+    root: RootOption = None,
+    pair: PairOption = NO_PAIRS,
     model: Annotated[str, typer.Option(help="cmt, image, audio, text, late, concat or conventional.")] = DEFAULTS[
         "model"
     ],
@@ -104,12 +131,14 @@ def train(
         threads=threads,
     )
     from cmt_pipeline.progress import no_progress
+    from cmt_training.data import DataChoice
     from cmt_training.distributed import world_of_environment
     from cmt_training.train import train as run
 
     with world_of_environment() as world, progress_bar("train") as progress:
         report = progress if world.first else no_progress
-        prepared = prepared_data(data, preset, label_set, State(state), report, world)
+        choice = DataChoice(data, root, tuple(pair))
+        prepared = prepared_data(choice, preset, label_set, State(state), report, world)
         reached = run(prepared, options, out, report, resume=resume, world=world)
     if world.first:
         best = reached.history[reached.best_epoch - 1]
@@ -121,22 +150,30 @@ def train(
 
 
 def prepared_data(
-    folder: Path, preset: str, label_set: str | None, state: State, progress: Progress, world: World | None = None
+    choice: DataChoice, preset: str, label_set: str | None, state: State, progress: Progress, world: World | None = None
 ) -> Prepared:
-    """A data set's ready tensors for the encoders of a preset; what was skipped is printed."""
-    from cmt_cli.show import console
+    """A data set's ready tensors for the encoders of a preset; what was skipped, and what else it says, is printed."""
     from cmt_export.checkpoint import checkpoint_from_preset
-    from cmt_training.data import open_data_set
     from cmt_training.distributed import World
     from cmt_training.prepare import prepare
 
     world = world or World()
-    opened = open_data_set(folder, label_set=label_set)
+    opened = choice.open(label_set)
     checkpoint = checkpoint_from_preset(preset, opened.label_set)
     prepared = world.first_alone(
         lambda: prepare(opened, checkpoint.config.preprocess, checkpoint.tokenizer, state.root / "prepared", progress)
     )
-    if prepared.skipped and world.first:
-        counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(prepared.skipped.items()))
-        console.print(f"skipped: {counts}", highlight=False)
+    if world.first:
+        _tell(opened, prepared)
     return prepared
+
+
+def _tell(opened: DataSet, prepared: Prepared) -> None:
+    from cmt_cli.show import console
+
+    for note in prepared.notes:
+        console.print(note, highlight=False, markup=False)
+    for reason, count in sorted(prepared.skipped.items()):
+        named = opened.skipped.get(reason, ())
+        first = f" ({', '.join(named[:FIRST])}{', …' if len(named) > FIRST else ''})" if named else ""
+        console.print(f"skipped: {reason}: {count}{first}", highlight=False, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from cmt_training.data.pairing import NAME
 from cmt_training.evaluation import Evaluation
 from cmt_training.metrics import METRICS, Metrics
 
@@ -29,20 +30,44 @@ DATA = {
         "AffectNet (Mollahosseini et al. 2017): faces from the web, labelled by single raters",
         "Labels say what a rater saw in a face, not what a person felt; groups are represented unevenly.",
     ),
+    "fer2013": (
+        "FER2013 (Goodfellow et al. 2013): small grey faces from the web",
+        "Labels say what a rater saw in a face, not what a person felt; people agree with them about two times in "
+        "three.",
+    ),
+    "ravdess": (
+        "RAVDESS (Livingstone & Russo 2018): two sentences, spoken by 24 actors, in English",
+        "Acted emotions of a few actors; other people, languages and situations are not covered.",
+    ),
+    "cremad": (
+        "CREMA-D (Cao et al. 2014): twelve sentences, spoken by 91 actors, in English",
+        "Acted emotions of a few actors; other people, languages and situations are not covered.",
+    ),
+    "emodb": (
+        "EmoDB (Burkhardt et al. 2005): ten sentences, spoken by ten actors, in German",
+        "Acted emotions of ten actors; other people, languages and situations are not covered.",
+    ),
 }
+PAIRED = (
+    "paired: images, sounds and texts of different data sets that share a label. Nobody was recorded in all of them",
+    "Its modalities always agree, as those of people don't, and each has the limits of the data set that it is from. "
+    "Its figures stand beside no published score.",
+)
 UNKNOWN = ("data of its own", "Nothing is known here of whom the data represents.")
 
 
 def model_card(evaluation: Evaluation) -> str:
     """Markdown."""
-    source, limit = DATA.get(evaluation.data, UNKNOWN)
+    paired = evaluation.data.startswith(f"{NAME}-")
+    source, limit = PAIRED if paired else DATA.get(evaluation.data, UNKNOWN)
+    notes = evaluation.notes
     metrics = {"all modalities, before temperature scaling": evaluation.uncalibrated}
     metrics |= {name.replace("+", ", "): found for name, found in evaluation.subsets.items()}
     parts = [
         f"# {evaluation.model} ({evaluation.preset}), trained on {evaluation.data}",
         f"Reads emotion ({', '.join(evaluation.labels)}; label set `{evaluation.label_set}`) from an image of a face, "
         "a speech clip and a text, or any of them.",
-        f"**Data.** {source[0].upper()}{source[1:]}.",
+        f"**Data.** {source[0].upper()}{source[1:]}.{''.join(f' {note[0].upper()}{note[1:]}.' for note in notes)}",
         f"**Not for real decisions about people.** {limit}",
         f"**Figures** of the {evaluation.split} split, probabilities calibrated with temperature "
         f"{evaluation.temperature:.3f}:",

@@ -120,6 +120,7 @@ def summary(data: Prepared, options: CompareOptions, runs: Mapping[Model, list[R
         },
         conditions=conditions(
             data=data.folder.name,
+            notes=list(data.notes),
             items={split: len(data.of(split)) for split in ("train", "validation", "test")},
             seeds=list(options.seeds),
             options=asdict(options.training),

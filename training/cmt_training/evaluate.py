@@ -75,6 +75,7 @@ def evaluate(
         subsets=dict(_subsets(found, onlys, presence, temperature)),
         curves=_curves(checkpoint, curves, split, temperature, progress),
         skipped=data.skipped,
+        notes=data.notes,
         conditions=conditions(items=len(indices), precision="fp32", training=dict(training or {})),
     )
 

@@ -17,7 +17,8 @@ class Evaluation:
 
     uncalibrated, calibrated: before and after division of the logits by `temperature`; everything else is calibrated.
     confusion: row = truth, column = prediction; reliability: (share, confidence, accuracy) a bin, before and after;
-    subsets: by names joined with `+`, over the items that have at least one of them; curves: (rate, metrics) by name.
+    subsets: by names joined with `+`, over the items that have at least one of them; curves: (rate, metrics) by name;
+    notes: what the data set says of itself.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Evaluation:
     curves: Mapping[str, Sequence[tuple[float, Metrics]]]
     skipped: Mapping[str, int]
     conditions: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -48,6 +50,7 @@ class Evaluation:
             "model": self.model,
             "data": self.data,
             "split": self.split,
+            **({"notes": self.notes} if self.notes else {}),
             **self.calibrated,
             "labels": {label: {"f1": f1, "count": count} for label, f1, count in per_label},
             "conditions": dict(self.conditions),

@@ -17,13 +17,15 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class Media:
     """Where an image or a sound lies: a file of its own, or a moment or stretch of a video. start_s, end_s: seconds.
 
-    crop: the half of a split screen, or a box of pixels (left, top, right, bottom), that shows the person.
+    crop: the half of a split screen, or a box of pixels (left, top, right, bottom), that shows the person; offset: the
+    byte at which a table's row begins that holds the pixels themselves, as FER2013's does.
     """
 
     path: Path
     start_s: float | None = None
     end_s: float | None = None
     crop: Literal["left", "right"] | tuple[int, int, int, int] | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,16 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSet:
-    """name: `meld`, `iemocap`, `affectnet`, `generated`; skipped: reason -> ids or files that were left out for it."""
+    """name: `meld`, `emodb`, `faces.csv`, …; skipped: reason -> ids or files that were left out for it.
+
+    notes: what whoever reads figures of it has to know: who was split from whom, what was paired, how labels were read.
+    """
 
     name: str
     label_set: str
     examples: tuple[Example, ...]
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def of(self, split: Split) -> tuple[Example, ...]:
         return tuple(example for example in self.examples if example.split == split)

@@ -16,7 +16,7 @@ from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress
-from cmt_pipeline.tensors import Array
+from cmt_pipeline.tensors import IMAGE_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Reader, Rows, Source, by_length, padded_rows
 from cmt_training.prepare import Item, Prepared
 
@@ -90,13 +90,13 @@ def feature_sources(
 @torch.inference_mode()
 def _write(model: CrossModalTransformer, reader: Reader, prepared: Prepared, folder: Path, progress: Progress) -> None:
     model.eval()
-    images = sum(item.image is not None for item in prepared.items)
-    frames = sum(frames_of(item.audio[1]) for item in prepared.items if item.audio)
-    tokens = sum(item.text[1] for item in prepared.items if item.text)
-    shapes = {"image": (images, *model.sizes.image), "audio": (frames,), "text": (tokens,)}
+    images = len({item.image for item in prepared.items if item.image is not None})
+    frames = sum(frames_of(count) for _, count in {item.audio for item in prepared.items if item.audio})
+    tokens = sum(count for _, count in {item.text for item in prepared.items if item.text})
+    shapes = {"image": (images, IMAGE_TOKENS), "audio": (frames,), "text": (tokens,)}
     rows = {}
     for m, shape in shapes.items():
-        empty = np.zeros((*(max(1, size) for size in shape), model.sizes.width), np.float16)
+        empty = np.zeros((*(max(1, size) for size in shape), MODEL_WIDTH), np.float16)
         np.save(folder / f"{m}.npy", empty, allow_pickle=False)
         rows[m] = np.load(folder / f"{m}.npy", mmap_mode="r+", allow_pickle=False)
     starts, everything = _frame_starts(prepared), range(len(prepared.items))
@@ -123,6 +123,6 @@ def _write(model: CrossModalTransformer, reader: Reader, prepared: Prepared, fol
 
 def _frame_starts(prepared: Prepared) -> dict[int, int]:
     """Where a sound begins in samples.npy -> where it begins among the frames."""
-    spans = sorted(item.audio for item in prepared.items if item.audio is not None)
+    spans = sorted({item.audio for item in prepared.items if item.audio is not None})
     begins = itertools.accumulate((frames_of(count) for _, count in spans), initial=0)
     return {start: begin for (start, _), begin in zip(spans, begins, strict=False)}

@@ -71,7 +71,7 @@ def _write(backbone: Any, prepared: Prepared, trained: int, path: Path, progress
         return
     rows = np.load(path, mmap_mode="r+", allow_pickle=False)
     backbone.eval()
-    spans = [item.text for item in prepared.items if item.text is not None]
+    spans = sorted({item.text for item in prepared.items if item.text is not None})
     batches = by_length(range(len(spans)), [count for _, count in spans], BATCH)
     for done, batch in enumerate(batches):
         progress("text encoder, frozen layers", done / len(batches))

@@ -19,7 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -37,7 +37,7 @@ from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 
-FORMAT = 2
+FORMAT = 3
 INDEX_FILE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE = "index.json", "pixels.npy", "samples.npy", "tokens.npy"
 IMAGE_SHAPE = (3, IMAGE_SIDE, IMAGE_SIDE)
 CHUNK = 16  # examples a worker takes at a time
@@ -65,7 +65,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set. skipped: reason -> how many, those of the loader and those found while preparing."""
+    """A prepared data set. skipped: reason -> how many, those of the loader and those found while preparing.
+
+    notes: the data set's.
+    """
 
     folder: Path
     name: str
@@ -73,6 +76,7 @@ class Prepared:
     preprocess: PreprocessConfig
     items: tuple[Item, ...]
     skipped: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def of(self, split: Split) -> list[int]:
         """Indices of a split's items. Raises DataError when there are none."""
@@ -127,7 +131,9 @@ def open_prepared(folder: Path) -> Prepared:
     values = json.loads((folder / INDEX_FILE).read_text())
     items = tuple(_item_of(item) for item in values["items"])
     config = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
-    return Prepared(folder, values["name"], values["label_set"], config, items, values["skipped"])
+    return Prepared(
+        folder, values["name"], values["label_set"], config, items, values["skipped"], tuple(values["notes"])
+    )
 
 
 def _item_of(values: dict[str, Any]) -> Item:
@@ -180,13 +186,15 @@ def _write(
     skipped = Counter({reason: len(ids) for reason, ids in data.skipped.items()})
     items: list[Item] = []
     with _Arrays(draft) as arrays:
-        for done, (example, ready) in enumerate(_in_parallel(data.examples, config, tokenizer, workers)):
+        work = _in_parallel(_without_repeats(data.examples), config, tokenizer, workers)
+        for done, (example, (_, ready)) in enumerate(zip(data.examples, work, strict=True)):
             progress(f"preparing {data.name}", done / len(data.examples))
             skipped.update(ready.skipped)
-            if ready.pixels is ready.samples is ready.tokens is None:
+            item = arrays.item_of(example, ready)
+            if not any(item.has(m) for m in MODALITIES):
                 skipped["nothing left of the example"] += 1
                 continue
-            items.append(_item(example, arrays, ready))
+            items.append(item)
     if not items:
         raise DataError(
             f"no usable example came out of {len(data.examples)} of {data.name!r} (skipped: {dict(skipped)}); "
@@ -197,24 +205,21 @@ def _write(
         "label_set": data.label_set,
         "preprocess": asdict(config),
         "skipped": dict(skipped),
+        "notes": data.notes,
         "items": [asdict(item) for item in items],
     }
     (draft / INDEX_FILE).write_text(json.dumps(index) + "\n")
 
 
-def _item(example: Example, arrays: _Arrays, ready: _Ready) -> Item:
-    return Item(
-        example.id,
-        example.split,
-        example.label,
-        arrays.pixels.add(ready.pixels)[0] if ready.pixels is not None else None,
-        arrays.samples.add(ready.samples) if ready.samples is not None else None,
-        arrays.tokens.add(ready.tokens) if ready.tokens is not None else None,
-        example.valence,
-        example.arousal,
-        dict(example.cues),
-        dict(example.tags),
-    )
+def _without_repeats(examples: Sequence[Example]) -> list[Example]:
+    """Each without what an earlier one has too, as paired examples have: that is prepared once."""
+    seen: set[tuple[Modality, Any]] = set()
+    found = []
+    for example in examples:
+        repeated: dict[str, Any] = {m: None for m in MODALITIES if (m, getattr(example, m)) in seen}
+        found.append(replace(example, **repeated) if repeated else example)
+        seen.update((m, getattr(example, m)) for m in MODALITIES if getattr(example, m) is not None)
+    return found
 
 
 def _in_parallel(
@@ -311,12 +316,33 @@ def _give_name(draft: Path, folder: Path) -> None:
 
 
 class _Arrays:
-    """The three files while they grow."""
+    """The three files while they grow, and where in them each image, sound and text lies."""
 
     def __init__(self, folder: Path) -> None:
+        self._places: dict[tuple[Modality, Any], tuple[int, int]] = {}
         self.pixels = _GrowingArray(folder / PIXELS_FILE, np.dtype(np.uint8), IMAGE_SHAPE)
         self.samples = _GrowingArray(folder / SAMPLES_FILE, np.dtype(np.float16), ())
         self.tokens = _GrowingArray(folder / TOKENS_FILE, np.dtype(np.int32), ())
+
+    def item_of(self, example: Example, ready: _Ready) -> Item:
+        """ready: what of the example wasn't there before."""
+        made = (self.pixels, ready.pixels), (self.samples, ready.samples), (self.tokens, ready.tokens)
+        for m, (array, rows) in zip(MODALITIES, made, strict=True):
+            if rows is not None:
+                self._places[m, getattr(example, m)] = array.add(rows)
+        image, audio, text = (self._places.get((m, getattr(example, m))) for m in MODALITIES)
+        return Item(
+            example.id,
+            example.split,
+            example.label,
+            image[0] if image is not None else None,
+            audio,
+            text,
+            example.valence,
+            example.arousal,
+            dict(example.cues),
+            dict(example.tags),
+        )
 
     def __enter__(self) -> _Arrays:
         return self

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cmt_training.card import CARD_FILE, model_card
 from cmt_training.comparison import Comparison
+from cmt_training.data.pairing import NAME as PAIRED
 from cmt_training.evaluation import Evaluation
 from cmt_training.figures import comparison_figures, figures_of
 from cmt_training.html_page import Part, heading, images, page, paragraph, preformatted, table
@@ -27,6 +28,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
             f"{evaluation.calibrated['count']} items, temperature {evaluation.temperature:.3f}."
             f"{_warning(evaluation.data)}"
         ),
+        *map(paragraph, evaluation.notes),
         _metrics_table(rows),
         heading("Per label"),
         table(("label", "F1", "items"), _per_label(evaluation)),
@@ -126,6 +128,8 @@ def _per_label(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _warning(data: str) -> str:
+    if data.startswith(f"{PAIRED}-"):
+        return " Paired data: nobody was recorded in all modalities."
     return " Generated data: these figures say nothing about people." if data == "generated" else ""
 
 

@@ -93,7 +93,11 @@ def train(
     calibrate(trainee.model, predict(trainee.model, reader, data.of("validation"), only=modalities_of(options.model)))
     cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
     if world.first:
-        history = vars(state) | {"best": None, "conditions": conditions(processes=world.size)}
+        history = vars(state) | {
+            "best": None,
+            "notes": data.notes,
+            "conditions": conditions(processes=world.size),
+        }
         (run / HISTORY_FILE).write_text(json.dumps(history, indent=1) + "\n")
         save_checkpoint(trained_checkpoint(checkpoint, options), out, half=True)
         shutil.rmtree(run / FEATURES, ignore_errors=True)

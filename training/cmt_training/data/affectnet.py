@@ -17,7 +17,6 @@ import numpy as np
 from cmt_training.data.reading import (
     COMPANION,
     Tally,
-    check_label_set,
     finite,
     read_table,
     require_examples,
@@ -25,6 +24,7 @@ from cmt_training.data.reading import (
 )
 from cmt_training.examples import DataError, DataSet, Example, Media, Split
 
+LABEL_SET = "affectnet8"
 LABELS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 NO_LABELS = ("None", "Uncertain", "No-Face")  # numbers 8, 9, 10
 COLUMNS = (
@@ -47,14 +47,13 @@ VALIDATION_SHARE = 0.05
 MAX_NPY_BYTES = 4096  # a string of at most some twenty characters and its header
 
 
-def load_affectnet(folder: Path, label_set: str | None = None) -> DataSet:
+def load_affectnet(folder: Path) -> DataSet:
     """The folder of either release. Raises DataError."""
     require_folder(folder)
-    chosen = check_label_set("AffectNet", label_set, ("affectnet8",))
     tally = Tally()
     load = _load_cropped if (folder / CROPPED_FOLDERS[0]).is_dir() else _load_original
     examples = tuple(load(folder, tally))
-    return require_examples(DataSet("affectnet", chosen, examples, tally.skipped()), folder)
+    return require_examples(DataSet("affectnet", LABEL_SET, examples, tally.skipped()), folder)
 
 
 def _load_cropped(folder: Path, tally: Tally) -> Iterator[Example]:

@@ -1,62 +1,90 @@
-"""A folder -> its data set, whichever it holds."""
+"""A folder or table -> its data set, whichever it holds."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from cmt_pipeline.labels import SEPARATOR, labels_of
 from cmt_training.data.affectnet import CROPPED_FOLDERS, TABLES, load_affectnet
+from cmt_training.data.cremad import is_cremad, load_cremad
+from cmt_training.data.emodb import is_emodb, load_emodb
+from cmt_training.data.fer2013 import is_fer2013, load_fer2013
 from cmt_training.data.generated import CORPUS_FILE, load_generated
+from cmt_training.data.iemocap import LABELS as IEMOCAP_LABELS
 from cmt_training.data.iemocap import RELEASE_FOLDER, load_iemocap
+from cmt_training.data.label_folders import are_label_folders, load_label_folders
 from cmt_training.data.meld import FILES, load_meld
+from cmt_training.data.names import relabelled
+from cmt_training.data.ravdess import is_ravdess, load_ravdess
 from cmt_training.data.reading import require_examples, require_folder
+from cmt_training.data.table import is_table, load_table
 from cmt_training.examples import SPLITS, DataError, DataSet
 
-Kind = Literal["meld", "iemocap", "affectnet", "generated"]
+Kind = Literal[
+    "generated", "meld", "iemocap", "affectnet", "ravdess", "cremad", "emodb", "fer2013", "table", "label-folders"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_LOADERS = {"meld": load_meld, "iemocap": load_iemocap, "affectnet": load_affectnet, "generated": load_generated}
-#: What lies in a data set's folder, any one of them.
-_MARKS: dict[Kind, tuple[str, ...]] = {
-    "generated": (CORPUS_FILE,),
-    "meld": tuple(table for table, _ in FILES.values()),
-    "iemocap": (RELEASE_FOLDER, "Session1"),
-    "affectnet": (*CROPPED_FOLDERS, *TABLES),
+
+@dataclass(frozen=True)
+class _Known:
+    """found: whether a path holds it; looks: how that is told."""
+
+    load: Callable[[Path], DataSet]
+    found: Callable[[Path], bool]
+    looks: str
+
+
+def _marked(load: Callable[[Path], DataSet], *marks: str) -> _Known:
+    """What is told by files of its own, any one of them."""
+    return _Known(load, lambda folder: any((folder / mark).exists() for mark in marks), " or ".join(marks))
+
+
+#: The first that is found is it.
+_KNOWN: dict[Kind, _Known] = {
+    "generated": _marked(load_generated, CORPUS_FILE),
+    "meld": _marked(load_meld, *(table for table, _ in FILES.values())),
+    "iemocap": _marked(load_iemocap, RELEASE_FOLDER, "Session1"),
+    "affectnet": _marked(load_affectnet, *CROPPED_FOLDERS, *TABLES),
+    "fer2013": _Known(load_fer2013, is_fer2013, "train/angry and the other six, or a table of emotion,pixels,Usage"),
+    "table": _Known(load_table, lambda path: path.is_file() and is_table(path), ".csv, .tsv, .jsonl, .parquet"),
+    "cremad": _Known(load_cremad, is_cremad, "AudioWAV/1001_IEO_ANG_LO.wav"),
+    "emodb": _Known(load_emodb, is_emodb, "wav/03a01Fa.wav"),
+    "ravdess": _Known(load_ravdess, is_ravdess, "Actor_01/03-01-01-01-01-01-01.wav"),
+    "label-folders": _Known(load_label_folders, are_label_folders, "joy/1.jpg and further labels, or train/joy/1.jpg"),
 }
 
 
-def open_data_set(folder: Path, kind: Kind | None = None, label_set: str | None = None) -> DataSet:
-    """The data set of a folder; recognised by its layout unless its kind is given. No image or sound is read.
+def open_data_set(
+    path: Path, kind: Kind | None = None, label_set: str | None = None, root: Path | None = None
+) -> DataSet:
+    """The data set of a folder or a table; recognised by its layout unless its kind is given. No media are read.
 
-    label_set: for IEMOCAP, `iemocap4` (default) or `iemocap6`; each other data set has one of its own. Of any, some of
-    its labels, joined by commas (`joy,anger`), leave the examples of the others out. Raises DataError for a folder,
-    file or line that can't be used; what is left out is counted in `skipped`.
+    label_set: one in which the data set's labels have their places, or some of them, joined by commas (`joy,anger`);
+    examples of others are left out. IEMOCAP is read as `iemocap4`, unless that is `iemocap6`. root: where a table's
+    files lie. Raises DataError for a folder, file or line that can't be used; what is left out is counted in `skipped`.
     """
-    require_folder(folder)
     if kind is not None and kind not in KINDS:
         raise DataError(f"got data set {kind!r}; expected one of {', '.join(KINDS)}")
-    load = _LOADERS[kind or _recognised(folder)]
-    if label_set is not None and SEPARATOR in label_set:
-        return _narrowed(load(folder, None), label_set, folder)
-    return load(folder, label_set)
-
-
-def _narrowed(data: DataSet, label_set: str, folder: Path) -> DataSet:
-    labels, known = labels_of(label_set), labels_of(data.label_set)
-    if unknown := [label for label in labels if label not in known]:
-        raise DataError(f"got labels {', '.join(unknown)} for {data.name}; expected some of {', '.join(known)}")
-    kept = tuple(example for example in data.examples if example.label in labels)
-    others = tuple(example.id for example in data.examples if example.label not in labels)
-    skipped = {**data.skipped, **({"label outside of the label set": others} if others else {})}
+    if not path.is_file():
+        require_folder(path)
+    kind = kind or _recognised(path)
+    if root is not None and kind != "table":
+        raise DataError(f"got --root for {path}; expected a table: only the files of a table lie elsewhere")
+    if kind == "iemocap" and label_set in IEMOCAP_LABELS:
+        return load_iemocap(path, label_set)
+    data = load_table(path, root) if kind == "table" else _KNOWN[kind].load(path)
+    if label_set in (None, data.label_set):
+        return data
     splits = [split for split in SPLITS if data.of(split)]
-    return require_examples(replace(data, label_set=label_set, examples=kept, skipped=skipped), folder, splits)
+    return require_examples(relabelled(data, str(label_set)), path, splits)
 
 
-def _recognised(folder: Path) -> Kind:
-    for kind, marks in _MARKS.items():
-        if any((folder / mark).exists() for mark in marks):
+def _recognised(path: Path) -> Kind:
+    for kind, known in _KNOWN.items():
+        if known.found(path):
             return kind
-    expected = "; ".join(f"{kind}: {' or '.join(marks)}" for kind, marks in _MARKS.items())
-    raise DataError(f"{folder} is no data set that is known here; expected in it ({expected}): check its path")
+    expected = "; ".join(f"{kind}: {known.looks}" for kind, known in _KNOWN.items())
+    raise DataError(f"{path} is no data set that is known here; expected in it ({expected}): check its path")

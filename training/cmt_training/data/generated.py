@@ -10,7 +10,7 @@ from typing import Any
 
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_training.data.reading import check_label_set, finite, read_text, require_examples, require_folder
+from cmt_training.data.reading import finite, read_text, require_examples, require_folder
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Media, Split
 
 CORPUS_FILE = "corpus.json"
@@ -23,23 +23,23 @@ def table_of(split: Split) -> str:
     return f"{split}.jsonl"
 
 
-def load_generated(folder: Path, label_set: str | None = None) -> DataSet:
+def load_generated(folder: Path) -> DataSet:
     """The folder of a corpus; its splits are those that it was made with. Raises DataError."""
     require_folder(folder)
     path = folder / CORPUS_FILE
     corpus = _read_json(read_text(path), str(path))
     if (corpus.get("name"), corpus.get("format")) != (NAME, FORMAT):
         raise DataError(f"{path} isn't of a {NAME} corpus of format {FORMAT}: make it again with `cmt corpus`")
-    chosen = check_label_set("the generated corpus", label_set, (str(corpus.get("label_set")),))
+    label_set = str(corpus.get("label_set"))
     splits = [split for split in SPLITS if split in corpus["splits"]]
-    labels = labels_of(chosen)
+    labels = labels_of(label_set)
     counts = {m: len(names) for m, names in corpus.get("cues", {}).items()}
     examples = []
     for split in splits:
         table = folder / table_of(split)
         for number, line in enumerate(read_text(table).splitlines(), 1):
             examples.append(_example(line, folder, split, labels, counts, f"{table}, line {number}"))
-    return require_examples(DataSet(NAME, chosen, tuple(examples)), folder, splits)
+    return require_examples(DataSet(NAME, label_set, tuple(examples)), folder, splits)
 
 
 def _example(

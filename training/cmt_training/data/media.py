@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import av.container
     from PIL import Image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".flv")
 MAX_AUDIO_S = float(AUDIO_SECONDS[-1])
 PCM_PEAK = 32_768  # 16-bit
 
@@ -31,6 +34,8 @@ def read_image(media: Media) -> bytes:
 
     Of a video it is the frame in the middle of the stretch, or of the whole.
     """
+    if media.offset is not None:
+        return _png(_pixels_of_row(media.path, media.offset))
     if media.path.suffix.lower() not in IMAGE_SUFFIXES:
         return _png(_crop(_middle_frame(media), media))
     try:
@@ -90,6 +95,23 @@ def _samples(
             break
     sound = np.concatenate(pieces) if pieces else np.zeros(0)
     return sound[: round((end_s - start_s) * rate)]
+
+
+def _pixels_of_row(table: Path, offset: int) -> Image.Image:
+    """The square of grey values, 0 to 255, that are a field of a table's row."""
+    from PIL import Image
+
+    with table.open("rb") as file:
+        file.seek(offset)
+        row = file.readline()
+    try:
+        values = np.array(max(row.split(b","), key=lambda field: field.count(b" ")).strip(b'" \r\n').split(), np.int64)
+    except ValueError as error:
+        raise _unreadable(table, f"the row at byte {offset} has no pixels ({error})") from None
+    side = math.isqrt(len(values))
+    if side < 1 or side * side != len(values) or values.min() < 0 or values.max() > 255:
+        raise _unreadable(table, f"the row at byte {offset} has {len(values)} values, not a square of 0 to 255")
+    return Image.fromarray(values.astype(np.uint8).reshape(side, side))
 
 
 def _middle_frame(media: Media) -> Image.Image:

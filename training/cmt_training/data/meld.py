@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmt_pipeline.labels import labels_of
-from cmt_training.data.reading import COMPANION, Tally, check_label_set, read_table, require_examples, require_folder
+from cmt_training.data.reading import COMPANION, Tally, read_table, require_examples, require_folder
 from cmt_training.examples import DataError, DataSet, Example, Media, Split
 
+LABEL_SET = "meld"
 COLUMNS = (
     "Utterance",
     "Speaker",
@@ -48,15 +49,14 @@ class _Key:
         return f"{self.split}/dia{self.dialogue}_utt{self.utterance}"
 
 
-def load_meld(folder: Path, label_set: str | None = None) -> DataSet:
+def load_meld(folder: Path) -> DataSet:
     """The folder of the CSV files, with the folders of clips beside them or without. Raises DataError."""
     require_folder(folder)
-    chosen = check_label_set("MELD", label_set, ("meld",))
     tally = Tally()
     examples: list[Example] = []
     for split, (table, clips) in FILES.items():
-        examples += _load_split(folder / table, folder / clips, split, labels_of(chosen), tally)
-    return require_examples(DataSet("meld", chosen, tuple(examples), tally.skipped()), folder)
+        examples += _load_split(folder / table, folder / clips, split, labels_of(LABEL_SET), tally)
+    return require_examples(DataSet("meld", LABEL_SET, tuple(examples), tally.skipped()), folder)
 
 
 def _load_split(table: Path, clips: Path, split: Split, labels: tuple[str, ...], tally: Tally) -> list[Example]:

@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cmt_training.examples import SPLITS, DataError, DataSet, Split
+from cmt_training.data.names import label_set_of
+from cmt_training.data.splits import with_splits
+from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 
 #: The companion files that macOS leaves beside every file of an archive.
 COMPANION = "._"
@@ -22,6 +24,9 @@ class Tally:
 
     def skip(self, reason: str, what: str) -> None:
         self._found.setdefault(reason, []).append(what)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(found)} x {reason}" for reason, found in self._found.items()) or "nothing"
 
     def skipped(self) -> dict[str, tuple[str, ...]]:
         return {reason: tuple(found) for reason, found in self._found.items()}
@@ -63,6 +68,16 @@ def require_folder(folder: Path) -> None:
     """DataError if a folder is absent."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; expected that of a data set: check its path")
+
+
+def small_data_set(name: str, folder: Path, examples: Iterable[Example], tally: Tally, of: str) -> DataSet:
+    """Examples of a data set without splits, whose labels are its own. of: what it calls its people."""
+    require_folder(folder)
+    found = tuple(examples)
+    if not found:
+        raise DataError(f"{folder} has no recording of {name} (left out: {tally}); complete it")
+    split, note = with_splits(found, of)
+    return DataSet(name, label_set_of({e.label for e in found}, str(folder)), split, tally.skipped(), (note,))
 
 
 def require_examples(data_set: DataSet, folder: Path, splits: Iterable[Split] = SPLITS) -> DataSet:
