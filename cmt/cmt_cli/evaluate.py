@@ -16,6 +16,7 @@ from cmt_cli.train import NO_PAIRS, DataArgument, LabelSetOption, PairOption, Ro
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cmt_export.checkpoint import Checkpoint
     from cmt_pipeline.progress import Progress
     from cmt_training.comparison import Comparison
     from cmt_training.evaluate import Curves
@@ -57,10 +58,8 @@ def evaluate(
     choice = DataChoice(data, root, tuple(pair))
     folder = out or checkpoint.with_name(f"{checkpoint.name}.evaluation")
     with progress_bar("evaluate") as progress:
-        prepared = prepared_data(
-            choice, opened.config.preset, label_set or opened.config.label_set, State(state), progress
-        )
-        found = robustness(data, opened.config.preset, State(state), progress) if curves and data else {}
+        prepared = prepared_data(choice, opened, label_set or opened.config.label_set, State(state), progress)
+        found = robustness(data, opened, State(state), progress) if curves and data else {}
         training = how_it_was_trained(checkpoint)
         evaluation = measure(opened, prepared, progress, split=chosen, curves=found, training=training)
     write_evaluation(evaluation, folder)
@@ -113,13 +112,13 @@ def compare(
     console.print(f"{verdict_of(written)} Written to {path}, report in {out / prepared.name}", highlight=False)
 
 
-def robustness(folder: Path, preset: str, state: State, progress: Progress) -> Curves:
+def robustness(folder: Path, checkpoint: Checkpoint, state: State, progress: Progress) -> Curves:
     """Test splits of the same generated corpus under one disturbance at a time; none for other data."""
     from cmt_training.data import DataChoice
     from cmt_training.disturbed import disturbed_corpora
 
     return {
-        name: [(level, prepared_data(DataChoice(made), preset, None, state, progress)) for level, made in points]
+        name: [(level, prepared_data(DataChoice(made), checkpoint, None, state, progress)) for level, made in points]
         for name, points in disturbed_corpora(folder, state.root / "corpora", progress).items()
     }
 

@@ -12,6 +12,7 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 from cmt_training.options import TrainOptions
 
 if TYPE_CHECKING:
+    from cmt_export.checkpoint import Checkpoint
     from cmt_pipeline.progress import Progress
     from cmt_training.data import DataChoice
     from cmt_training.distributed import World
@@ -89,6 +90,9 @@ def train(
     text_learning_rate: Annotated[float, typer.Option(help="Learning rate of those layers.")] = DEFAULTS[
         "text_learning_rate"
     ],
+    tune_encoders: Annotated[
+        bool, typer.Option("--tune-encoders", help="Train published image and audio encoders too; else they stay.")
+    ] = DEFAULTS["tune_encoders"],
     modality_dropout: Annotated[float, typer.Option(help="Probability of dropping a modality.")] = DEFAULTS[
         "modality_dropout"
     ],
@@ -123,6 +127,7 @@ def train(
         encoder_learning_rate=encoder_learning_rate,
         text_layers=text_layers,
         text_learning_rate=text_learning_rate,
+        tune_encoders=tune_encoders,
         modality_dropout=modality_dropout,
         class_weighting=class_weighting,
         label_smoothing=label_smoothing,
@@ -150,16 +155,21 @@ def train(
 
 
 def prepared_data(
-    choice: DataChoice, preset: str, label_set: str | None, state: State, progress: Progress, world: World | None = None
+    choice: DataChoice,
+    model: Checkpoint | str,
+    label_set: str | None,
+    state: State,
+    progress: Progress,
+    world: World | None = None,
 ) -> Prepared:
-    """A data set's ready tensors for the encoders of a preset; what was skipped, and what else it says, is printed."""
+    """A data set's ready tensors for the encoders of a checkpoint or a preset; what it skips and notes is printed."""
     from cmt_export.checkpoint import checkpoint_from_preset
     from cmt_training.distributed import World
     from cmt_training.prepare import prepare
 
     world = world or World()
     opened = choice.open(label_set)
-    checkpoint = checkpoint_from_preset(preset, opened.label_set)
+    checkpoint = checkpoint_from_preset(model, opened.label_set) if isinstance(model, str) else model
     prepared = world.first_alone(
         lambda: prepare(opened, checkpoint.config.preprocess, checkpoint.tokenizer, state.root / "prepared", progress)
     )

@@ -8,7 +8,7 @@ many processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,8 +113,8 @@ class Rows:
 class Reader:
     """Reads batches out of one source a modality."""
 
-    def __init__(self, prepared: Prepared, sources: dict[str, Source]) -> None:
-        self.items, self._sources = prepared.items, sources
+    def __init__(self, prepared: Prepared, sources: Mapping[Modality, Source]) -> None:
+        self.items, self.sources = prepared.items, sources
         names = labels_of(prepared.label_set)
         self._cues = {m: found for m in MODALITIES if (found := standard_cues(prepared.items, m)) is not None}
         self._labels = np.array([names.index(item.label) for item in prepared.items], np.int64)
@@ -135,7 +135,7 @@ class Reader:
         for column, m in enumerate(MODALITIES):
             if presence[:, column].any():
                 present = [item if there else None for item, there in zip(items, presence[:, column], strict=True)]
-                inputs |= self._sources[m].read(present, changing)
+                inputs |= self.sources[m].read(present, changing)
         targets = [[_or_nan(item.valence), _or_nan(item.arousal)] for item in items]
         cues = {m: torch.from_numpy(values[list(indices)]) for m, values in self._cues.items()}
         return Batch(
@@ -164,7 +164,7 @@ class Reader:
         ]
 
 
-def raw_sources(prepared: Prepared, text: Array | None = None, share: float = 1.0) -> dict[str, Source]:
+def raw_sources(prepared: Prepared, text: Array | None = None, share: float = 1.0) -> dict[Modality, Source]:
     """The prepared media. text: rows beside tokens.npy that stand for the token ids; share: as of Sounds."""
     tokens = text if text is not None else prepared.array(TOKENS_FILE)
     return {"image": Pixels(prepared), "audio": Sounds(prepared, share), "text": Rows(tokens)}

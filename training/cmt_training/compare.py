@@ -31,7 +31,7 @@ from cmt_release.typed_json import parsed, typed
 from cmt_training.batches import Reader
 from cmt_training.comparison import Comparison
 from cmt_training.conditions import conditions
-from cmt_training.features import given_encoders
+from cmt_training.encoded import given_encoders
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cmt_export.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from cmt_training.batches import Reader, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.evaluation import Evaluation
 from cmt_training.examples import DataError, Split
+from cmt_training.frozen import fast_precision, frozen_modalities, frozen_sources, without_backbones
 from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
 from cmt_training.predict import Predictions, predict, predict_each
@@ -76,18 +78,28 @@ def evaluate(
         curves=_curves(checkpoint, curves, split, temperature, progress),
         skipped=data.skipped,
         notes=data.notes,
-        conditions=conditions(items=len(indices), precision="fp32", training=dict(training or {})),
+        conditions=conditions(items=len(indices), precision=_precision(checkpoint), training=dict(training or {})),
     )
 
 
 @contextlib.contextmanager
 def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Iterator[Reader]:
-    """A reader for the checkpoint's model, whose text encoder's answers are meanwhile read from the cache."""
+    """A reader for the checkpoint's model; what its text encoder and published ones say is meanwhile read from disk."""
+    frozen = frozen_modalities(checkpoint)
+    kept = frozen_sources(checkpoint.model, frozen, data, fast_precision(), progress)
     backbone = without_lower_layers(checkpoint.model, 0)
+    restore = without_backbones(checkpoint.model, frozen)
     try:
-        yield Reader(data, raw_sources(data, hidden_rows(backbone, data, 0, progress)))
+        yield Reader(data, {**raw_sources(data, hidden_rows(backbone, data, 0, progress)), **kept})
     finally:
+        restore()
         cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
+
+
+def _precision(checkpoint: Checkpoint) -> str:
+    if not frozen_modalities(checkpoint) or fast_precision() == torch.float32:
+        return "fp32"
+    return "bf16 for published encoders, fp32 for what was trained"
 
 
 def _subsets(

@@ -24,13 +24,16 @@ class TrainOptions:
     threads: 0 takes one for each core.
 
     head_learning_rate: of heads that read images and sounds alone, and of the projections before them;
-    encoder_learning_rate: of image and audio encoders that start from nothing (published ones want a tenth or less);
+    encoder_learning_rate: of image and audio encoders that are trained (published ones want a tenth or less);
     text_learning_rate: of the text encoder's last layers; learning_rate: of all else.
 
     modality_dropout: chance of an item to lose a modality that it has, never its last. token_dropout: share of image
     patches that training leaves out at random (PatchDropout, Liu et al. 2022, arXiv 2208.07220), and of a sound, of
     which one stretch stays: cheaper, and a regulariser. augment: whether media are changed at random, which a stretch
     of a sound is part of.
+
+    tune_encoders: whether published image and audio encoders are trained too. Else they stay as they are and are run
+    once, as befits little data and a machine without a GPU.
 
     audio_pretraining_steps: of an audio encoder that nobody published weights for (`cmt_training.audio_pretraining`).
     encoder_epochs: of encoders that start from nothing, under heads of their own, before a fusion learns from their
@@ -66,6 +69,7 @@ class TrainOptions:
     audio_pretraining_steps: int = 700
     encoder_epochs: int = 10
     text_layers: int = 0
+    tune_encoders: bool = False
     patience: int = 5
     precision: Precision = "auto"
     threads: int = 0

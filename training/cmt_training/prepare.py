@@ -320,9 +320,9 @@ class _Arrays:
 
     def __init__(self, folder: Path) -> None:
         self._places: dict[tuple[Modality, Any], tuple[int, int]] = {}
-        self.pixels = _GrowingArray(folder / PIXELS_FILE, np.dtype(np.uint8), IMAGE_SHAPE)
-        self.samples = _GrowingArray(folder / SAMPLES_FILE, np.dtype(np.float16), ())
-        self.tokens = _GrowingArray(folder / TOKENS_FILE, np.dtype(np.int32), ())
+        self.pixels = GrowingArray(folder / PIXELS_FILE, np.dtype(np.uint8), IMAGE_SHAPE)
+        self.samples = GrowingArray(folder / SAMPLES_FILE, np.dtype(np.float16), ())
+        self.tokens = GrowingArray(folder / TOKENS_FILE, np.dtype(np.int32), ())
 
     def item_of(self, example: Example, ready: _Ready) -> Item:
         """ready: what of the example wasn't there before."""
@@ -352,7 +352,7 @@ class _Arrays:
             array.close()
 
 
-class _GrowingArray:
+class GrowingArray:
     """An .npy file that rows are added to; its header, of fixed size, is written last."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], row: tuple[int, ...]) -> None:

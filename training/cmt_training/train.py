@@ -32,7 +32,9 @@ from cmt_training.audio_pretraining import pretrain_audio
 from cmt_training.batches import Batch, Randomness, Reader, epoch_order, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.distributed import World
-from cmt_training.features import feature_sources, given_encoders
+from cmt_training.encoded import given_encoders
+from cmt_training.features import feature_sources
+from cmt_training.frozen import fast_precision, frozen_modalities, frozen_sources, without_backbones
 from cmt_training.initial import start_from_scratch
 from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import best_temperature, metrics_of, softmax
@@ -44,7 +46,6 @@ from cmt_training.trainee import Answers, Loss, Trainee, groups_of, modalities_o
 
 HISTORY_FILE = "history.json"
 ENCODERS, FEATURES = "encoders", "features"  # folders of a run
-BF16_FEATURES = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def train(
         torch.set_num_threads(options.threads)
     checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
     run = _run_of(out)
-    reader, backbone = opened(checkpoint, data, options, progress, world)
+    reader, restore = opened(checkpoint, data, options, progress, world)
     if learns_encoders_first(checkpoint, options):
         reader, heads = encoders_first(
             checkpoint.model, reader, data, options, run, progress, resume=resume, world=world
@@ -91,7 +92,7 @@ def train(
     trainee = trainee_of(learning, reader, data, options, features=features, world=world)
     state = fit(task_of(trainee, reader, data, options), options, run, progress, resume=resume, world=world)
     calibrate(trainee.model, predict(trainee.model, reader, data.of("validation"), only=modalities_of(options.model)))
-    cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
+    restore()
     if world.first:
         history = vars(state) | {
             "best": None,
@@ -113,16 +114,28 @@ def learns_encoders_first(checkpoint: Checkpoint, options: TrainOptions) -> bool
 
 def opened(
     checkpoint: Checkpoint, data: Prepared, options: TrainOptions, progress: Progress, world: World = ALONE
-) -> tuple[Reader, Any]:
-    """Sets the first weights of encoders that nobody published; a reader of the data, and the whole text backbone.
+) -> tuple[Reader, Callable[[], None]]:
+    """Sets the first weights of encoders that nobody published; a reader of the data, and what restores the model.
 
-    The model's own text backbone is left with the layers that are trained: the reader has what those below them say.
+    Until then the model has no more than what is trained: the reader has what frozen encoders and layers say.
     """
     start_from_scratch(checkpoint, options.seed)
     world.first_alone(lambda: pretrain_audio(checkpoint, data, options.audio_pretraining_steps, options.seed, progress))
     backbone = without_lower_layers(checkpoint.model, options.text_layers)
     rows = world.first_alone(lambda: hidden_rows(backbone, data, options.text_layers, progress))
-    return Reader(data, raw_sources(data, rows, 1 - options.token_dropout)), backbone
+    sources = raw_sources(data, rows, 1 - options.token_dropout)
+    frozen = [] if options.tune_encoders else frozen_modalities(checkpoint)
+    precision = precision_of(options, world.device)
+    sources |= world.first_alone(
+        lambda: frozen_sources(checkpoint.model, frozen, data, precision, progress, world.device)
+    )
+    put_back = without_backbones(checkpoint.model, frozen)
+
+    def restore() -> None:
+        put_back()
+        cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
+
+    return Reader(data, sources), restore
 
 
 def encoders_first(
@@ -236,10 +249,9 @@ def calibrate(model: CrossModalTransformer, validation: Predictions) -> float:
 
 def trained_checkpoint(checkpoint: Checkpoint, options: TrainOptions) -> Checkpoint:
     """Says that it is trained, and leaves out only those published weights that still are what was published."""
+    tuned = {"image": options.tune_encoders, "audio": options.tune_encoders, "text": options.text_layers > 0}
     encoders = {
-        m: encoder
-        if m == "text" and not options.text_layers
-        else replace(encoder, weights_from=None, weights_sha256=None)
+        m: encoder if not tuned[m] else replace(encoder, weights_from=None, weights_sha256=None)
         for m, encoder in checkpoint.config.encoders.items()
     }
     return replace(checkpoint, config=replace(checkpoint.config, trained=True, encoders=encoders))
@@ -249,9 +261,7 @@ def precision_of(options: TrainOptions, device: torch.device) -> torch.dtype:
     """bf16 autocast where the machine multiplies bf16 faster than fp32."""
     if options.precision != "auto":
         return torch.bfloat16 if options.precision == "bf16" else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    fast = device.type == "cuda" or any(capabilities.get(name) for name in BF16_FEATURES)
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if device.type == "cuda" else fast_precision()
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ class Trainee(nn.Module):
             self.cues = nn.ModuleDict({m: Cues(count, self._pool_of(m)) for m, count in shown.items()})
         self.features = features
         self._dropout = options.token_dropout
-        if not features and options.token_dropout:
-            cast(Any, model.encoders["image"]).backbone.embeddings.register_forward_hook(self._without_patches)
+        image = cast(Any, model.encoders["image"])
+        if not features and options.token_dropout and hasattr(image, "backbone"):
+            image.backbone.embeddings.register_forward_hook(self._without_patches)
 
     def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Any, ...]:
         """The fields of Answers; a tuple, because DistributedDataParallel looks for tensors in it."""

@@ -1,0 +1,74 @@
+"""Published encoders stay as they are: run once, left out of the checkpoint, and answering as if run anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cmt_training.evaluate
+from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+from cmt_export.sources import WEIGHTS_FILE
+from cmt_training.batches import Reader, raw_sources
+from cmt_training.evaluate import evaluate, reading
+from cmt_training.examples import DataSet
+from cmt_training.options import TrainOptions
+from cmt_training.predict import predict
+from cmt_training.prepare import Prepared, prepare
+from cmt_training.train import train
+from small_training import OPTIONS, silent
+
+
+@pytest.fixture(scope="module")
+def options(published_preset: Path) -> TrainOptions:
+    return replace(OPTIONS, preset=str(published_preset), epochs=2)
+
+
+@pytest.fixture(scope="module")
+def data(corpus: DataSet, options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Of which every sound is there twice."""
+    checkpoint = checkpoint_from_preset(options.preset, "meld")
+    doubled = replace(
+        corpus, examples=(*corpus.examples, *(replace(e, id=f"{e.id}-2", image=None) for e in corpus.examples))
+    )
+    cache = tmp_path_factory.mktemp("prepared")
+    return prepare(doubled, checkpoint.config.preprocess, checkpoint.tokenizer, cache, silent)
+
+
+def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: TrainOptions, tmp_path: Path) -> None:
+    train(data, options, tmp_path / "one", silent)
+    kept = {path: path.stat().st_mtime_ns for path in data.folder.glob("frozen-*/*.npy")}
+    assert {path.name for path in kept} == {"image.npy", "image-spans.npy", "audio.npy", "audio-spans.npy"}
+    train(data, replace(options, seed=1), tmp_path / "two", silent)
+    assert {path: path.stat().st_mtime_ns for path in data.folder.glob("frozen-*/*.npy")} == kept
+
+    weights = load_file(tmp_path / "one" / WEIGHTS_FILE)
+    assert not [name for name in weights if ".backbone." in name]
+    checkpoint, raw = load_checkpoint(tmp_path / "one"), Reader(data, raw_sources(data))
+    assert checkpoint.config.trained
+    untrained = checkpoint_from_preset(options.preset, "meld").model
+    for m in ("image", "audio"):
+        before, after = (model.encoders[m].state_dict() for model in (untrained, checkpoint.model))
+        assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("projection."))
+        assert not torch.equal(before["projection.weight"], after["projection.weight"])
+
+    anew = predict(checkpoint.model, raw, data.of("test"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cmt_training.evaluate, "fast_precision", lambda: torch.float32)
+        with reading(checkpoint, data, silent) as reader:
+            again = predict(checkpoint.model, reader, data.of("test"))
+    np.testing.assert_allclose(again.logits, anew.logits, atol=2e-2)
+    assert predict(checkpoint.model, raw, data.of("test")).logits.tolist() == anew.logits.tolist()
+    assert "precision" in evaluate(checkpoint, data, silent).conditions
+
+
+def test_they_are_trained_where_asked(data: Prepared, options: TrainOptions, tmp_path: Path) -> None:
+    train(data, replace(options, epochs=1, tune_encoders=True), tmp_path / "out", silent)
+    names = load_file(tmp_path / "out" / WEIGHTS_FILE)
+    assert any(name.startswith("encoders.image.backbone.") for name in names)
+    encoders = load_checkpoint(tmp_path / "out").config.encoders
+    assert (encoders["image"].weights_from, encoders["audio"].weights_from) == (None, None)
