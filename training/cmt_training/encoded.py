@@ -103,7 +103,9 @@ def _write(
     batches = by_length(everything, reading.lengths(everything), BATCH)
     for done, indices in enumerate(batches):
         progress("features of the encoders", done / len(batches))
-        for m, (hidden, mask) in run(reading.batch(indices)).items():
+        made = run(reading.batch(indices))
+        for m in modalities:
+            hidden, mask = made[m]
             rows, counts = hidden.to(torch.float16).numpy(), mask.sum(dim=1).tolist()
             if m not in arrays:
                 arrays[m] = GrowingArray(folder / f"{m}.npy", rows.dtype, rows.shape[2:])

@@ -97,9 +97,9 @@ def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Itera
 
 
 def _precision(checkpoint: Checkpoint) -> str:
-    if not frozen_modalities(checkpoint) or fast_precision() == torch.float32:
+    if "image" not in frozen_modalities(checkpoint) or fast_precision() == torch.float32:
         return "fp32"
-    return "bf16 for published encoders, fp32 for what was trained"
+    return "bf16 for the published image encoder, fp32 for all else"
 
 
 def _subsets(

@@ -58,13 +58,17 @@ def frozen_sources(
     progress: Progress,
     device: torch.device = CPU,
 ) -> dict[Modality, Source]:
-    """Sources of what the backbones of these modalities make of every item, kept beside the prepared data."""
+    """Sources of what the backbones of these modalities make of every item, kept beside the prepared data.
+
+    precision: of images; sounds stay in fp32, as spectra of quiet ones need it.
+    """
     sources: dict[Modality, Source] = {}
     reader = Reader(prepared, raw_sources(prepared))
     for m in modalities:
+        chosen = precision if m == "image" else torch.float32
         encoder = model.encoders[m].to(device)
-        folder = prepared.folder / f"frozen-{m}-{_digest(encoder, precision)[:16]}"
-        sources |= encoded_sources(folder, reader, prepared, _run_of(encoder, m, precision, device), [m], progress)
+        folder = prepared.folder / f"frozen-{m}-{_digest(encoder, chosen)[:16]}"
+        sources |= encoded_sources(folder, reader, prepared, _run_of(encoder, m, chosen, device), [m], progress)
         encoder.to(CPU)
     return sources
 

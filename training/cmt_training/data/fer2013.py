@@ -34,7 +34,7 @@ def load_fer2013(folder: Path) -> DataSet:
         data = DataSet("fer2013", LABEL_SET, tuple(_rows(table, tally)), tally.skipped())
         return require_examples(data, folder, ())
     data = load_label_folders(folder)
-    examples = tuple(replace(e, label=canonical(e.label) or e.label) for e in data.examples)
+    examples = tuple(replace(e, label=canonical(e.label)) for e in data.examples)
     return replace(data, name="fer2013", label_set=LABEL_SET, examples=examples)
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cmt_pipeline.labels import LABEL_SETS, SEPARATOR, checked_labels, labels_of
-from cmt_pipeline.synonyms import canonical
+from cmt_pipeline.synonyms import is_numbered, places
 from cmt_training.examples import DataError, DataSet
-
-#: Which means something else in every data set.
-NUMBERS = re.compile(r"(label_)?\d+", re.IGNORECASE)
 
 
 def label_set_of(names: Iterable[str], where: str) -> str:
     """The registered label set of just these labels, else their own, in alphabetic order. DataError for bad names."""
     found = sorted(set(names))
-    if numbers := [name for name in found if NUMBERS.fullmatch(name)]:
+    if numbers := [name for name in found if is_numbered(name)]:
         raise DataError(
             f"{where}: got the labels {', '.join(numbers[:5])}; expected names: what a number means differs from one "
             "data set to the next. Write the names instead"
@@ -31,20 +27,13 @@ def label_set_of(names: Iterable[str], where: str) -> str:
         raise DataError(f"{where}: {error}") from None
 
 
-def places(names: Sequence[str], label_set: str) -> dict[str, str | None]:
-    """Each name -> the label of the set that means the same; None where it has no place."""
-    labels = labels_of(label_set)
-    meant = {meaning(label): label for label in labels}
-    return {name: name if name in labels else meant.get(meaning(name)) for name in names}
-
-
 def relabelled(data: DataSet, label_set: str) -> DataSet:
     """The data set with the labels of a set; examples whose label has no place in it are left out and counted.
 
     DataError if a label that was named on its own (`joy,anger`) isn't there, and if nothing is left.
     """
     own = labels_of(data.label_set)
-    found = places(own, label_set)
+    found = places(own, labels_of(label_set))
     there = {label for label in found.values() if label is not None}
     absent = [label for label in labels_of(label_set) if label not in there]
     if not there or (absent and SEPARATOR in label_set):
@@ -73,8 +62,3 @@ def _outside(data: DataSet, found: Mapping[str, str | None]) -> dict[str, tuple[
 def _renamed(found: Mapping[str, str | None], label_set: str) -> tuple[str, ...]:
     renamed = [f"{name} as {place}" for name, place in found.items() if place is not None and name != place]
     return (f"labels read as {label_set}'s: {', '.join(renamed)}",) if renamed else ()
-
-
-def meaning(name: str) -> str:
-    """What two names share that say the same."""
-    return canonical(name) or name.casefold()

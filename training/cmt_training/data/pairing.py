@@ -13,7 +13,8 @@ import numpy as np
 
 from cmt_pipeline.labels import LABEL_SETS, SEPARATOR, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_training.data.names import meaning, relabelled
+from cmt_pipeline.synonyms import canonical
+from cmt_training.data.names import relabelled
 from cmt_training.data.splits import NAMED, shared_between_splits
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 
@@ -93,17 +94,17 @@ def _readable(data: DataSet, modality: Modality) -> DataSet:
 def _common_labels(parts: Parts) -> str:
     """The labels that all training splits have: a registered set of just these, else in the first's order."""
     names = [[n for n in labels_of(d.label_set) if any(e.label == n for e in d.of("train"))] for d in parts.values()]
-    common = set.intersection(*({meaning(name) for name in own} for own in names))
+    common = set.intersection(*({canonical(name) for name in own} for own in names))
     if len(common) < 2:
         told = "; ".join(f"{d.name}: {', '.join(own)}" for d, own in zip(parts.values(), names, strict=True))
         raise DataError(f"got labels of which {len(common)} are in all ({told}); expected two or more to pair by")
     for name in LABEL_SETS:
-        if {meaning(label) for label in labels_of(name)} == common:
+        if {canonical(label) for label in labels_of(name)} == common:
             return name
     chosen: dict[str, str] = {}
     for label in names[0]:
-        if meaning(label) in common:
-            chosen.setdefault(meaning(label), label)
+        if canonical(label) in common:
+            chosen.setdefault(canonical(label), label)
     return SEPARATOR.join(chosen.values())
 
 
