@@ -7,6 +7,7 @@ installed.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +21,6 @@ from cmt_client.errors import InvalidInput, own_input_error
 from cmt_client.files import check_size, file_bytes
 from cmt_pipeline import errors as pipeline_errors
 from cmt_pipeline.limits import Limits
-from cmt_pipeline.tensors import IMAGE_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ACCEPTED_FILES = "file bytes, a path, a file opened in binary mode, a row {'bytes', 'path'}"
 ACCEPTED_IMAGES = f"{ACCEPTED_FILES}, an array of pixels, or a Pillow image"
 ACCEPTED_SOUNDS = f"{ACCEPTED_FILES}, or samples: Sound(samples, rate), (samples, rate), {{'array', 'sampling_rate'}}"
+
+PPM_HEADER_BYTES = 32  # at most
 
 FileInput: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO | Mapping[str, Any]"
 ImageInput: TypeAlias = "FileInput | SupportsArray | Image.Image"
@@ -123,21 +125,23 @@ def _ppm_from_pillow(image: Image.Image, limits: Limits) -> bytes:
 
 
 def _travelling(ppm: bytes, limits: Limits) -> bytes:
-    """One that is too big to travel is shrunk by the server's own preprocessing, which then finds nothing to do; as it
-    is without Pillow. Raises InvalidInput."""
+    """One that is too big to travel is shrunk by averaging whole blocks of pixels, as the server does with what is much
+    larger than it needs; as it is without Pillow. Raises InvalidInput."""
     if len(ppm) <= limits.max_image_bytes:
         return ppm
     try:
         import PIL  # noqa: F401
     except ImportError:
         return ppm
-    from cmt_pipeline.image import decode_square
+    from cmt_pipeline.image import decode_image
 
     try:
-        shrunk = decode_square(ppm, IMAGE_SIDE, replace(limits, max_image_bytes=len(ppm)))
+        image = decode_image(ppm, replace(limits, max_image_bytes=len(ppm)))
     except pipeline_errors.InvalidInput as error:
         raise own_input_error(error) from error
-    return ppm_from_array(np.asarray(shrunk), limits)
+    room = (limits.max_image_bytes - PPM_HEADER_BYTES) // 3
+    block = next(side for side in itertools.count(2) if -(-image.width // side) * -(-image.height // side) <= room)
+    return ppm_from_array(np.asarray(image.reduce(block)), limits)
 
 
 def _sized(data: bytes, field: str, limit: int) -> bytes:

@@ -1,9 +1,9 @@
 """Image bytes -> `pixel_values`.
 
-Follows Hugging Face's ViTImageProcessor (bilinear, antialiased, to 224 x 224; then scaled to [0, 1] and normalised),
-so that checkpoints trained with it see the same pixels. What is more than twice as large as the resampling needs is
-shrunk before: a JPEG by its decoder, which then works on fewer coefficients, anything else by averaging whole blocks of
-pixels, a strip at a time, so that memory is bounded by the decoder's own.
+Follows Hugging Face's image processors (resampled with antialiasing, to 224 x 224 or to more and cropped; then scaled
+to [0, 1] and normalised), so that checkpoints trained with them see the same pixels. What is more than twice as large
+as the resampling needs is shrunk before: a JPEG by its decoder, which then works on fewer coefficients, anything else
+by averaging whole blocks of pixels, a strip at a time, so that memory is bounded by the decoder's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import io
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +30,42 @@ ACCEPTED = "a JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP or TIFF file"
 BACKGROUND = (255, 255, 255)  # what shows through a transparent pixel
 #: An image is never shrunk below so many times the side that is asked for: beyond that the resampling hardly sees it.
 SHRINK_GAP = 3
+#: Of the shorter side, which a longer one may have before only its middle is resampled.
+LONGEST = 4
 STRIP_PIXELS = 1_000_000  # converted at a time
 ORIENTATION = 0x0112  # EXIF's tag
+#: Orientations in which a file's rows begin, or its columns do, where the upright image's end.
+MIRRORED_ACROSS, MIRRORED_DOWN = (2, 3, 7, 8), (3, 4, 6, 7)
+#: Pillow's numbers.
+FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 METADATA_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture becomes a square of `side` pixels: both sides, or with keeps_ratio the shorter, are resampled to
+    `resize` pixels, and the centre is cut out. resample: the name of one of Pillow's filters.
+
+    ValueError for an unknown filter, and for less than is cut out.
+    """
+
+    side: int = IMAGE_SIDE
+    resize: int = IMAGE_SIDE
+    keeps_ratio: bool = False
+    resample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.resample not in FILTERS:
+            raise ValueError(f"got resampling {self.resample!r}; expected one of {', '.join(FILTERS)}")
+        if self.resize < self.side:
+            raise ValueError(f"got pictures resized to {self.resize} pixels; expected {self.side} at least")
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the centre is cut out."""
+        if not self.keeps_ratio:
+            return self.resize, self.resize
+        long = self.resize * max(width, height) // min(width, height)
+        return (long, self.resize) if width > height else (self.resize, long)
 
 
 class ImagePreprocessor:
@@ -43,15 +77,17 @@ class ImagePreprocessor:
         std: Sequence[float],
         limits: Limits = DEFAULT_LIMITS,
         room: DecodingRoom | None = None,
+        fit: Fit | None = None,
     ) -> None:
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
         self._scale = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32).reshape(3, 1, 1)
         self._shift = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32).reshape(3, 1, 1)
         self._limits = limits
         self._room = room
+        self._fit = fit or Fit()
 
     def __call__(self, data: bytes) -> dict[str, Array]:
-        image = decode_square(data, IMAGE_SIDE, self._limits, self._room)
+        image = decode_square(data, self._fit, self._limits, self._room)
         pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, height, width]
         pixels *= self._scale
         pixels += self._shift
@@ -89,25 +125,47 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def decode_square(
-    data: bytes, side: int, limits: Limits = DEFAULT_LIMITS, room: DecodingRoom | None = None
+    data: bytes, fit: Fit, limits: Limits = DEFAULT_LIMITS, room: DecodingRoom | None = None
 ) -> Image.Image:
-    """`decode_image`, resampled to side x side pixels; a much larger one is shrunk before. Raises InvalidInput."""
-    from PIL import Image
-
+    """`decode_image`, made to fit; a much larger one is shrunk before. Raises InvalidInput."""
     opened = _opened(data, limits)
     pixels = opened.width * opened.height
     with room.take(pixels) if room else contextlib.nullcontext(), _damage_refused(opened):
-        least = SHRINK_GAP * side
-        drafted = opened.draft(opened.mode, (least, least))  # of JPEG alone
+        resized = fit.resized(*opened.size)
+        least = (SHRINK_GAP * resized[0], SHRINK_GAP * resized[1])
+        drafted = opened.draft(opened.mode, least)  # of JPEG alone
         opened.load()
-        factors = (max(1, opened.width // least), max(1, opened.height // least))
+        factors = (max(1, opened.width // least[0]), max(1, opened.height // least[1]))
         whole = (0, 0, *opened.size)
         _, box = drafted or (None, whole)
         if (box, factors) == (whole, (1, 1)):
-            return upright(opened).resize((side, side), Image.Resampling.BILINEAR)
-        width, height = box[2] / factors[0], box[3] / factors[1]  # the last pixel may stand for less than a whole one
-        shrunk = _shrunk(opened, factors).resize((side, side), Image.Resampling.BILINEAR, (0, 0, width, height))
-        return _turned(shrunk, opened)
+            image = upright(opened)
+            return _fitted(image, fit, fit.resized(*image.size), image.size)
+        orientation = _orientation(opened)
+        mirrored = orientation in MIRRORED_ACROSS, orientation in MIRRORED_DOWN
+        size = box[2] / factors[0], box[3] / factors[1]  # the last pixel may stand for less than a whole one
+        return _turned(_fitted(_shrunk(opened, factors), fit, resized, size, mirrored), opened)
+
+
+def _fitted(
+    image: Image.Image,
+    fit: Fit,
+    resized: tuple[int, int],
+    size: tuple[float, float],
+    mirrored: tuple[bool, bool] = (False, False),
+) -> Image.Image:
+    """The square at the centre of an image of this size (it may have a little more) that is resampled to `resized`.
+    mirrored: across and down, whether the upright image begins where this one ends."""
+    resample = FILTERS[fit.resample]
+    spare = [side - fit.side for side in resized]
+    left, upper = (space - space // 2 if ends else space // 2 for space, ends in zip(spare, mirrored, strict=True))
+    right, lower = left + fit.side, upper + fit.side
+    if max(resized) <= LONGEST * fit.resize:
+        return image.resize(resized, resample, (0, 0, *size)).crop((left, upper, right, lower))
+    # A strip: nothing beside the square is computed, at the price of a grey level or two.
+    across, down = (whole / side for whole, side in zip(size, resized, strict=True))
+    box = (left * across, upper * down, min(size[0], right * across), min(size[1], lower * down))
+    return image.resize((fit.side, fit.side), resample, box)
 
 
 def _opened(data: bytes, limits: Limits) -> ImageFile.ImageFile:
@@ -177,10 +235,6 @@ def _turned(image: Image.Image, opened: Image.Image) -> Image.Image:
     """As the orientation says that the opened file names: all that is read of its metadata."""
     from PIL.Image import Transpose
 
-    try:
-        orientation = opened.getexif().get(ORIENTATION)
-    except Exception:  # metadata that nothing can read is no reason to refuse the pixels
-        return image
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -190,7 +244,15 @@ def _turned(image: Image.Image, opened: Image.Image) -> Image.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
+    orientation = _orientation(opened)
     return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _orientation(opened: Image.Image) -> int | None:
+    try:
+        return opened.getexif().get(ORIENTATION)
+    except Exception:  # metadata that nothing can read is no reason to refuse the pixels
+        return None
 
 
 def _shrunk(image: Image.Image, factors: tuple[int, int]) -> Image.Image:

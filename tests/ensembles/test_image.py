@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmt_pipeline.image import ImagePreprocessor, decode_image, decode_square
+from cmt_pipeline.image import Fit, ImagePreprocessor, decode_image, decode_square
 from cmt_pipeline.tensors import Array
 from small_images import (
     HALF,
@@ -128,7 +128,7 @@ ODD_METADATA = {
 @pytest.mark.parametrize("data", ODD_METADATA.values(), ids=ODD_METADATA)
 def test_metadata_doesnt_decide_over_pixels(data: bytes) -> None:
     np.testing.assert_array_equal(decode_image(data), noise())
-    decode_square(data, 16)
+    decode_square(data, Fit())
 
 
 def test_an_oddly_typed_tag_beside_the_orientation_is_ignored() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmt_pipeline.image import DecodingRoom, decode_image, decode_square
+from cmt_pipeline.image import FILTERS, DecodingRoom, Fit, decode_image, decode_square
 from cmt_pipeline.tensors import Array
 from small_images import (
     ORIENTATION,
@@ -24,12 +24,16 @@ from small_images import (
     saved,
 )
 
+CROPPED = Fit(resize=256, keeps_ratio=True, resample="bicubic")  # DINOv2's
 
-def shrunk_and_whole(data: bytes) -> Array:
+
+def shrunk_and_whole(data: bytes, fit: Fit = Fit()) -> Array:  # noqa: B008
     """By how much the pixels of an image that may be shrunk before it is resampled differ from those of the whole."""
     whole = decode_image(data)
-    pixels = np.asarray(whole.resize((224, 224), Image.Resampling.BILINEAR), int)
-    return np.abs(np.asarray(decode_square(data, 224), int) - pixels)
+    left, upper = ((side - 224) // 2 for side in fit.resized(*whole.size))
+    resized = whole.resize(fit.resized(*whole.size), FILTERS[fit.resample])
+    pixels = np.asarray(resized.crop((left, upper, left + 224, upper + 224)), int)
+    return np.abs(np.asarray(decode_square(data, fit), int) - pixels)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +64,21 @@ def test_shrinking_before_resampling_changes_noise_by_little() -> None:
     assert differences.mean() <= 1.5
 
 
+@pytest.mark.parametrize("fit", [Fit(), CROPPED], ids=["square", "cropped"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_shrunk_image_is_upright(orientation: int) -> None:
-    image = Image.open(io.BytesIO(large("PPM"))).crop((0, 0, 1_400, 701))
+def test_a_shrunk_image_is_upright(orientation: int, fit: Fit) -> None:
+    image = Image.open(io.BytesIO(large("PPM", 1_640))).crop((0, 0, 1_640, 821 if fit == Fit() else 1_621))
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    assert shrunk_and_whole(saved(image, "JPEG", exif=exif, quality=95)).max() <= 2
+    differences = shrunk_and_whole(saved(image, "JPEG", exif=exif, quality=95), fit)
+    assert differences.any()
+    assert differences.max() <= 3
+
+
+def test_nothing_beside_the_centre_is_computed() -> None:
+    """A strip whose shorter side alone would make a gigapixel of it."""
+    strip = Image.linear_gradient("L").rotate(90).resize((300_000, 16)).convert("RGB")
+    assert np.asarray(decode_square(saved(strip, "PPM"), CROPPED)).std() < 1
 
 
 def test_a_small_image_is_not_shrunk() -> None:

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cmt_pipeline.errors import InvalidInput
-from cmt_pipeline.image import decode_image, decode_square
+from cmt_pipeline.image import Fit, decode_image, decode_square
 from media.pictures import HEIGHT, PICTURES, WIDTH, difference, saved
+
+SMALL = Fit(side=32, resize=32)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +26,8 @@ def files() -> dict[str, bytes]:
 def test_the_picture_that_was_put_in_comes_out(files: dict[str, bytes], name: str) -> None:
     made = PICTURES[name]
     assert difference(np.asarray(decode_image(files[name])), made) <= made.error
-    small = np.asarray(decode_square(files[name], 32), float)
-    truth = np.asarray(decode_square(PICTURES["PNG, grey" if made.grey else "PNG"].make(), 32), float)
+    small = np.asarray(decode_square(files[name], SMALL), float)
+    truth = np.asarray(decode_square(PICTURES["PNG, grey" if made.grey else "PNG"].make(), SMALL), float)
     assert np.abs(small - truth).mean() <= made.error + 0.5
 
 

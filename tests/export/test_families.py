@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoImageProcessor,
+    BertConfig,
     RobertaForSequenceClassification,
     Wav2Vec2ForSequenceClassification,
     WhisperConfig,
@@ -22,9 +27,12 @@ from transformers import (
 
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
 from cmt_export.errors import CheckpointError
+from cmt_export.expected_inputs import expected_inputs
 from cmt_export.family import FAMILIES
 from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cmt_export.sources import backbone_from, folder_of, pinned, weights_digest
+from cmt_pipeline.image import ImagePreprocessor
+from cmt_pipeline.preprocess import PreprocessConfig
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.stages import STAGES
 from published import ENCODERS, LAYER_NORM, VOCABULARY, backbone, published, states_of_sound
@@ -285,14 +293,76 @@ def test_what_encoders_expect_to_see_is_read(tmp_path: Path) -> None:
     assert (expected.image_mean, expected.image_std) == ((0.1, 0.2, 0.3), (1, 1, 1))
     assert not expected.normalize_audio
     assert expected.pad_token == "[PAD]"
-    for values, told in (
-        ({"size": 384}, "size 384"),
-        ({"resample": 3}, "resample 3"),
-        ({"do_center_crop": True}, "crop"),
-    ):
-        (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps(values))
-        with pytest.raises(CheckpointError, match=told):
-            checkpoint_from_preset(str(preset), "meld")
+
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "as ViT's": ("vit", {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}),
+    "as Swin's": ("vit", {"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "resample": 3, **IMAGENET}),
+    "as DeiT's": (
+        "deit",
+        {
+            "feature_extractor_type": "DeiTFeatureExtractor",
+            "size": 256,
+            "do_center_crop": True,
+            "crop_size": 224,
+            "resample": 3,
+            **IMAGENET,
+        },
+    ),
+    "as DINOv2's": (
+        "vit",
+        {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": 256},
+            "crop_size": {"height": 224, "width": 224},
+            **IMAGENET,
+        },
+    ),
+    "as ConvNeXt's": ("vit", {"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": 0.9}),
+    "nothing but its kind": ("beit", {"image_processor_type": "BeitImageProcessor"}),
+    "not normalised": ("vit", {"image_processor_type": "ViTImageProcessor", "do_normalize": False, "resample": 1}),
+    "not rescaled": ("vit", {"image_processor_type": "ViTImageProcessor", "do_rescale": False}),
+    "rescaled otherwise": ("vit", {"image_processor_type": "ViTImageProcessor", "rescale_factor": 0.00784}),
+}
+
+
+@pytest.mark.parametrize("size", [(300, 201), (401, 640)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_picture_becomes_the_pixels_of_its_encoders_own_processor(
+    tmp_path: Path, name: str, size: tuple[int, int]
+) -> None:
+    kind, values = PROCESSORS[name]
+    folder = published(kind, tmp_path / "image")
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")(picture, return_tensors="np")["pixel_values"][0]
+    config = expected_inputs(
+        {"image": FAMILIES[kind]}, {"image": folder, "audio": None}, TEXT_ENCODER / "tokenizer.json", BertConfig()
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    preprocess = ImagePreprocessor(config.image_mean, config.image_std, fit=config.image_fit)
+    ours = preprocess(buffer.getvalue())["pixel_values"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert PreprocessConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"size": 384}, "'height': 384"),
+        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "'shortest_edge': 224"),
+        ({"do_resize": False}, "'do_resize': False"),
+        ({"resample": 0}, "got resampling '0'; expected one of lanczos, bilinear"),
+        ({"image_processor_type": "NoProcessor"}, "can't be read: Unrecognized image processor"),
+    ],
+)
+def test_what_preprocessing_doesnt_do_is_refused(tmp_path: Path, values: object, told: str) -> None:
+    preset = preset_file(tmp_path, {})
+    (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        checkpoint_from_preset(str(preset), "meld")
 
 
 def test_a_tokenizer_without_its_json_is_made_of_its_vocabulary(tmp_path: Path) -> None:
