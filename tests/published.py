@@ -22,12 +22,18 @@ LAYER_NORM = {**AUDIO, "feat_extract_norm": "layer", "do_stable_layer_norm": Tru
 DATA2VEC = {key: value for key, value in AUDIO.items() if key != "num_conv_pos_embeddings"}
 RELATIVE = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
 BUCKETS = {"position_buckets": 32, "norm_rel_ebd": "layer_norm"}
+SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4]}
+DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
 WIDTH = 0.2  # of what is added to weights that begin as zeros, ones or next to nothing
 #: Name -> family and what makes it small.
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit", SMALL),
     "deit": ("deit", SMALL),
     "beit": ("beit", SMALL),
+    "vit, patches of 32": ("vit", {**SMALL, "patch_size": 32}),
+    "swin": ("swin", SWIN),
+    "dinov2": ("dinov2", {**DINO, "image_size": 518}),
+    "dinov2, registers": ("dinov2_with_registers", {**DINO, "num_register_tokens": 3}),
     "wav2vec2": ("wav2vec2", AUDIO),
     "wav2vec2, layer norm": ("wav2vec2", LAYER_NORM),
     "hubert": ("hubert", AUDIO),

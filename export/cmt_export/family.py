@@ -55,9 +55,14 @@ class EncoderFamily(ABC):
         self.check(config)
         return config
 
+    def settled(self, backbone: Any) -> Any:
+        """The backbone, once it has its weights, with whatever depends on nothing but them and the contract computed;
+        its configuration says so."""
+        return backbone
+
     def random(self, values: Mapping[str, Any]) -> Any:
         """A backbone with random weights."""
-        return self.architecture()(self.config(values), **self.arguments)
+        return self.settled(self.architecture()(self.config(values), **self.arguments))
 
 
 FAMILIES: Registry[EncoderFamily] = Registry(
@@ -68,6 +73,9 @@ FAMILIES: Registry[EncoderFamily] = Registry(
         "vit": "cmt_export.families.vit:VIT",
         "deit": "cmt_export.families.vit:DEIT",
         "beit": "cmt_export.families.vit:BEIT",
+        "swin": "cmt_export.families.swin:SWIN",
+        "dinov2": "cmt_export.families.dinov2:DINOV2",
+        "dinov2_with_registers": "cmt_export.families.dinov2:DINOV2_WITH_REGISTERS",
         "wav2vec2": "cmt_export.families.wav2vec2:WAV2VEC2",
         "hubert": "cmt_export.families.wav2vec2:HUBERT",
         "wavlm": "cmt_export.families.wavlm:WAVLM",

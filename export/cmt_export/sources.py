@@ -34,7 +34,7 @@ OF_PRETRAINING = (
 #: What lies in published weights beside an encoder, and nothing of it reads.
 BESIDE = frozenset((*HEADS, *OF_PRETRAINING, "pooler"))
 #: Parts that decide over nothing but training.
-MAY_LACK = ("masked_spec_embed",)
+MAY_LACK = ("masked_spec_embed", "mask_token")
 SHOWN = 3  # names in an error
 
 
@@ -132,7 +132,7 @@ def backbone_from(family: EncoderFamily, folder: Path) -> Any:
             f"the weights in {folder} hold {len(left_out)} tensors that the {family.model_type} encoder leaves out, "
             f"such as {', '.join(left_out[:SHOWN])}; expected its own alone: it would compute something else"
         )
-    return backbone
+    return family.settled(backbone)
 
 
 def _in_package(name: str) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from cmt_export.expected_inputs import expected_inputs
 from cmt_export.family import FAMILIES
 from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cmt_export.sources import backbone_from, folder_of, pinned, weights_digest
-from cmt_pipeline.image import ImagePreprocessor
+from cmt_pipeline.image import Fit, ImagePreprocessor
 from cmt_pipeline.preprocess import PreprocessConfig
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.stages import STAGES
@@ -39,6 +41,8 @@ from published import ENCODERS, LAYER_NORM, VOCABULARY, backbone, published, sta
 from tiny_model import TEXT_ENCODER
 
 SAME = 2e-5
+#: Tokens after the first that are no features.
+BESIDE_PATCHES = {"deit": 1, "dinov2, registers": 3}
 OF = {name: FAMILIES[model_type] for name, (model_type, _) in ENCODERS.items()}
 NAMES_OF = {m: [name for name in ENCODERS if OF[name].modality == m] for m in ("image", "audio", "text")}
 
@@ -46,14 +50,14 @@ NAMES_OF = {m: [name for name in ENCODERS if OF[name].modality == m] for m in ("
 @pytest.mark.parametrize("name", NAMES_OF["image"])
 def test_an_image_has_the_features_of_transformers(name: str) -> None:
     theirs = backbone(name)
-    encoder = OF[name].wrap(theirs).eval()
+    encoder = OF[name].wrap(OF[name].settled(backbone(name))).eval()
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features, mask = encoder(pixels)
         alone, _ = encoder(pixels[:1])
         hidden = theirs(pixels).last_hidden_state
-    expected = torch.cat([hidden[:, :1], hidden[:, -196:]], dim=1)  # the class token, and the patches
-    assert features.shape[1] == 197
+    expected = torch.cat([hidden[:, :1], hidden[:, 1 + BESIDE_PATCHES.get(name, 0) :]], dim=1)
+    assert (features.shape[1],) == encoder.tokens
     assert mask.all()
     assert (features - encoder.projection(expected)).abs().max() < SAME
     assert (features[:1] - alone).abs().max() < SAME
@@ -374,6 +378,16 @@ def test_a_tokenizer_without_its_json_is_made_of_its_vocabulary(tmp_path: Path) 
     (tmp_path / "text" / "vocab.txt").write_text("\n".join(sorted(words, key=lambda word: words[word])))
     made = checkpoint_from_preset(str(preset), "meld")
     assert json.loads(made.tokenizer.read_text())["model"]["vocab"] == words
+
+
+def test_a_dinov2_that_was_trained_further_is_one_of_224_pixels(tmp_path: Path) -> None:
+    made = checkpoint_from_preset(str(preset_file(tmp_path, {"image": "dinov2"})), "meld")
+    own = {m: replace(encoder, weights_from=None) for m, encoder in made.config.encoders.items()}
+    save_checkpoint(replace(made, config=replace(made.config, encoders=own)), tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "image")
+    loaded = load_checkpoint(tmp_path / "checkpoint").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in made.model.state_dict().items())
+    assert made.config.preprocess.image_fit == Fit(resize=256, keeps_ratio=True, resample="bicubic")
 
 
 PRESETS_THAT_ARE_NONE = {

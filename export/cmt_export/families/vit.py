@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) and what differs from it by a line or two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from transformers import BeitModel, DeiTModel, ViTModel
 
 from cmt_export.encoders import ImageEncoder
 from cmt_export.family import EncoderFamily
+from cmt_pipeline.image import Fit
 from cmt_pipeline.tensors import IMAGE_SIDE
+
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
 class ViT(EncoderFamily):
@@ -36,6 +39,7 @@ class DeiT(ViT):
     """DeiT (Touvron et al. 2021, arXiv 2012.12877); the token of distillation is no feature."""
 
     model_type = "deit"
+    expects = {**IMAGENET, "image_fit": Fit(resize=256, resample="bicubic")}  # noqa: RUF012
 
     def architecture(self) -> Any:
         return DeiTModel
