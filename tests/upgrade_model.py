@@ -355,7 +355,7 @@ def _quicken(patch: pytest.MonkeyPatch, made: list[World]) -> None:
     }
     patch.setattr(golden, "ready_tensors", lambda *_: tensors)
     items = live_like(GOES_ON)
-    patch.setattr(trial, "live_like", lambda _: items)
+    patch.setattr(trial, "live_like", lambda *_: items)
     _remember(patch)
     patch.setattr(durable, "sync", lambda _: None)
     patch.setattr(repository_module, "sync", lambda _: None)

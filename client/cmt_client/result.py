@@ -21,17 +21,17 @@ class Emotion:
     """What one item expresses.
 
     label: the likeliest, with its probability; probabilities and logits: by label, in the order of the label
-    set; valence, arousal: in [-1, 1]; modalities: what the answer was made from; attention: how much each of
-    them weighed, together 1; release and digest: its number and content address; label_set, preset, engine and
-    precision are that release's; trained: False when its weights are random, so that the answer means nothing;
-    request_id: as sent, to find it in the server's log and trace.
+    set; valence, arousal: in [-1, 1], None where the release reads none; modalities: what the answer was made
+    from; attention: how much each of them weighed, together 1; release and digest: its number and content
+    address; label_set, preset, engine and precision are that release's; trained: False when its weights are
+    random, so that the answer means nothing; request_id: as sent, to find it in the server's log and trace.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
-    valence: float
-    arousal: float
+    valence: float | None
+    arousal: float | None
     modalities: tuple[Modality, ...]
     attention: dict[str, float]
     logits: dict[str, float]
@@ -105,8 +105,8 @@ def _emotion(
         label=info.labels[best],
         probability=float(probabilities[best]),
         probabilities=dict(zip(info.labels, probabilities.tolist(), strict=True)),
-        valence=float(valence_arousal[0]),
-        arousal=float(valence_arousal[1]),
+        valence=float(valence_arousal[0]) if info.valence_arousal else None,
+        arousal=float(valence_arousal[1]) if info.valence_arousal else None,
         modalities=modalities,
         attention={m: float(attention[MODALITIES.index(m)]) for m in modalities},
         logits=dict(zip(info.labels, logits.tolist(), strict=True)),

@@ -126,6 +126,10 @@ def mean_emotion(emotions: Sequence[Emotion], weights: Sequence[float] | None = 
     def mean(values: Sequence[float]) -> float:
         return float(np.average(values, weights=weights))
 
+    def mean_if_read(values: Sequence[float | None]) -> float | None:
+        read = [value for value in values if value is not None]
+        return mean(read) if len(read) == len(values) else None
+
     probabilities: dict[str, float] = {
         name: mean([e.probabilities[name] for e in emotions]) for name in first.probabilities
     }
@@ -136,8 +140,8 @@ def mean_emotion(emotions: Sequence[Emotion], weights: Sequence[float] | None = 
         label=label,
         probability=probabilities[label],
         probabilities=probabilities,
-        valence=mean([e.valence for e in emotions]),
-        arousal=mean([e.arousal for e in emotions]),
+        valence=mean_if_read([e.valence for e in emotions]),
+        arousal=mean_if_read([e.arousal for e in emotions]),
         attention={name: mean([e.attention[name] for e in emotions]) for name in first.attention},
         logits={name: math.log(max(p, tiny)) for name, p in probabilities.items()},
     )

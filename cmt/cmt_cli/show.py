@@ -86,7 +86,8 @@ def emotion_table(emotion: Emotion, stages: Sequence[tuple[str, float, float]] =
     title = f"{emotion.label} ({emotion.probability:.1%})" + ("" if emotion.trained else " [red]untrained[/]")
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_row("probabilities", ", ".join(f"{k} {v:.3f}" for k, v in emotion.probabilities.items()))
-    table.add_row("valence, arousal", f"{emotion.valence:+.3f}, {emotion.arousal:+.3f}")
+    if emotion.valence is not None and emotion.arousal is not None:
+        table.add_row("valence, arousal", f"{emotion.valence:+.3f}, {emotion.arousal:+.3f}")
     table.add_row("modalities", ", ".join(f"{m} (attention {emotion.attention[m]:.2f})" for m in emotion.modalities))
     table.add_row("label set", emotion.label_set)
     table.add_row("release", f"{emotion.release}: {emotion.preset}, {emotion.engine} {emotion.precision}")
@@ -104,7 +105,8 @@ def window_table(windows: Sequence[WindowEmotion]) -> Table:
     table = Table("start s", "end s", "emotion", "probability", "valence", title="Windows", title_justify="left")
     for window in windows:
         emotion = window.emotion
-        figures = (f"{emotion.probability:.1%}", f"{emotion.valence:+.3f}")
+        valence = "" if emotion.valence is None else f"{emotion.valence:+.3f}"
+        figures = (f"{emotion.probability:.1%}", valence)
         table.add_row(f"{window.start_s:.2f}", f"{window.end_s:.2f}", emotion.label, *figures)
     return table
 

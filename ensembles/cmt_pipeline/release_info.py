@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from cmt_pipeline.modality import MODALITIES, Modality, ordered
 
 #: Parameter of a pipeline: the release that it answers from, as `ReleaseStamp.to_json` writes it.
 RELEASE = "release"
@@ -24,7 +26,11 @@ STAMP_FILE = "release.json"
 
 @dataclass(frozen=True)
 class ReleaseInfo:
-    """The facts of a release that whoever reads its answers needs."""
+    """The facts of a release that whoever reads its answers needs.
+
+    modalities: those that it has an encoder for; others are refused. valence_arousal: whether it reads them; where it
+    doesn't, its answers hold zeros that mean nothing.
+    """
 
     release: int
     label_set: str
@@ -33,13 +39,15 @@ class ReleaseInfo:
     engine: str
     precision: str
     trained: bool
+    modalities: tuple[Modality, ...] = MODALITIES
+    valence_arousal: bool = True
 
 
 @dataclass(frozen=True)
 class ReleaseStamp(ReleaseInfo):
     """The same with the release's digest: what travels with an answer."""
 
-    digest: str
+    digest: str = field(kw_only=True)
 
     @classmethod
     def of(cls, info: ReleaseInfo, digest: str) -> ReleaseStamp:
@@ -55,7 +63,8 @@ class ReleaseStamp(ReleaseInfo):
         if not isinstance(values, dict):
             raise ValueError(f"got {type(values).__name__}; expected a JSON object")
         try:
-            stamp = cls(**{**values, "labels": tuple(map(str, values["labels"]))})
+            read: tuple[Modality, ...] = ordered(values["modalities"])
+            stamp = cls(**{**values, "labels": tuple(map(str, values["labels"])), "modalities": read})
             _check(stamp)
         except (KeyError, TypeError) as error:
             raise ValueError(f"got a release with other fields ({error}); is it of this version?") from None
@@ -71,5 +80,7 @@ def _check(stamp: ReleaseStamp) -> None:
     texts: tuple[Any, ...] = (stamp.label_set, stamp.preset, stamp.engine, stamp.precision, stamp.digest)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name that is no text")
-    if not isinstance(stamp.release, int) or not isinstance(stamp.trained, bool):
-        raise TypeError("release is no number, or trained neither true nor false")
+    if not isinstance(stamp.release, int) or not all(
+        isinstance(said, bool) for said in (stamp.trained, stamp.valence_arousal)
+    ):
+        raise TypeError("release is no number, or trained or valence_arousal neither true nor false")

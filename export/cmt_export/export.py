@@ -27,7 +27,7 @@ from cmt_pipeline.progress import Progress
 from cmt_pipeline.reference import adapter
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage, sized
-from cmt_pipeline.tensors import Array, Arrays
+from cmt_pipeline.tensors import Arrays
 from cmt_release.locks import locked, remove_unlocked
 from cmt_release.release import (
     GOLDEN_FOLDER,
@@ -73,13 +73,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """The files that golden answers are made for: bytes by modality. Without all three there are no golden answers."""
+    """The files that golden answers are made for: bytes by modality. Without one of each that the model reads there
+    are no golden answers."""
 
     files: Mapping[Modality, bytes] = field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        return set(self.files) == set(MODALITIES)
+    def of(self, modalities: Sequence[Modality]) -> dict[Modality, bytes]:
+        """The files of these modalities; none where one is missing."""
+        return {m: self.files[m] for m in modalities} if set(modalities) <= set(self.files) else {}
 
 
 def export(options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> tuple[Release, bool]:
@@ -167,7 +168,7 @@ class _Build:
             return release_from_engines(
                 self.store,
                 draft,
-                ReleaseInfo(0, config.label_set, labels, config.preset, engine.name, precision, config.trained),
+                self._info(),
                 features=self.checkpoint.model.sizes,
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
@@ -176,6 +177,21 @@ class _Build:
                 versions=_versions() | engine.versions(),
                 recipe=recipe,
             )
+
+    def _info(self) -> ReleaseInfo:
+        """Without a number, which the store gives."""
+        config, model = self.checkpoint.config, self.checkpoint.model
+        return ReleaseInfo(
+            release=0,
+            label_set=config.label_set,
+            labels=config.labels,
+            preset=config.preset,
+            engine=self.engine.name,
+            precision=self.options.precision,
+            trained=config.trained,
+            modalities=model.modalities,
+            valence_arousal=model.reads_valence_arousal,
+        )
 
     def _write_sources(self, draft: Path, labels: tuple[str, ...]) -> None:
         """Every stage's folder with all that isn't compiled, and the golden files."""
@@ -188,7 +204,7 @@ class _Build:
             if stage.kind == "preprocess":
                 (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
         (draft / STAGES_FOLDER / FUSE.name / LABELS_FILE).write_text("\n".join(labels) + "\n")
-        for modality, data in self.golden.files.items() if self.golden.complete else ():
+        for modality, data in self.golden.of(self.checkpoint.model.modalities).items():
             (draft / GOLDEN_FOLDER).mkdir(exist_ok=True)
             (draft / GOLDEN_FOLDER / modality).write_bytes(data)
 
@@ -248,13 +264,10 @@ class _Build:
         from cmt_export.model import run_model
         from cmt_pipeline.preprocess import collate
 
-        if not self.golden.complete:
-            return []
-        ready: dict[Modality, dict[str, Array]] = {
-            m: collate(m, [self.preprocessors[m](self.golden.files[m])]) for m in MODALITIES
-        }
+        files = self.golden.of(self.checkpoint.model.modalities)
+        ready = {m: collate(m, [self.preprocessors[m](data)]) for m, data in files.items()}
         answers = []
-        for subset in SUBSETS:
+        for subset in (subset for subset in SUBSETS if set(subset) <= set(ready)):
             answer = run_model(self.checkpoint.model, {k: v for m in subset for k, v in ready[m].items()})
             named = dict(zip(labels, answer["probabilities"][0].tolist(), strict=True))
             valence, arousal = answer["valence_arousal"][0].tolist()

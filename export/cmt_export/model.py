@@ -18,12 +18,23 @@ from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, MODEL_WIDTH, Arra
 
 
 class CrossModalTransformer(nn.Module):
-    """Encoders of the three modalities and their fusion, or a baseline's in its place."""
+    """Encoders of the modalities and their fusion, or a baseline's in its place. A modality without an encoder is
+    never there."""
 
     def __init__(self, encoders: Mapping[Modality, nn.Module], fusion: CrossModalFusion | Fusion) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({m: encoders[m] for m in MODALITIES})
+        self.encoders = nn.ModuleDict({m: encoders[m] if m in encoders else NoEncoder() for m in MODALITIES})
         self.fusion = fusion
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that have an encoder."""
+        return tuple(m for m in MODALITIES if not isinstance(self.encoders[m], NoEncoder))
+
+    @property
+    def reads_valence_arousal(self) -> bool:
+        """Whether that output means anything."""
+        return bool(getattr(self.fusion, "reads_valence_arousal", True))
 
     @property
     def sizes(self) -> Sizes:
@@ -60,6 +71,17 @@ class CrossModalTransformer(nn.Module):
         if stage.modality is None:
             return self.fusion
         return EncodeStage(self.encoders[stage.modality])
+
+
+class NoEncoder(nn.Module):
+    """In the place of an encoder that a model doesn't have: any ready tensors -> one token, masked out."""
+
+    tokens = (ABSENT_TOKENS,)
+
+    def forward(self, *inputs: Tensor) -> Features:
+        nothing = sum(tensor.flatten(1)[:, :1].float() * 0 for tensor in inputs)  # of every input, or some would go
+        features, mask = absent_like(cast(Tensor, nothing)[:, :, None])
+        return features + cast(Tensor, nothing)[:, :, None], mask
 
 
 class EncodeStage(nn.Module):

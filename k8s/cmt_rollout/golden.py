@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ class Golden:
     answers: Mapping[Subset, Mapping[str, float]] = field(default_factory=dict)
     tolerance: float = 0.0
     digest: str = ""
+    modalities: Subset = MODALITIES
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """What can be asked of it."""
+        return tuple(subset for subset in SUBSETS if set(subset) <= set(self.modalities))
 
     def passed(self) -> str:
         """What it means that nothing was wrong, for people."""
@@ -60,6 +66,7 @@ def golden_of(manifest: Manifest, files: Mapping[Modality, bytes], preprocess: P
         answers={answer.modalities: answer.probabilities for answer in manifest.golden},
         tolerance=manifest.golden_tolerance,
         digest=manifest.digest,
+        modalities=manifest.info.modalities,
     )
 
 
@@ -68,11 +75,12 @@ def golden_of_release(release: Release) -> Golden:
     return golden_of(release.manifest, release.golden_files(), release.stage_folder("preprocess"))
 
 
-def generated_golden(number: int) -> Golden:
-    """Of a release that isn't at hand: whether it answers at all, and no other."""
+def generated_golden(number: int, modalities: Subset = MODALITIES) -> Golden:
+    """Of a release whose files aren't at hand: whether it answers at all, and no other."""
     rng = np.random.default_rng(0)
     files = {m: generated_bytes(m, rng, 1.0) for m in MODALITIES}
-    return Golden(number, {subset: item_of({m: files[m] for m in subset}) for subset in SUBSETS})
+    golden = Golden(number, {}, modalities=modalities)
+    return replace(golden, items={subset: item_of({m: files[m] for m in subset}) for subset in golden.subsets})
 
 
 def ready_tensors(files: Mapping[Modality, bytes], preprocess: Path) -> dict[Modality, dict[str, Any]]:
@@ -86,7 +94,9 @@ def golden_faults(client: EmotionClient, golden: Golden) -> list[str]:
 
     Raises ServerUnavailable where nobody answers.
     """
-    faults = [f"{'+'.join(subset)}: it has no golden request" for subset in SUBSETS if subset not in golden.items]
+    faults = [
+        f"{'+'.join(subset)}: it has no golden request" for subset in golden.subsets if subset not in golden.items
+    ]
     for what, subset, ask in _questions(client, golden):
         try:
             emotion = _let_in(ask)

@@ -82,6 +82,12 @@ def _fits_served(manifest: Manifest, served: ModelDescription) -> list[str]:
                 f"its label set is {info.label_set} ({', '.join(info.labels)}); {running.label_set} is served. Clients "
                 "would meet other labels under the same name: serve it on a server of its own"
             )
+        if lost := [m for m in running.modalities if m not in info.modalities]:
+            reasons.append(
+                f"it reads no {' and no '.join(lost)}, which the live release does; serve it on a server of its own"
+            )
+        if running.valence_arousal and not info.valence_arousal:
+            reasons.append("it reads no valence and arousal, which the live release does")
         if _variant_of(running.engine) != _variant_of(info.engine):
             reasons.append(f"its engine is {info.engine}; a server started for {running.engine} is running")
     outputs = {

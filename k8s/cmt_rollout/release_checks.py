@@ -127,15 +127,17 @@ def timed(client: EmotionClient, item: Item) -> tuple[Emotion, float]:
     return emotion, (time.perf_counter() - start) * 1e3
 
 
-def live_like(options: RolloutOptions, seed: int = 0) -> list[Item]:
-    """Requests like those of users, every subset in turn: from the folder of the options, else generated ones.
+def live_like(options: RolloutOptions, modalities: tuple[Modality, ...] = MODALITIES, seed: int = 0) -> list[Item]:
+    """Requests like those of users, every subset of the modalities in turn: from the folder of the options, else
+    generated ones.
 
     ValueError when the folder lacks a modality.
     """
-    files = _files(options.requests) if options.requests is not None else None
+    files = _files(options.requests, modalities) if options.requests is not None else None
+    subsets = [subset for subset in reversed(SUBSETS) if set(subset) <= set(modalities)]
     rng = np.random.default_rng(seed)
     items = []
-    for index, subset in zip(range(options.samples), itertools.cycle(reversed(SUBSETS)), strict=False):
+    for index, subset in zip(range(options.samples), itertools.cycle(subsets), strict=False):
         if files is None:
             seconds = float(rng.uniform(0.5, 3.5))
             items.append(item_of({m: generated_bytes(m, rng, seconds) for m in subset}))
@@ -144,9 +146,9 @@ def live_like(options: RolloutOptions, seed: int = 0) -> list[Item]:
     return items
 
 
-def _files(folder: Path) -> dict[Modality, list[Path]]:
-    found = {m: sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS[m]) for m in MODALITIES}
-    if lacking := [m for m in MODALITIES if not found[m]]:
+def _files(folder: Path, modalities: tuple[Modality, ...]) -> dict[Modality, list[Path]]:
+    found = {m: sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS[m]) for m in modalities}
+    if lacking := [m for m in modalities if not found[m]]:
         raise ValueError(f"{folder} has no {' and no '.join(lacking)} files; expected some of each modality")
     return found
 

@@ -110,8 +110,10 @@ class ServerTarget:
 
     def golden(self, number: int) -> Golden:
         manifest, files = self._repository.manifests().get(number), self._repository.golden_files(number)
-        if manifest is None or not files:
+        if manifest is None:
             return generated_golden(number)
+        if not files:
+            return generated_golden(number, manifest.info.modalities)
         version = manifest.stages["preprocess"].version
         return golden_of(manifest, files, self._repository.version_folder("preprocess", version))
 

@@ -25,8 +25,8 @@ class Trial:
 
     def __init__(self, target: Target, release: Release, options: RolloutOptions, broken: bool) -> None:
         self._target, self._release, self._options, self._broken = target, release, options, broken
-        self._items = live_like(options)
         self._running = target.live()
+        self._items = live_like(options, target.golden(self._running).modalities)
         self._loaded = target.counters()
         self._before = Traffic()
         self._usual_ms: dict[int, list[float]] = {}  # what items take the running release, by their identity

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.modality import MODALITIES, Modality, ordered
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import STAGES
 from cmt_pipeline.tensors import Sizes, TensorSpec, resolved
@@ -183,6 +183,10 @@ def _check(manifest: Manifest) -> None:
     for name, found in (("stages", manifest.stages), ("tensors", manifest.tensors)):
         if wrong := sorted(found.keys() ^ STAGES.keys()):
             raise ValueError(f"{name} are unknown or missing: {', '.join(wrong)}; expected {', '.join(STAGES)}")
+    if not manifest.info.modalities or manifest.info.modalities != ordered(manifest.info.modalities):
+        raise ValueError(
+            f"modalities: got {manifest.info.modalities}; expected some of {', '.join(MODALITIES)}, in order"
+        )
     for m in MODALITIES:
         tokens = manifest.features.tokens(m)
         if not tokens or list(tokens) != sorted(set(tokens)) or tokens[0] < 1 or tokens[-1] > MAX_TOKENS:

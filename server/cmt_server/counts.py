@@ -40,6 +40,10 @@ class RequestCounts:
         self._news: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
 
+    @property
+    def warming_up(self) -> bool:
+        return self._warm_ups > 0
+
     def note(self, pipeline: str, refusal: tuple[str, str] | None) -> None:
         """One request, and the field and code of its refusal; it shows after the next `publish`."""
         with self._lock:

@@ -36,7 +36,11 @@ class Visit:
     request_id: str
     modalities: tuple[Modality, ...]
     deadline_s: float | None
-    refused: Overloaded | None
+    refused: Overloaded | InvalidInput | None
+
+    @property
+    def admitted(self) -> bool:
+        return self.refused is None
 
     def late(self) -> Overloaded | None:
         """Why it isn't worth any work, if nobody waits for it any more."""
@@ -56,6 +60,7 @@ class Entry:
         self._text, self._entrance = text.encode(), entrance
         self._loaded = LoadedRelease(stamp) if stamp and entrance == "raw" else None
         self._counts = RequestCounts(stamp, warm_ups(json.loads(args["model_config"])))
+        self._offered = stamp.modalities if stamp else MODALITIES
         self._busy = Busy()
         behind = [name for name, other in STAGES.items() if other.compiled]
         self._gate = Gate(stage.name, behind, Limits.from_text(parameters).max_wait_s)
@@ -75,6 +80,9 @@ class Entry:
         """Lets a request in, or says why not; either way it is to be `answered`, once. Triton's `timeout` of a request,
         in microseconds, is how long its caller waits."""
         self._watch.wake()
+        unread = [m for m in modalities if m not in self._offered]
+        if unread and not self._counts.warming_up:  # Triton itself warms up with all of them
+            return Visit(request.request_id(), modalities, None, self._not_offered(unread[0]))
         left_s = request.timeout() / 1e6 or None
         deadline_s = None if left_s is None else time.monotonic() + left_s
         return Visit(request.request_id(), modalities, deadline_s, self._gate.admit(_stages(modalities), left_s))
@@ -82,7 +90,7 @@ class Entry:
     def answered(self, visit: Visit, outcome: Outcome) -> Any:
         """The response to a request: the tensors of the outcome, or why it gets none."""
         fault = isinstance(outcome, Exception)
-        if not visit.refused:
+        if visit.admitted:
             self._gate.leave(_stages(visit.modalities), onwards=not fault)
         if isinstance(outcome, (InvalidInput, Overloaded)):
             self._counts.note(self._pipeline(visit.modalities), (outcome.field, outcome.code))
@@ -109,6 +117,10 @@ class Entry:
         self._watch.close()
         if self._loaded:
             self._loaded.leave()
+
+    def _not_offered(self, modality: Modality) -> InvalidInput:
+        offered = " and ".join(self._offered)
+        return InvalidInput(modality, "not_offered", f"got {modality}; expected {offered}: the release reads no other")
 
     def _turned_away(self, request: Any) -> Any:
         asked = {tensor.name() for tensor in request.inputs()}

@@ -23,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setattr(rollout, "golden_of_release", lambda release: generated_golden(release.number))
     monkeypatch.setattr(kubernetes_target, "golden_of_release", lambda release: generated_golden(release.number))
     monkeypatch.setattr(kubernetes_target, "fits", lambda manifest, served: [])
-    monkeypatch.setattr(trial, "live_like", lambda options: [{"text": "Well."}] * options.samples)
+    monkeypatch.setattr(trial, "live_like", lambda options, _: [{"text": "Well."}] * options.samples)
     for module in (rollout, trial):
         monkeypatch.setattr(module, "PAUSE_S", 0.01)
     monkeypatch.setattr(kubernetes_target, "POLL_S", 0.05)
