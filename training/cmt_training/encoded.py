@@ -24,6 +24,7 @@ from cmt_training.batches import Batch, Reader, Source, by_length, padded_rows
 from cmt_training.prepare import GrowingArray, Item, Prepared
 
 BATCH = 32
+SMALLEST = 1e-3  # deviation of a channel that tokens are divided by
 
 #: A batch -> tokens [n, tokens, width] and mask [n, tokens] of each modality that is to be kept.
 Run = Callable[[Batch], dict[Modality, tuple[Tensor, Tensor]]]
@@ -47,6 +48,17 @@ class Encoded(Source):
             return {"input_values": padded, "num_samples": counts[:, None]}
         mask = positions_below(padded.shape[1], counts[:, None])
         return {"input_ids": padded, "attention_mask": mask.to(torch.int64)}
+
+    def moments(self, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [width] of the tokens of those of the items that have the modality."""
+        keys = {_key(item, self._modality) for item in items if item.has(self._modality)}
+        count, total, squares = 0, np.zeros(self._rows.shape[1]), np.zeros(self._rows.shape[1])
+        for start, rows in (self._spans[key] for key in sorted(keys)):
+            tokens = self._rows[start : start + rows].astype(np.float64)
+            count, total, squares = count + rows, total + tokens.sum(axis=0), squares + (tokens**2).sum(axis=0)
+        mean = total / max(count, 1)
+        deviation = np.sqrt((squares / max(count, 1) - mean**2).clip(SMALLEST**2))
+        return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
 class GivenImage(nn.Module):
@@ -76,7 +88,7 @@ def given_encoders() -> dict[Modality, nn.Module]:
 
 def encoded_sources(
     folder: Path, reader: Reader, prepared: Prepared, run: Run, modalities: Sequence[Modality], progress: Progress
-) -> dict[Modality, Source]:
+) -> dict[Modality, Encoded]:
     """Sources of what `run` makes of every item that has one of these modalities; computed where it isn't there.
 
     A modality that no item has keeps no tokens, and has no source.

@@ -88,7 +88,7 @@ def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Itera
     frozen = frozen_modalities(checkpoint)
     kept = frozen_sources(checkpoint.model, frozen, data, fast_precision(), progress)
     backbone = without_lower_layers(checkpoint.model, 0)
-    restore = without_backbones(checkpoint.model, frozen)
+    restore = without_backbones(checkpoint.model, kept)
     try:
         yield Reader(data, {**raw_sources(data, hidden_rows(backbone, data, 0, progress)), **kept})
     finally:

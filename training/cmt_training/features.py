@@ -9,14 +9,14 @@ from torch import Tensor
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress
-from cmt_training.batches import Batch, Reader, Source
-from cmt_training.encoded import encoded_sources
+from cmt_training.batches import Batch, Reader
+from cmt_training.encoded import Encoded, encoded_sources
 from cmt_training.prepare import Prepared
 
 
 def feature_sources(
     model: CrossModalTransformer, reader: Reader, prepared: Prepared, folder: Path, progress: Progress
-) -> dict[Modality, Source]:
+) -> dict[Modality, Encoded]:
     """Sources of what the model's encoders make of every item; computed into `folder` where it isn't there."""
 
     def run(batch: Batch) -> dict[Modality, tuple[Tensor, Tensor]]:

@@ -34,7 +34,7 @@ from cmt_training.conditions import conditions
 from cmt_training.distributed import World
 from cmt_training.encoded import given_encoders
 from cmt_training.features import feature_sources
-from cmt_training.frozen import fast_precision, frozen_modalities, frozen_sources, without_backbones
+from cmt_training.frozen import fast_precision, frozen_modalities, frozen_sources, start_evenly, without_backbones
 from cmt_training.initial import start_from_scratch
 from cmt_training.layer_cache import hidden_rows, without_lower_layers
 from cmt_training.metrics import best_temperature, metrics_of, softmax
@@ -126,16 +126,17 @@ def opened(
     sources = raw_sources(data, rows, 1 - options.token_dropout)
     frozen = [] if options.tune_encoders else frozen_modalities(checkpoint)
     precision = precision_of(options, world.device)
-    sources |= world.first_alone(
+    encoded = world.first_alone(
         lambda: frozen_sources(checkpoint.model, frozen, data, precision, progress, world.device)
     )
-    put_back = without_backbones(checkpoint.model, frozen)
+    put_back = without_backbones(checkpoint.model, encoded, [data.items[index] for index in data.of("train")])
+    start_evenly(checkpoint.model.fusion, encoded)
 
     def restore() -> None:
         put_back()
         cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
 
-    return Reader(data, sources), restore
+    return Reader(data, {**sources, **encoded}), restore
 
 
 def encoders_first(
