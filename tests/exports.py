@@ -50,6 +50,7 @@ def add_to(store: Path, release: Release) -> Release:
             preprocess=manifest.preprocess,
             versions=manifest.versions,
             recipe=manifest.recipe,
+            source=manifest.source,
         )
 
 

@@ -20,6 +20,10 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder of a checkpoint; by default the bundled weights of that preset.")
     ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="Folder of stages made elsewhere: encode_*.onnx, fuse.onnx, model.toml, tokenizer."),
+    ] = None,
     checkpoint_sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of its model.safetensors.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Random weights (seeded) in place of those of a model hub.")
@@ -33,7 +37,7 @@ def export(
     ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Exports a checkpoint to a release, and prints how far it is from PyTorch.
+    """Exports a checkpoint, or graphs made elsewhere, to a release, and prints how far it is from them.
 
     Example: [bold]cmt export --preset mini --precision bf16[/]
     """
@@ -41,7 +45,8 @@ def export(
 
     options = ExportOptions(
         preset=preset,
-        checkpoint=checkpoint if checkpoint or seed is not None else trained_weights(preset, label_set),
+        checkpoint=checkpoint if checkpoint or onnx or seed is not None else trained_weights(preset, label_set),
+        onnx=onnx,
         checkpoint_sha256=checkpoint_sha256,
         random_weights=random_weights,
         label_set=label_set,
@@ -65,7 +70,7 @@ def run_export(options: ExportOptions, state: State) -> Release:
     except ParityError as error:
         console.print(parity_table([vars(row) for row in error.rows]))
         raise
-    if built:
+    if built and release.manifest.parity:
         console.print(parity_table(release.manifest.parity))
     info = release.manifest.info
     console.print(

@@ -112,9 +112,9 @@ def window_table(windows: Sequence[WindowEmotion]) -> Table:
 
 
 def parity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The parity of an export with PyTorch fp32: stages by relative RMS, pipelines by their largest difference of p."""
+    """How far an export is from the truth: stages by relative RMS, pipelines by their largest difference of p."""
     kinds = list(dict.fromkeys((row["engine"], row["precision"]) for row in rows))
-    table = Table(title="Difference from PyTorch fp32", title_justify="left")
+    table = Table(title="Difference from fp32", title_justify="left")
     table.add_column("")
     table.add_column("measure")
     for engine, precision in kinds:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cmt_engine
 import cmt_export
@@ -41,6 +41,7 @@ from cmt_release.release import (
 
 if TYPE_CHECKING:  # torch must not load with this module
     from cmt_export.checkpoint import Checkpoint
+    from cmt_export.onnx_folder import OnnxFolder
     from cmt_export.parity import ParityRow, References
     from cmt_export.samples import Batch
 
@@ -51,7 +52,9 @@ CALIBRATION_ITEMS = 32
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export, and how. checkpoint: a folder; without one the preset's own, untrained, weights are made."""
+    """What to export, and how. checkpoint: a folder; without one the preset's own, untrained, weights are made. onnx: a
+    folder of stages that were made elsewhere (`cmt_export.onnx_folder`), in the place of preset, checkpoint and labels.
+    """
 
     preset: str = "mini"
     checkpoint: Path | None = None
@@ -62,8 +65,11 @@ class ExportOptions:
     precision: Precision = "fp32"
     calibration: Path | None = None
     seed: int = 0
+    onnx: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.onnx is not None and (self.checkpoint or self.random_weights):
+            raise ValueError("got a folder of ONNX stages and a checkpoint or random weights; expected one of them")
         preset_of(self.preset)
         labels_of(self.label_set)
         if self.checkpoint_sha256 is not None and self.checkpoint is None:
@@ -90,7 +96,8 @@ def export(options: ExportOptions, store: Path, golden: GoldenSample, progress: 
     known = find_release(store, recipe)
     if known is not None:
         return known, False
-    return _Build(options, store, golden, progress).run(recipe), True
+    with _fresh_cache(store / ".onnx", _onnx_key(options)) as graphs:
+        return _Build(options, store, graphs, golden, progress).run(recipe), True
 
 
 def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
@@ -98,7 +105,7 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
     digest = hashlib.sha256(_onnx_key(options).encode())
     digest.update(json.dumps(asdict(options), default=str, sort_keys=True).encode())
     engine = ENGINES[options.engine]
-    versions = [_versions(), engine.versions(), library_versions(), engine.target()]
+    versions = [_versions(options), engine.versions(), library_versions(), engine.target()]
     digest.update(json.dumps(versions, sort_keys=True).encode())
     for path in ENGINES.sources():
         digest.update(path.read_bytes())
@@ -113,15 +120,15 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
 def _onnx_key(options: ExportOptions) -> str:
     """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
     preset = preset_of(options.preset)
-    model = (preset, options.checkpoint, options.random_weights, options.label_set, options.seed)
-    digest = hashlib.sha256(repr((model, sorted(_versions().items()))).encode())
+    model = (preset, options.checkpoint, options.random_weights, options.label_set, options.seed, options.onnx)
+    digest = hashlib.sha256(repr((model, sorted(_versions(options).items()))).encode())
     for encoder in preset.encoders.values():
         if options.checkpoint is None and encoder.pretrained and Path(encoder.pretrained).is_dir():
             digest.update(weights_digest(Path(encoder.pretrained)).encode())
     folders = [Path(str(package.__file__)).parent for package in (cmt_engine, cmt_export, cmt_pipeline)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    if options.checkpoint is not None:
-        files += sorted(path for path in options.checkpoint.rglob("*") if path.is_file())
+    for given in filter(None, (options.checkpoint, options.onnx)):
+        files += sorted(path for path in given.rglob("*") if path.is_file())
     for path in (*files, *FAMILIES.sources()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
@@ -130,57 +137,71 @@ def _onnx_key(options: ExportOptions) -> str:
 class _Build:
     """One export; its methods are the steps in order."""
 
-    def __init__(self, options: ExportOptions, store: Path, golden: GoldenSample, progress: Progress) -> None:
-        from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
-
-        self.options, self.store, self.golden, self.progress = options, store, golden, progress
+    def __init__(
+        self, options: ExportOptions, store: Path, graphs: Path, golden: GoldenSample, progress: Progress
+    ) -> None:
+        self.options, self.store, self.graphs = options, store, graphs
+        self.golden, self.progress = golden, progress
         self.engine = ENGINES[options.engine]
         self.steps = 2 + 2 * len(COMPILED_STAGES)
         self.done = 0
-        self._step("loading the checkpoint")
+        self._step("checking the graphs" if options.onnx else "loading the checkpoint")
+        self.source = self._source()
+        self.preprocessors = make_preprocessors(self.source.config.preprocess, self.source.tokenizer)
+
+    @property
+    def truth(self) -> str:
+        return "the given graphs in ONNX Runtime" if self.options.onnx else "PyTorch fp32"
+
+    def _source(self) -> Checkpoint | OnnxFolder:
+        options = self.options
+        if options.onnx is not None:
+            from cmt_export.onnx_folder import open_onnx_folder
+
+            return open_onnx_folder(options.onnx, self.graphs, PARITY_BATCHES)
+        from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+
         if options.checkpoint is not None:
-            self.checkpoint: Checkpoint = load_checkpoint(options.checkpoint, options.checkpoint_sha256)
-        else:
-            self.checkpoint = checkpoint_from_preset(
-                options.preset, options.label_set, random_weights=options.random_weights, seed=options.seed
-            )
-        self.preprocessors = make_preprocessors(self.checkpoint.config.preprocess, self.checkpoint.tokenizer)
+            return load_checkpoint(options.checkpoint, options.checkpoint_sha256)
+        return checkpoint_from_preset(
+            options.preset, options.label_set, random_weights=options.random_weights, seed=options.seed
+        )
 
     def run(self, recipe: str) -> Release:
         from cmt_export.parity import ParityError, pipeline_parity
         from cmt_export.samples import batches
 
         compared = batches(self.preprocessors, PARITY_BATCHES)
-        engine, precision, config = self.engine, self.options.precision, self.checkpoint.config
+        engine, precision, config = self.engine, self.options.precision, self.source.config
         labels = config.labels
         rows: list[ParityRow] = []
         runners: dict[str, Runner] = {}
-        cache = _fresh_cache(self.store / ".onnx", _onnx_key(self.options))
-        with cache as onnx_cache, draft_folder(self.store) as draft:
+        with draft_folder(self.store) as draft:
             self._write_sources(draft, labels)
-            for stage in (sized(stage, self.checkpoint.model.sizes) for stage in COMPILED_STAGES):
-                self._engine(stage, onnx_cache, draft / STAGES_FOLDER / stage.name, compared, rows, runners)
-            self._step("comparing whole pipelines with PyTorch")
+            for stage in (sized(stage, self.source.model.sizes) for stage in COMPILED_STAGES):
+                self._engine(stage, draft / STAGES_FOLDER / stage.name, compared, rows, runners)
+            self._step("comparing whole pipelines")
             if runners:
-                rows += pipeline_parity(runners, engine, self.checkpoint.model, precision, compared)
+                rows += pipeline_parity(runners, engine, self.source.model, precision, compared)
             if not all(row.passed for row in rows):
-                raise ParityError(rows)
+                raise ParityError(rows, self.truth)
             return release_from_engines(
                 self.store,
                 draft,
                 self._info(),
-                features=self.checkpoint.model.sizes,
+                features=self.source.model.sizes,
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
                 golden_tolerance=engine.tolerance(precision).probability,
-                preprocess=fingerprint(config.preprocess, self.checkpoint.tokenizer),
-                versions=_versions() | engine.versions(),
+                preprocess=fingerprint(config.preprocess, self.source.tokenizer),
+                versions=_versions(self.options) | engine.versions(),
                 recipe=recipe,
+                source="onnx" if self.options.onnx else "pytorch",
             )
 
     def _info(self) -> ReleaseInfo:
         """Without a number, which the store gives."""
-        config, model = self.checkpoint.config, self.checkpoint.model
+        config, model = self.source.config, self.source.model
         return ReleaseInfo(
             release=0,
             label_set=config.label_set,
@@ -200,18 +221,17 @@ class _Build:
             folder.mkdir(parents=True)
             (folder / ADAPTER_FILE).write_text(adapter(stage))
             if not stage.compiled:
-                (folder / CONFIG_FILE).write_text(self.checkpoint.config.preprocess.to_json())
+                (folder / CONFIG_FILE).write_text(self.source.config.preprocess.to_json())
             if stage.kind == "preprocess":
-                (folder / TOKENIZER_FILE).write_bytes(self.checkpoint.tokenizer.read_bytes())
+                (folder / TOKENIZER_FILE).write_bytes(self.source.tokenizer.read_bytes())
         (draft / STAGES_FOLDER / FUSE.name / LABELS_FILE).write_text("\n".join(labels) + "\n")
-        for modality, data in self.golden.of(self.checkpoint.model.modalities).items():
+        for modality, data in self.golden.of(self.source.model.modalities).items():
             (draft / GOLDEN_FOLDER).mkdir(exist_ok=True)
             (draft / GOLDEN_FOLDER / modality).write_bytes(data)
 
     def _engine(
         self,
         stage: Stage,
-        onnx_cache: Path,
         folder: Path,
         compared: Sequence[Batch],
         rows: list[ParityRow],
@@ -220,8 +240,8 @@ class _Build:
         """Compiles a stage into its folder; adds its parity to `rows` and, where this machine runs it, its runner."""
         from cmt_export.parity import references, stage_parity
 
-        expected = references(self.checkpoint.model, stage, compared)
-        self._compile(stage, self._onnx(stage, onnx_cache, expected, rows), folder)
+        expected = references(self.source.model, stage, compared)
+        self._compile(stage, self._onnx(stage, expected, rows), folder)
         if not self.engine.opens_here():
             return
         runner = runners[stage.name] = open_engine(folder)
@@ -229,17 +249,21 @@ class _Build:
         rows.append(stage_parity(runner, self.engine, stage, sidecar.precision, expected))
         replace(sidecar, parity=asdict(rows[-1])).write(folder)
 
-    def _onnx(self, stage: Stage, cache: Path, expected: References, rows: list[ParityRow]) -> Path:
+    def _onnx(self, stage: Stage, expected: References, rows: list[ParityRow]) -> Path:
         """The stage's graph and its parity row. Graphs are kept beside the releases for the next export."""
-        from cmt_export.onnx_from_checkpoint import MODEL_FILE, onnx_from_checkpoint
+        from cmt_export.onnx_completion import MODEL_FILE
         from cmt_export.parity import stage_parity
 
-        self._step(f"{stage.name}: PyTorch to ONNX")
-        folder = cache / stage.name
+        self._step(f"{stage.name}: {'ONNX as given' if self.options.onnx else 'PyTorch to ONNX'}")
+        folder = self.graphs / stage.name
         path = folder / MODEL_FILE
+        if self.options.onnx is not None:
+            return path
         if not path.is_file():
+            from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
+
             draft = folder.with_name(f".{stage.name}-{secrets.token_hex(6)}")
-            onnx_from_checkpoint(self.checkpoint.model, stage, draft)
+            onnx_from_checkpoint(cast("Checkpoint", self.source).model, stage, draft)
             keep(draft, folder)
         reference = ENGINES["onnxruntime"]
         rows.append(stage_parity(reference.open(path, "fp32", 0), reference, stage, "fp32", expected, name="onnx"))
@@ -258,17 +282,20 @@ class _Build:
             made = batches_from_folder(self.preprocessors, self.options.calibration, 8 * CALIBRATION_ITEMS)
         else:
             made = batches(self.preprocessors, (1,) * CALIBRATION_ITEMS, seed=self.options.seed + 1)
-        return list(stage_inputs(self.checkpoint.model, stage, made))
+        return list(stage_inputs(self.source.model, stage, made))
 
     def _golden_answers(self, labels: tuple[str, ...]) -> list[GoldenAnswer]:
-        from cmt_export.model import run_model
+        from cmt_export.parity import wired
         from cmt_pipeline.preprocess import collate
 
-        files = self.golden.of(self.checkpoint.model.modalities)
-        ready = {m: collate(m, [self.preprocessors[m](data)]) for m, data in files.items()}
+        model = self.source.model
+        encoded = {
+            m: model.run_stage(STAGES[f"encode_{m}"], collate(m, [self.preprocessors[m](data)]))
+            for m, data in self.golden.of(model.modalities).items()
+        }
         answers = []
-        for subset in (subset for subset in SUBSETS if set(subset) <= set(ready)):
-            answer = run_model(self.checkpoint.model, {k: v for m in subset for k, v in ready[m].items()})
+        for subset in (subset for subset in SUBSETS if set(subset) <= set(encoded)):
+            answer = model.run_stage(FUSE, wired({m: encoded[m] for m in subset}))
             named = dict(zip(labels, answer["probabilities"][0].tolist(), strict=True))
             valence, arousal = answer["valence_arousal"][0].tolist()
             answers.append(GoldenAnswer(subset, named, valence, arousal))
@@ -287,7 +314,7 @@ def _fresh_cache(root: Path, key: str) -> Iterator[Path]:
         yield folder
 
 
-def _versions() -> dict[str, str]:
-    """Of what makes the ONNX files and holds them against PyTorch."""
-    names = ("torch", "transformers", "onnx", "onnxscript", "numpy", "onnxruntime")
-    return {name: importlib.metadata.version(name) for name in names}
+def _versions(options: ExportOptions) -> dict[str, str]:
+    """Of what makes the ONNX files and holds engines against them or PyTorch."""
+    makers = () if options.onnx else ("torch", "transformers", "onnxscript")
+    return {name: importlib.metadata.version(name) for name in (*makers, "onnx", "numpy", "onnxruntime")}

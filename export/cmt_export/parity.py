@@ -1,6 +1,6 @@
-"""Parity: how far an engine is from PyTorch fp32, stage by stage and through whole pipelines.
+"""Parity: how far an engine is from the truth, PyTorch fp32, stage by stage and through whole pipelines.
 
-A stage is fed what PyTorch gives it and compared where its mask says 1 (what padding holds concerns nobody). A
+A stage is fed what the truth gives it and compared where its mask says 1 (what padding holds concerns nobody). A
 pipeline chains the engines' own outputs, so that it shows how errors add up.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -19,8 +19,16 @@ from cmt_pipeline.pipelines import PIPELINES, pipeline_name
 from cmt_pipeline.stages import FUSE, READY, STAGES, Stage
 from cmt_pipeline.tensors import FEATURE_AXIS, Array, Arrays
 
-if TYPE_CHECKING:  # torch must not load with this module
-    from cmt_export.model import CrossModalTransformer
+
+class Truth(Protocol):
+    """What engines are held against: the PyTorch model, or the graphs that were given without one."""
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those that it reads."""
+
+    def run_stage(self, stage: Stage, inputs: Arrays) -> dict[str, Array]:
+        """Contract inputs [batch, ...] of a compiled stage, perhaps among others -> its contract outputs, fp32."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,24 @@ class ParityRow:
 class ParityError(RuntimeError):
     """An export missed its tolerance."""
 
-    def __init__(self, rows: Sequence[ParityRow]) -> None:
+    def __init__(self, rows: Sequence[ParityRow], truth: str = "PyTorch fp32") -> None:
         missed = "; ".join(
             f"{r.what} {r.engine} {r.precision}: {r.error:.2e} > {r.tolerance:.0e}" for r in rows if not r.passed
         )
         super().__init__(
-            f"the export differs from PyTorch fp32 by more than its tolerance ({missed}). "
+            f"the export differs from {truth} by more than its tolerance ({missed}). "
             "Choose a higher --precision, or calibrate int8 with data of your own (--calibration)."
         )
         self.rows = tuple(rows)
 
 
-#: Inputs of a stage and what PyTorch fp32 makes of them.
+#: Inputs of a stage and what the truth makes of them.
 References = Sequence[tuple[Arrays, Arrays]]
 
 
-def references(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> References:
+def references(model: Truth, stage: Stage, batches: Sequence[Batch]) -> References:
     """What a stage's engines are compared with; made once for all of them."""
-    from cmt_export.model import run_stage
-
-    return [(inputs, run_stage(model, stage, inputs)) for inputs in stage_inputs(model, stage, batches)]
+    return [(inputs, model.run_stage(stage, inputs)) for inputs in stage_inputs(model, stage, batches)]
 
 
 def stage_parity(
@@ -76,20 +82,18 @@ def stage_parity(
 def pipeline_parity(
     runners: Mapping[str, Runner],
     engine: Engine,
-    model: CrossModalTransformer,
+    model: Truth,
     precision: Precision,
     batches: Sequence[Batch],
 ) -> list[ParityRow]:
     """One row for each subset of modalities: the largest difference of a probability."""
-    from cmt_export.model import run_stage
-
     offered = [subset for subset in SUBSETS if set(subset) <= set(model.modalities)]
     errors: dict[tuple[Modality, ...], list[float]] = {subset: [] for subset in offered}
     for batch in batches:
-        reference = {m: run_stage(model, STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
+        reference = {m: model.run_stage(STAGES[f"encode_{m}"], batch.tensors) for m in MODALITIES}
         actual = {m: runners[f"encode_{m}"].run(ready_inputs(batch.tensors, [m])) for m in MODALITIES}
         for subset in offered:
-            expected = run_stage(model, FUSE, wired({m: reference[m] for m in subset}))["probabilities"]
+            expected = model.run_stage(FUSE, wired({m: reference[m] for m in subset}))["probabilities"]
             got = runners["fuse"].run(wired({m: actual[m] for m in subset}))["probabilities"]
             errors[subset].append(float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()))
     tolerance = engine.tolerance(precision).probability
@@ -99,8 +103,8 @@ def pipeline_parity(
     ]
 
 
-def stage_inputs(model: CrossModalTransformer, stage: Stage, batches: Sequence[Batch]) -> Iterable[dict[str, Array]]:
-    """What the stage is fed when PyTorch runs the stages before it; `fuse` meets absent modalities too."""
+def stage_inputs(model: Truth, stage: Stage, batches: Sequence[Batch]) -> Iterable[dict[str, Array]]:
+    """What the stage is fed when the truth runs the stages before it; `fuse` meets absent modalities too."""
     for index, batch in enumerate(batches):
         if stage.modality is not None:
             yield {spec.name: batch.tensors[spec.name] for spec in stage.inputs}
@@ -113,10 +117,8 @@ def ready_inputs(tensors: Arrays, subset: Iterable[Modality]) -> dict[str, Array
     return {spec.name: tensors[spec.name] for m in subset for spec in READY[m]}
 
 
-def _fuse_inputs(model: CrossModalTransformer, tensors: Arrays, subset: Sequence[Modality]) -> dict[str, Array]:
-    from cmt_export.model import run_stage
-
-    return wired({m: run_stage(model, STAGES[f"encode_{m}"], tensors) for m in subset})
+def _fuse_inputs(model: Truth, tensors: Arrays, subset: Sequence[Modality]) -> dict[str, Array]:
+    return wired({m: model.run_stage(STAGES[f"encode_{m}"], tensors) for m in subset})
 
 
 def wired(encoded: Mapping[Modality, Arrays]) -> dict[str, Array]:

@@ -49,7 +49,7 @@ class StageVersion:
 
 @dataclass(frozen=True)
 class GoldenAnswer:
-    """What PyTorch fp32 answers for the release's own samples, by pipeline."""
+    """What the source answers in fp32 for the release's own samples, by pipeline."""
 
     modalities: tuple[Modality, ...]
     probabilities: Mapping[str, float]
@@ -77,7 +77,8 @@ class StageTensors:
 class Manifest:
     """What a release is.
 
-    golden: PyTorch fp32's answers to the release's own samples, whose sha256 is in golden_files, by modality;
+    source: `pytorch`, or `onnx` where the graphs were given; golden: its answers in fp32 to the release's own samples,
+    whose sha256 is in golden_files, by modality;
     golden_tolerance: the largest absolute difference of any probability that the precision is allowed;
     preprocess: `cmt_pipeline.preprocess.fingerprint`; features: how many tokens, how wide; tensors: the contract with
     that width and the label count filled in;
@@ -86,6 +87,7 @@ class Manifest:
     """
 
     info: ReleaseInfo
+    source: str
     stages: Mapping[str, StageVersion]
     features: Sizes
     tensors: Mapping[str, StageTensors]

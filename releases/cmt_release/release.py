@@ -180,6 +180,7 @@ def release_from_engines(
     versions: Mapping[str, str],
     recipe: str,
     features: Sizes = DEFAULT_SIZES,
+    source: str = "pytorch",
 ) -> Release:
     """Turns `draft`/stages/{stage}/ and `draft`/golden/{modality} into the store's next release.
 
@@ -189,6 +190,7 @@ def release_from_engines(
     number = max(release_numbers(store), default=0) + 1
     manifest = Manifest(
         info=replace(info, release=number),
+        source=source,
         stages={name: _stage_version(draft / STAGES_FOLDER / name, name, number, earlier) for name in STAGES},
         features=features,
         tensors=contract_tensors(len(info.labels), features.width),
