@@ -88,10 +88,16 @@ def _try_encoder(
             trial.add(stage, fault)
         if faults:
             return
-        shape = outputs[f"{m}_features"].shape
-        trial.tokens.setdefault(m, set()).add(shape[1])
-        if trial.widths.setdefault(m, shape[2]) != shape[2]:
-            trial.add(stage, f"got features of {shape[2]} and of {trial.widths[m]}; expected one width")
+    item = {spec.name: batches[0].tensors[spec.name][:1] for spec in READY[m]}
+    for inputs in (_fitted(m, item, bucket) for bucket in PADDED[m][1]) if m in PADDED else (item,):
+        outputs = _run(trial, stage, runner, inputs)
+        if outputs is None:
+            return
+        tokens, width = outputs[f"{m}_features"].shape[1:]
+        trial.tokens.setdefault(m, set()).add(tokens)
+        if trial.widths.setdefault(m, width) != width:
+            trial.add(stage, f"got features of {width} and of {trial.widths[m]}; expected one width")
+            return
 
 
 def _takes(trial: Trial, runner: Runner, vocabulary: int) -> bool:
@@ -151,11 +157,12 @@ def _encoder_changes(
             break
     if m not in PADDED:
         return
-    short = _cut(m, rows[0])
-    long = _padded(m, short)
+    name, buckets = PADDED[m]
+    own = buckets.index(bucket_for(min(_length(m, rows[0]), buckets[-2]), buckets))
+    short = _fitted(m, rows[0], buckets[own])
+    long = _fitted(m, short, buckets[own + 1])
     before, after = (_run(trial, stage, runner, item) for item in (short, long))
     if before and after and (changed := _change(m, before, 0, after, 0)) > RELATIVE:
-        name, _ = PADDED[m]
         yield (
             f"an item's features differ by {changed:.2g} (relative) when {name} is padded from {short[name].shape[1]} "
             f"to {long[name].shape[1]}; expected at most {RELATIVE}: mask the padding in attention, statistics and "
@@ -178,21 +185,13 @@ def _length(m: Modality, item: Arrays) -> int:
     return int(item["num_samples"][0, 0] if m == "audio" else item["attention_mask"].sum())
 
 
-def _cut(m: Modality, item: dict[str, Array]) -> dict[str, Array]:
-    """The item in the smallest bucket that holds it, but the largest: from there it can be padded."""
-    buckets = PADDED[m][1]
-    length = min(_length(m, item), buckets[-2])
-    bucket = bucket_for(length, buckets)
-    cut = {key: array if array.shape[1] == 1 else array[:, :bucket] for key, array in item.items()}
-    return cut | ({"num_samples": np.full((1, 1), length, np.int64)} if m == "audio" else {})
-
-
-def _padded(m: Modality, item: dict[str, Array]) -> dict[str, Array]:
-    """The item in the next bucket."""
-    name, buckets = PADDED[m]
-    now = item[name].shape[1]
-    more = buckets[buckets.index(now) + 1] - now
-    return {key: array if array.shape[1] == 1 else np.pad(array, ((0, 0), (0, more))) for key, array in item.items()}
+def _fitted(m: Modality, item: dict[str, Array], bucket: int) -> dict[str, Array]:
+    """The item cut or padded to a bucket."""
+    fitted = {
+        key: array if array.shape[1] == 1 else np.pad(array[:, :bucket], ((0, 0), (0, max(0, bucket - array.shape[1]))))
+        for key, array in item.items()
+    }
+    return fitted | ({"num_samples": np.minimum(item["num_samples"], bucket)} if m == "audio" else {})
 
 
 def _try_fuse(trial: Trial, runner: Runner, encoded: Mapping[Modality, Arrays], labels: int) -> None:
