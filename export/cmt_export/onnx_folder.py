@@ -19,7 +19,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,8 +154,10 @@ def _preprocess(values: Any, tokenizer: Path, tokens: int) -> PreprocessConfig:
     """ValueError for values that there are none of, or that nothing can be prepared by."""
     if not isinstance(values, dict):
         raise ValueError(f"preprocess: got {values!r}; expected a table")
-    defaults = json.loads(PreprocessConfig(vocabulary=tokens).to_json())
-    config = typed(PreprocessConfig, defaults | values, "preprocess")
+    defaults = json.loads(json.dumps(asdict(PreprocessConfig(vocabulary=tokens))))
+    fit = values.get("image_fit", {})
+    filled = {**defaults, **values, "image_fit": {**defaults["image_fit"], **fit} if isinstance(fit, dict) else fit}
+    config = typed(PreprocessConfig, filled, "preprocess")
     make_preprocessors(config, tokenizer)
     return config
 
