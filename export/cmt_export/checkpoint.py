@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cmt_engine.engine import sha256_of
 from cmt_export.errors import CheckpointError
@@ -28,9 +28,10 @@ from cmt_export.sources import (
     weights_digest,
 )
 from cmt_pipeline.labels import checked_labels, labels_of
-from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.modality import MODALITIES, Modality, ordered
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
 from cmt_pipeline.presets import MINILM, EncoderPreset, FusionSize, Preset, preset_of
+from cmt_pipeline.tensors import MODEL_WIDTH
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,25 +41,45 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 FORMAT = 2
+COMPOSED = "composed"
+LAYER_WEIGHTS = "encoder.layer_weights"
 FORMATS = (1, FORMAT)  # 1: without the labels, which then are those of the set of that name
 REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """A published head. architecture: the class of transformers that has it; names: its own of its classes; kind and
+    places: as `cmt_export.log_linear.Expert` has them; licence: as its card says it."""
+
+    architecture: str
+    names: tuple[str, ...]
+    kind: Literal["softmax", "sigmoid", "dimensional"]
+    places: tuple[int, ...]
+    licence: str = ""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> ClassifierConfig:
+        return cls(**{**values, "names": tuple(map(str, values["names"])), "places": tuple(map(int, values["places"]))})
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
-    """config: Hugging Face's own; weights_from: where published weights come from (None: in model.safetensors)."""
+    """config: Hugging Face's own; weights_from: where published weights come from (None: in model.safetensors);
+    classifier: of a composed model, the published head that goes with them."""
 
     config: Mapping[str, Any]
     weights_from: str | None = None
     weights_sha256: str | None = None
+    classifier: ClassifierConfig | None = None
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """config.json of a checkpoint. `trained` is False while any weight that decides an answer is random.
 
-    labels: in output order, so that whoever loads it need not know the set; model: `cmt`, or the baseline whose fusion
-    stands in its place (`cmt_export.baselines`).
+    labels: in output order, so that whoever loads it need not know the set; encoders: of the modalities that it reads;
+    model: `cmt`, the baseline whose fusion stands in its place (`cmt_export.baselines`), or `composed`.
     """
 
     preset: str
@@ -80,12 +101,27 @@ class CheckpointConfig:
             if (got := values.pop("format", None)) not in FORMATS:
                 raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 and {FORMAT}")
             values["labels"] = checked_labels(values["labels"]) if got == FORMAT else labels_of(values["label_set"])
-            values["encoders"] = {m: EncoderConfig(**values["encoders"][m]) for m in MODALITIES}
+            values["encoders"] = {m: _encoder_config(values["encoders"][m]) for m in ordered(values["encoders"])}
             values["fusion"] = FusionSize(**values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"got a {CONFIG_FILE} that is no checkpoint's: {error!r}") from error
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """How the names of weights begin that stay where they were published."""
+        return tuple(
+            f"encoders.{m}.encoder.backbone." if encoder.classifier else f"encoders.{m}.backbone."
+            for m, encoder in self.encoders.items()
+            if encoder.weights_from
+        )
+
+
+def _encoder_config(values: Mapping[str, Any]) -> EncoderConfig:
+    """TypeError, KeyError and ValueError for what is none."""
+    told = values.get("classifier")
+    return EncoderConfig(**{**values, "classifier": ClassifierConfig.from_values(told) if told else None})
 
 
 @dataclass(frozen=True)
@@ -143,9 +179,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = False)
 
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder")
-    elsewhere = tuple(
-        f"encoders.{m}.backbone." for m, encoder in checkpoint.config.encoders.items() if encoder.weights_from
-    )
+    elsewhere = checkpoint.config.elsewhere
     state = checkpoint.model.state_dict()
     kept = {
         name: (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
@@ -165,7 +199,6 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     """A saved checkpoint. sha256: what its model.safetensors must have. Raises CheckpointError."""
     from safetensors.torch import load_file
 
-    from cmt_export.baselines import fusion_of
     from cmt_export.model import CrossModalTransformer
 
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
@@ -177,15 +210,15 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     try:
         weights = load_file(folder / WEIGHTS_FILE)
         size = _Size(len(weights), sum(tensor.numel() for tensor in weights.values()))
-        encoders = {m: _load_encoder(m, config.encoders[m], size) for m in MODALITIES}
-        fusion = _no_larger(lambda: fusion_of(config.model, config.fusion, len(config.labels)), size)
+        encoders = {m: _load_encoder(m, encoder, size, weights) for m, encoder in config.encoders.items()}
+        fusion = _no_larger(lambda: _fusion(config), size)
         model = CrossModalTransformer(encoders, fusion)
         loaded = model.load_state_dict(weights, strict=False)
     except CheckpointError:
         raise
     except Exception as error:  # of torch and transformers many kinds, on values that fit neither them nor each other
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged or doesn't fit its config.json: {error}") from error
-    elsewhere = tuple(f"encoders.{m}.backbone." for m, encoder in config.encoders.items() if encoder.weights_from)
+    elsewhere = config.elsewhere
     lacking = [key for key in loaded.missing_keys if not key.startswith(elsewhere or ("\0",))]
     if lacking or loaded.unexpected_keys:
         raise CheckpointError(
@@ -262,7 +295,17 @@ def _no_larger(make: Callable[[], Made], most: _Size) -> Made:
     return make()
 
 
-def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size) -> nn.Module:
+def _fusion(config: CheckpointConfig) -> Any:
+    from cmt_export.baselines import fusion_of
+    from cmt_export.log_linear import Expert, LogLinearFusion
+
+    heads = {m: encoder.classifier for m, encoder in config.encoders.items() if encoder.classifier}
+    if config.model != COMPOSED:
+        return fusion_of(config.model, config.fusion, len(config.labels))
+    return LogLinearFusion({m: Expert(head.kind, head.places) for m, head in heads.items()}, len(config.labels))
+
+
+def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size, weights: Mapping[str, Any]) -> nn.Module:
     try:
         family = family_of(str(encoder.config.get("model_type")), modality)
         if encoder.weights_from is None:
@@ -275,7 +318,31 @@ def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size) -> nn
             f"the weights in {folder} have sha256 {got}; expected {encoder.weights_sha256}: they aren't those that the "
             "checkpoint was made with"
         )
-    return family.wrap(backbone_from(family, folder))
+    backbone = backbone_from(family, folder)
+    if encoder.classifier is None:
+        return family.wrap(backbone)
+    return classifier_encoder(family, backbone, encoder.classifier, weights_below(weights, f"encoders.{modality}."))
+
+
+def weights_below(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Those whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def classifier_encoder(
+    family: EncoderFamily, backbone: Any, classifier: ClassifierConfig, weights: Mapping[str, Any]
+) -> nn.Module:
+    """An encoder with its head. weights: `head.*`, and `encoder.layer_weights` where the head reads all layers."""
+    from torch import nn
+
+    from cmt_export.heads import ClassifierEncoder, Head, encoder_for, layout_of
+
+    layout = layout_of(classifier.architecture, backbone.config)
+    epsilon = getattr(backbone.config, "layer_norm_eps", 1e-12)
+    encoder = encoder_for(layout, family, backbone)
+    if LAYER_WEIGHTS in weights:
+        encoder.layer_weights = nn.Parameter(weights[LAYER_WEIGHTS])
+    return ClassifierEncoder(encoder, Head(layout, weights_below(weights, "head."), epsilon), MODEL_WIDTH)
 
 
 def _tokenizer_of(preset: Preset, folder: Path | None) -> Path:

@@ -7,10 +7,12 @@ float32 and a mask [batch, tokens] int64, 1 = real.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD
@@ -75,6 +77,7 @@ class AudioEncoder(nn.Module):
                 parametrize.remove_parametrizations(part, "weight")
         self.backbone = backbone
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
+        self.layer_weights: nn.Parameter | None = None  # [1 + layers], where a published head reads a sum of all
 
     def forward(self, input_values: Tensor, num_samples: Tensor) -> Features:
         frames = self.convolve(input_values, num_samples)  # [batch, frames, conv_dim]
@@ -87,6 +90,8 @@ class AudioEncoder(nn.Module):
         """Wav2Vec2's transformer with its masks as arithmetic.
 
         Transformers writes zeros through a boolean index, which in ONNX becomes NonZero and shapes that depend on data.
+        In a sum of all layers the last state counts as it leaves the encoder, after its norm: so it was until
+        transformers 5, and so were the published sums learnt (seen on 5.23: before the norm, where that comes last).
         """
         real = mask.to(hidden.dtype)
         hidden = hidden * real[..., None]
@@ -95,20 +100,26 @@ class AudioEncoder(nn.Module):
         hidden = hidden + self.positions(hidden, real)
         stable = getattr(self.backbone.config, "do_stable_layer_norm", False)  # then the norm comes last
         hidden = hidden if stable else encoder.layer_norm(hidden)
-        hidden = self.layers(encoder.dropout(hidden), bias)
-        return encoder.layer_norm(hidden) if stable else hidden
+        states: list[Tensor] = [encoder.dropout(hidden)]
+        states.extend(self.layers(states[0], bias))
+        if stable:
+            states[-1] = encoder.layer_norm(states[-1])
+        if self.layer_weights is None:
+            return states[-1]
+        mixed: Tensor = torch.stack(states, dim=-1) @ functional.softmax(self.layer_weights, dim=-1)
+        return mixed
 
     def positions(self, hidden: Tensor, real: Tensor) -> Tensor:  # noqa: ARG002  # who has several convolutions needs it
         """What a frame's place adds to it [batch, frames, hidden]; real: [batch, frames], 1 or 0."""
         added: Tensor = self.backbone.encoder.pos_conv_embed(hidden)
         return added
 
-    def layers(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """The transformer's layers; bias: [batch, 1, 1, frames], of the mask."""
+    def layers(self, hidden: Tensor, bias: Tensor) -> Iterator[Tensor]:
+        """What each of the transformer's layers makes; bias: [batch, 1, 1, frames], of the mask."""
         for layer in self.backbone.encoder.layers:
             made = layer(hidden, attention_mask=bias)
             hidden = made[0] if isinstance(made, tuple) else made
-        return hidden
+            yield hidden
 
     def convolve(self, input_values: Tensor, num_samples: Tensor) -> Tensor:
         """The convolutions alone: [batch, frames, conv_dim]."""

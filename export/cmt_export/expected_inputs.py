@@ -32,17 +32,19 @@ def expected_inputs(
     text_config: Any,
 ) -> PreprocessConfig:
     """folders: of published encoders, None for those with random weights, which expect what their families do.
-    tokenizer: a tokenizer.json; text_config: Hugging Face's, of the text encoder. CheckpointError for what isn't done
-    here.
+    tokenizer: a tokenizer.json; text_config: Hugging Face's, of the text encoder, None without one. CheckpointError
+    for what isn't done here.
     """
-    values: dict[str, Any] = {"vocabulary": text_config.vocab_size, "pad_token": _pad_token(tokenizer, text_config)}
+    values: dict[str, Any] = {}
+    if text_config is not None:
+        values = {"vocabulary": text_config.vocab_size, "pad_token": _pad_token(tokenizer, text_config)}
     for family in families.values():
         values |= family.expects
-    image, audio = _preprocessor(folders["image"]), _preprocessor(folders["audio"])
-    if image and folders["image"]:
-        values |= _of_image(folders["image"])
-    if audio:
-        values |= _of_audio(audio, folders["audio"])
+    image, audio = folders.get("image"), folders.get("audio")
+    if image and _preprocessor(image):
+        values |= _of_image(image)
+    if heard := _preprocessor(audio):
+        values |= _of_audio(heard, audio)
     return PreprocessConfig(**values)
 
 

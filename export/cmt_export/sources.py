@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ WEIGHTS_FILE = "model.safetensors"
 PACKAGE_PREFIX = "package:"
 #: In the order in which transformers looks for them.
 WEIGHTS_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-FETCHED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
+FETCHED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model", "README.md")
 FETCHED_ELSE = ("pytorch_model*.bin",)  # where a repository has no safetensors
-HEADS = ("classifier", "cls", "lm_head", "qa_outputs", "projector", "layer_weights", "pre_classifier", "final_proj")
+HEADS = (
+    *("cls_classifier", "distillation_classifier"),
+    *("classifier", "cls", "lm_head", "qa_outputs", "projector", "layer_weights", "pre_classifier", "final_proj"),
+)
 OF_PRETRAINING = (
     *("predictions", "generator_predictions", "discriminator_predictions", "sop_classifier", "quantizer", "project_q"),
     *("project_hid", "vocab_projector", "vocab_transform", "vocab_layer_norm", "label_embs_concat"),
@@ -95,23 +98,35 @@ def backbone_from(family: EncoderFamily, folder: Path) -> Any:
 
     Raises CheckpointError for weights that lack some of it, or hold a part that it would leave out.
     """
+    beside = BESIDE.union(family.beside)
+    return family.settled(_loaded(family, family.architecture(), folder, beside, family.arguments))
+
+
+def classifier_from(family: EncoderFamily, architecture: Any, folder: Path) -> Any:
+    """As `backbone_from`, a whole model of transformers with its head, none of it random and nothing left out."""
+    return _loaded(family, architecture, folder, frozenset((*OF_PRETRAINING, "pooler")), {})
+
+
+def _loaded(
+    family: EncoderFamily, architecture: Any, folder: Path, beside: frozenset[str], arguments: Mapping[str, Any]
+) -> Any:
+    """beside: parts of names in the weights that it may leave out."""
     import torch
     from transformers.utils import logging
 
     weights_in(folder)
-    architecture = family.architecture()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a pooler that we don't use is reported as "unexpected" otherwise
     logging.disable_progress_bar()
     try:
         config = family.config(architecture.config_class.get_config_dict(folder)[0])
-        backbone, told = architecture.from_pretrained(
+        made, told = architecture.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
             key_mapping=dict(family.renamed) or None,
-            **family.arguments,
+            **arguments,
         )
     except CheckpointError:
         raise
@@ -122,17 +137,16 @@ def backbone_from(family: EncoderFamily, folder: Path) -> Any:
     lacking = [key for key in sorted(told["missing_keys"]) if not key.endswith(MAY_LACK)]
     if lacking:
         raise CheckpointError(
-            f"the weights in {folder} lack {len(lacking)} tensors of the {family.model_type} encoder, such as "
+            f"the weights in {folder} lack {len(lacking)} tensors of {architecture.__name__}, such as "
             f"{', '.join(lacking[:SHOWN])}; expected all: they would be random"
         )
-    beside = BESIDE.union(family.beside)
     left_out = [key for key in sorted(told["unexpected_keys"]) if not beside.intersection(key.split(".")[:2])]
     if left_out:
         raise CheckpointError(
-            f"the weights in {folder} hold {len(left_out)} tensors that the {family.model_type} encoder leaves out, "
+            f"the weights in {folder} hold {len(left_out)} tensors that {architecture.__name__} leaves out, "
             f"such as {', '.join(left_out[:SHOWN])}; expected its own alone: it would compute something else"
         )
-    return family.settled(backbone)
+    return made
 
 
 def _in_package(name: str) -> Path:

@@ -203,9 +203,9 @@ def config(folder: Path, **values: object) -> None:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "some weights lack": (
         lambda f: without(f, "layer.1."),
-        "lack 16 tensors of the roberta encoder, such as encoder.layer",
+        "lack 16 tensors of RobertaModel, such as encoder.layer",
     ),
-    "a layer too many": (with_another, "hold 1 tensors that the roberta encoder leaves out, such as encoder.layer.2"),
+    "a layer too many": (with_another, "hold 1 tensors that RobertaModel leaves out, such as encoder.layer.2"),
     "another family": (lambda f: config(f, model_type="bert"), "got an encoder of the family 'bert'"),
     "another size": (lambda f: config(f, hidden_size=64), "can't be read"),
     "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"no weights"), "can't be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class WavLMEncoder(AudioEncoder):
             buckets = first._relative_positions_bucket(torch.arange(-FARTHEST, FARTHEST + 1))
         self.register_buffer("buckets", buckets, persistent=False)
 
-    def layers(self, hidden: Tensor, bias: Tensor) -> Tensor:
+    def layers(self, hidden: Tensor, bias: Tensor) -> Iterator[Tensor]:
         encoder = self.backbone.encoder
         stable = self.backbone.config.do_stable_layer_norm
         distances = self._of_distances(hidden.shape[1])
@@ -51,7 +52,7 @@ class WavLMEncoder(AudioEncoder):
                 attended = layer.dropout(attend(layer.attention, hidden, bias, distances))
                 hidden = layer.layer_norm(hidden + attended)
                 hidden = layer.final_layer_norm(hidden + layer.feed_forward(hidden))
-        return hidden
+            yield hidden
 
     def _of_distances(self, frames: int) -> Tensor:
         """What the first layer learnt of each distance and all share: [heads, frames, frames]."""

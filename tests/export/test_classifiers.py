@@ -1,0 +1,92 @@
+"""Published classifiers, composed: each says what transformers says of the same input, or is refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmt_export.checkpoint import load_checkpoint, save_checkpoint
+from cmt_export.compose import ComposeOptions, compose, meanings
+from cmt_export.errors import CheckpointError
+from cmt_export.samples import generated_bytes
+from cmt_pipeline.modality import Modality
+from cmt_pipeline.preprocess import collate, make_preprocessors
+from cmt_pipeline.stages import READY
+from published_classifiers import ROWS, made, theirs
+
+COMPOSED = {name: row for name, row in ROWS.items() if not row.refused}
+REFUSED = {name: row for name, row in ROWS.items() if row.refused}
+
+
+def answers(model: Any, modality: Modality, ready: dict[str, Any]) -> torch.Tensor:
+    """Transformers' own logits of one item, without padding: [classes]."""
+    tensors = {name: torch.from_numpy(array) for name, array in ready.items()}
+    with torch.inference_mode():
+        if modality == "image":
+            return model(tensors["pixel_values"]).logits[0]
+        if modality == "audio":
+            return _heard(model, tensors["input_values"][:, : int(tensors["num_samples"][0, 0])])
+        real = int(tensors["attention_mask"].sum())
+        ids, mask = tensors["input_ids"][:, :real], tensors["attention_mask"][:, :real]
+        return model(ids, attention_mask=mask).logits[0]
+
+
+def _heard(model: Any, sound: torch.Tensor) -> torch.Tensor:
+    if hasattr(model.classifier, "keys"):  # of no class of transformers: its authors' forward is this
+        states = model.base_model(sound).last_hidden_state.mean(dim=1)
+        return model.classifier["out_proj"](torch.tanh(model.classifier["dense"](states)))[0]
+    config = model.config
+    if config.use_weighted_layer_sum and config.do_stable_layer_norm:  # whose last state transformers 5 doesn't norm
+        states = list(model.base_model(sound, output_hidden_states=True).hidden_states)
+        states[-1] = model.base_model.encoder.layer_norm(states[-1])
+        summed = torch.stack(states, dim=-1) @ torch.softmax(model.layer_weights, dim=-1)
+        return model.classifier(model.projector(summed).mean(dim=1))[0]
+    return model(sound).logits[0]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_it_says_what_transformers_says(name: str, tmp_path: Path) -> None:
+    row = COMPOSED[name]
+    folder = made(row, tmp_path / "published")
+    checkpoint = compose(ComposeOptions({row.modality: str(folder)}))
+    rng = np.random.default_rng(0)
+    item = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)[row.modality](
+        generated_bytes(row.modality, rng, 1.3)
+    )
+    ready = collate(row.modality, [item])
+    inputs = [torch.from_numpy(ready[spec.name]) for spec in READY[row.modality]]
+    with torch.inference_mode():
+        features, mask = checkpoint.model.encoders[row.modality](*inputs)
+    expected = answers(theirs(folder), row.modality, ready)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(features[0, 0, : len(expected)], expected, atol=2e-4, rtol=1e-4)
+    assert (features[0, 0, len(expected) :] == 0).all()
+    assert mask.tolist() == [[1]]
+
+    save_checkpoint(checkpoint, tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved")
+    with torch.inference_mode():
+        torch.testing.assert_close(again.model.encoders[row.modality](*inputs)[0], features)
+    assert meanings(again) == meanings(checkpoint)
+    assert again.config.to_json() == checkpoint.config.to_json()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cant_be_composed_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
+    folder = made(REFUSED[name], tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        compose(ComposeOptions({REFUSED[name].modality: str(folder)}))
+    assert REFUSED[name].refused in str(caught.value)
+
+
+def test_names_that_say_nothing_are_given_by_the_caller(tmp_path: Path) -> None:
+    folder = made(ROWS["Dpngtm/wav2vec2-emotion-recognition"], tmp_path)
+    names = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
+    checkpoint = compose(ComposeOptions({"audio": str(folder)}, names={"audio": names}))
+    assert meanings(checkpoint)["audio"]["happy"] == "joy"
+    with pytest.raises(CheckpointError, match=r"has 7 outputs and the names angry, disgust \(2\)"):
+        compose(ComposeOptions({"audio": str(folder)}, names={"audio": names[:2]}))
