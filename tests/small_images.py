@@ -11,11 +11,7 @@ import numpy as np
 from PIL import Image
 
 HALF = (0.5, 0.5, 0.5)
-
-
 ORIENTATION = 0x0112  # EXIF tag
-
-
 #: orientation -> what a camera that was held so did to the upright picture
 STORED = {
     1: None,
