@@ -227,6 +227,10 @@ class TinyServer:
             time.sleep(0.05)
         return computed, batches
 
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[2]}/metrics", timeout=10) as response:
+            return str(response.read().decode())
+
     def index(self) -> list[dict[str, str]]:
         entries: list[dict[str, str]] = self.ask("/v2/repository/index", {})[1]
         return entries

@@ -5,11 +5,12 @@ Each test asks the doctor about the repository that is served, then walks into t
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,6 +19,8 @@ from cmt_server.doctor.running import RunningTriton
 from tiny_triton import MODEL, Step, TinyServer, ensemble, python_model, write_model
 
 pytestmark = pytest.mark.triton
+
+T = TypeVar("T")
 
 TOKEN = "secret"
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
@@ -57,6 +60,22 @@ def at_once(server: TinyServer, model: str, inputs: Sequence[Any], **more: Any) 
 
     with ThreadPoolExecutor(len(inputs)) as senders:
         return list(senders.map(ask, inputs))
+
+
+def failures(server: TinyServer, *models: str) -> dict[str, int]:
+    """Model and reason -> what Triton's metrics count, where that isn't 0."""
+    pattern = r'^nv_inference_request_failure{model="(.+?)",reason="(.+?)",.* (\d+)$'
+    counted = re.findall(pattern, server.metrics(), re.MULTILINE)
+    return {f"{model} {reason}": int(count) for model, reason, count in counted if model in models and int(count)}
+
+
+def eventually(look: Callable[[], T], expected: T) -> T:
+    """What is there to see once it is as expected, or after some seconds: Triton counts after it has answered."""
+    for _ in range(100):
+        if (seen := look()) == expected:
+            break
+        time.sleep(0.05)
+    return seen
 
 
 def named(diagnosis: Diagnosis) -> set[tuple[str, str]]:
@@ -420,9 +439,12 @@ def test_warmup(triton: TinyServer, found: set[tuple[str, str]]) -> None:
 
 
 def test_a_last_step_may_refuse(triton: TinyServer, found: set[tuple[str, str]]) -> None:
+    """Which is counted as a fault of the ensemble, and not at all for the step."""
     assert ("refusal-beside-sibling", "refuses_last") not in found
     statuses = [status for status, _ in at_once(triton, "refuses_last", [in_a_batch()] * 8)]
     assert set(statuses) == {200, 503}
+    counted = {"refuses_last OTHER": 2 * statuses.count(503)}
+    assert eventually(lambda: failures(triton, "refuses_last", "tail"), counted) == counted
     assert triton.unload("refuses_last")[0] == 200
     assert triton.settled("refuses_last") == "UNAVAILABLE"
 
