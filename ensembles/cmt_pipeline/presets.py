@@ -1,5 +1,5 @@
-"""Presets: the encoders and the sizes of a model. `base` is full size, `mini` fits a laptop and the tests. One of a
-user's own is a TOML file, named by its path:
+"""Presets: the encoders and the sizes of a model. `base` is full size, `fast` has published distilled encoders for two
+plain cores, `mini` fits a laptop and the tests. One of a user's own is a TOML file, named by its path:
 
     [encoders.image]
     pretrained = "google/vit-base-patch16-224-in21k@REVISION"
@@ -66,6 +66,25 @@ PRESETS: dict[str, Preset] = {
             "text": EncoderPreset("bert", "google-bert/bert-base-uncased"),
         },
         fusion=FusionSize(),
+    ),
+    "fast": Preset(
+        name="fast",
+        encoders={
+            "image": EncoderPreset(
+                "deit",
+                "facebook/deit-small-distilled-patch16-224",
+                {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+            ),
+            "audio": EncoderPreset(
+                "hubert", "ntu-spml/distilhubert", {"num_hidden_layers": 2, "feat_proj_layer_norm": False}
+            ),
+            "text": EncoderPreset(
+                "bert",
+                "microsoft/MiniLM-L12-H384-uncased",
+                {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+            ),
+        },
+        fusion=FusionSize(layers=1, feed_forward_width=512),
     ),
     "mini": Preset(
         name="mini",

@@ -32,12 +32,12 @@ HEADS = (
 OF_PRETRAINING = (
     *("predictions", "generator_predictions", "discriminator_predictions", "sop_classifier", "quantizer", "project_q"),
     *("project_hid", "vocab_projector", "vocab_transform", "vocab_layer_norm", "label_embs_concat"),
-    *("lm_predictions", "mask_predictions"),
+    *("lm_predictions", "mask_predictions", "generator_lm_head"),
 )
 #: What lies in published weights beside an encoder, and nothing of it reads.
 BESIDE = frozenset((*HEADS, *OF_PRETRAINING, "pooler"))
-#: Parts that decide over nothing but training.
-MAY_LACK = ("masked_spec_embed", "mask_token")
+#: Parts that decide over nothing but training: weights may lack them, and hold them where the encoder has none.
+OF_TRAINING = ("masked_spec_embed", "mask_token")
 SHOWN = 3  # names in an error
 
 
@@ -134,13 +134,17 @@ def _loaded(
         raise CheckpointError(f"the weights in {folder} can't be read: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
-    lacking = [key for key in sorted(told["missing_keys"]) if not key.endswith(MAY_LACK)]
+    lacking = [key for key in sorted(told["missing_keys"]) if not key.endswith(OF_TRAINING)]
     if lacking:
         raise CheckpointError(
             f"the weights in {folder} lack {len(lacking)} tensors of {architecture.__name__}, such as "
             f"{', '.join(lacking[:SHOWN])}; expected all: they would be random"
         )
-    left_out = [key for key in sorted(told["unexpected_keys"]) if not beside.intersection(key.split(".")[:2])]
+    left_out = [
+        key
+        for key in sorted(told["unexpected_keys"])
+        if not key.endswith(OF_TRAINING) and not beside.intersection(key.split(".")[:2])
+    ]
     if left_out:
         raise CheckpointError(
             f"the weights in {folder} hold {len(left_out)} tensors that {architecture.__name__} leaves out, "

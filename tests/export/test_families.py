@@ -19,9 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
     BertConfig,
-    RobertaForSequenceClassification,
-    Wav2Vec2ForSequenceClassification,
+    DeiTForImageClassificationWithTeacher,
     WhisperConfig,
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
@@ -158,15 +164,30 @@ def test_weights_are_read_however_they_were_saved(tmp_path: Path, how: str) -> N
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
-def test_heads_are_left_out(tmp_path: Path) -> None:
-    theirs = RobertaForSequenceClassification(backbone("roberta").config)
-    theirs.save_pretrained(tmp_path)
-    loaded = backbone_from(FAMILIES["roberta"], tmp_path).state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.roberta.state_dict().items())
-    sound = Wav2Vec2ForSequenceClassification(backbone("wav2vec2", use_weighted_layer_sum=True).config)
-    sound.save_pretrained(tmp_path / "sound")
-    loaded = backbone_from(FAMILIES["wav2vec2"], tmp_path / "sound").state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in sound.wav2vec2.state_dict().items())
+HEADS = {
+    "image": (AutoModelForImageClassification, AutoModelForMaskedImageModeling),
+    "audio": (AutoModelForAudioClassification, AutoModelForCTC, AutoModelForPreTraining),
+    "text": (AutoModelForSequenceClassification, AutoModelForMaskedLM, AutoModelForPreTraining),
+}
+FAMILY_OF_EACH = {model_type: name for name, (model_type, _) in reversed(ENCODERS.items()) if model_type != "whisper"}
+
+
+@pytest.mark.parametrize("model_type", FAMILY_OF_EACH)
+def test_heads_are_left_out(tmp_path: Path, model_type: str) -> None:
+    """Those of transformers: of classifiers, of pretraining, of distillation."""
+    family = FAMILIES[model_type]
+    shape = backbone(FAMILY_OF_EACH[model_type], **({"image_size": 224} if family.modality == "image" else {})).config
+    made = [auto for auto in HEADS[family.modality] if type(shape) in auto._model_mapping]
+    whole = [DeiTForImageClassificationWithTeacher(shape)] if model_type == "deit" else []
+    whole += [auto.from_config(shape) for auto in made if model_type != "deit"]
+    assert whole
+    for number, model in enumerate(whole):
+        folder = tmp_path / str(number)
+        model.save_pretrained(folder)
+        expected, loaded = model.base_model.state_dict(), backbone_from(family, folder).state_dict()
+        same = [torch.equal(expected[name], tensor) for name, tensor in loaded.items() if name in expected]
+        assert len(same) >= len(loaded) - 1  # a mask token that classifiers don't have
+        assert all(same), type(model)
 
 
 @pytest.mark.parametrize("architecture", [WhisperForConditionalGeneration, WhisperForAudioClassification])

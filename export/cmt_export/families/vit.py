@@ -20,6 +20,7 @@ class ViT(EncoderFamily):
     model_type = "vit"
     modality = "image"
     arguments = {"add_pooling_layer": False}  # noqa: RUF012
+    beside = ("decoder",)  # of pretraining by masked pixels
 
     def architecture(self) -> Any:
         return ViTModel
