@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Tokenizer
 from transformers import (
     AutoImageProcessor,
     AutoModelForAudioClassification,
@@ -35,9 +37,10 @@ from transformers import (
 
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
 from cmt_export.errors import CheckpointError
-from cmt_export.expected_inputs import expected_inputs
+from cmt_export.expected_inputs import expected_inputs, tokenizer_in
 from cmt_export.family import FAMILIES
 from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
+from cmt_export.samples import SENTENCES
 from cmt_export.sources import backbone_from, folder_of, pinned, weights_digest
 from cmt_pipeline.image import Fit, ImagePreprocessor
 from cmt_pipeline.preprocess import PreprocessConfig
@@ -218,7 +221,7 @@ def with_another(folder: Path) -> None:
 
 def config(folder: Path, **values: object) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -399,6 +402,35 @@ def test_a_tokenizer_without_its_json_is_made_of_its_vocabulary(tmp_path: Path) 
     (tmp_path / "text" / "vocab.txt").write_text("\n".join(sorted(words, key=lambda word: words[word])))
     made = checkpoint_from_preset(str(preset), "meld")
     assert json.loads(made.tokenizer.read_text())["model"]["vocab"] == words
+
+
+BEGINNING = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]"}
+BEGINNING |= {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "file", "pieces", "ends", "offset"),
+    [
+        ("deberta-v2", "spm.model", BEGINNING, (1, 2), 0),
+        ("xlm-roberta", "sentencepiece.bpe.model", {}, (0, 2), 1),  # fairseq's numbers begin one later
+    ],
+)
+def test_a_tokenizer_is_made_of_a_sentencepiece_model(
+    tmp_path: Path, model_type: str, file: str, pieces: dict[str, Any], ends: tuple[int, int], offset: int
+) -> None:
+    with (tmp_path / file).open("wb") as model:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES * 3),
+            model_writer=model,
+            vocab_size=120,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **pieces,
+        )
+    config(tmp_path, model_type=model_type)
+    made = Tokenizer.from_file(str(tokenizer_in(tmp_path)))
+    numbers = SentencePieceProcessor(model_file=str(tmp_path / file)).encode(SENTENCES[0])
+    assert made.encode(SENTENCES[0]).ids == [ends[0], *(number + offset for number in numbers), ends[1]]
 
 
 def test_a_dinov2_that_was_trained_further_is_one_of_224_pixels(tmp_path: Path) -> None:
