@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-upgrade bench-capacity bench-hostile bench-drain soak fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain soak fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -110,6 +110,9 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 	for precision in fp32 bf16 int8; do $(BIN)/cmt export --precision $$precision --state .cmt/precision || exit 1; done
 	test -d .cmt/precision/corpus || $(BIN)/cmt corpus .cmt/precision/corpus
 	$(BIN)/python -m cmt_perf.precision_trial .cmt/precision .cmt/precision/corpus
+
+bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; an hour
+	$(BIN)/python -m cmt_perf.real.trial .cmt/real $(or $(DATA),../shared/data)
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
