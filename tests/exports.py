@@ -44,6 +44,7 @@ def add_to(store: Path, release: Release) -> Release:
             draft,
             manifest.info,
             features=manifest.features,
+            published=manifest.published,
             parity=manifest.parity,
             golden=manifest.golden,
             golden_tolerance=manifest.golden_tolerance,

@@ -345,3 +345,30 @@ def theirs(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     architecture = config["architectures"][0].replace("MultiLabel", "Sequence")
     return transformers_class(architecture).from_pretrained(folder).eval()
+
+
+def logits_of(folder: Path, modality: Modality, ready: Mapping[str, Any]) -> torch.Tensor:
+    """Transformers' own logits of one item's ready tensors, without padding: [classes]."""
+    model = theirs(folder)
+    tensors = {name: torch.from_numpy(array) for name, array in ready.items()}
+    with torch.inference_mode():
+        if modality == "image":
+            return model(tensors["pixel_values"]).logits[0]
+        if modality == "audio":
+            return _heard(model, tensors["input_values"][:, : int(tensors["num_samples"][0, 0])])
+        real = int(tensors["attention_mask"].sum())
+        ids, mask = tensors["input_ids"][:, :real], tensors["attention_mask"][:, :real]
+        return model(ids, attention_mask=mask).logits[0]
+
+
+def _heard(model: Any, sound: torch.Tensor) -> torch.Tensor:
+    if hasattr(model.classifier, "keys"):  # of no class of transformers: its authors' forward is this
+        states = model.base_model(sound).last_hidden_state.mean(dim=1)
+        return model.classifier["out_proj"](torch.tanh(model.classifier["dense"](states)))[0]
+    config = model.config
+    if config.use_weighted_layer_sum and config.do_stable_layer_norm:  # whose last state transformers 5 doesn't norm
+        states = list(model.base_model(sound, output_hidden_states=True).hidden_states)
+        states[-1] = model.base_model.encoder.layer_norm(states[-1])
+        summed = torch.stack(states, dim=-1) @ torch.softmax(model.layer_weights, dim=-1)
+        return model.classifier(model.projector(summed).mean(dim=1))[0]
+    return model(sound).logits[0]

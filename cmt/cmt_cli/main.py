@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmt_cli.bench import bench
+from cmt_cli.compose import compose
 from cmt_cli.corpus import corpus
 from cmt_cli.demo import demo
 from cmt_cli.deploy import deploy
@@ -37,7 +38,7 @@ app = typer.Typer(
 #: The verbs of `cmt --help`, by what one wants to do.
 PANELS = {
     "Serve": (demo, serve, predict, status),
-    "Model": (export, corpus, train, evaluate, compare),
+    "Model": (export, compose, corpus, train, evaluate, compare),
     "Operate": (upgrade, rollback, deploy, doctor),
     "Measure": (bench, tune, plan, perf_input),
 }

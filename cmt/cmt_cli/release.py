@@ -119,6 +119,10 @@ def show(
     table = Table(title=f"Release {manifest.number}", title_justify="left", show_header=False)
     for name in ("digest", "preset", "engine", "precision", "label_set", "trained"):
         table.add_row(name.replace("_", " "), str(row[name]))
+    table.add_row("modalities", ", ".join(manifest.info.modalities))
+    for weights in manifest.published:
+        licence = weights.licence or "no licence named"
+        table.add_row(f"{weights.modality} from", f"{weights.source} ({licence}, {weights.sha256[:12]})")
     table.add_row("labels", ", ".join(manifest.info.labels))
     table.add_row("files", f"{len(manifest.files)}, {_megabytes(row['size_bytes'])}")
     table.add_row("stages", ", ".join(f"{name} {stage.version}" for name, stage in manifest.stages.items()))

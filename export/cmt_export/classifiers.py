@@ -57,10 +57,8 @@ def read_classifier(modality: Modality, folder: Path, names: Sequence[str] = ())
         )
     if model_type not in FAMILIES:
         raise CheckpointError(f"{where} names the family {model_type!r}; expected one of {', '.join(sorted(FAMILIES))}")
-    if FAMILIES[model_type].modality != modality:
-        raise CheckpointError(
-            f"{where} names {model_type!r}, which reads {FAMILIES[model_type].modality}, not {modality}"
-        )
+    if (reads := FAMILIES[model_type].modality) != modality:
+        raise CheckpointError(f"{where} names {model_type!r}, which reads {reads}; expected one that reads {modality}")
     if architecture not in HEADS:
         raise CheckpointError(
             f"{where} names the architecture {architecture!r}, whose head isn't known; expected one of "

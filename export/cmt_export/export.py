@@ -29,6 +29,7 @@ from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage, sized
 from cmt_pipeline.tensors import Arrays
 from cmt_release.locks import locked, remove_unlocked
+from cmt_release.manifest import PublishedWeights
 from cmt_release.release import (
     GOLDEN_FOLDER,
     STAGES_FOLDER,
@@ -197,7 +198,18 @@ class _Build:
                 versions=_versions(self.options) | engine.versions(),
                 recipe=recipe,
                 source="onnx" if self.options.onnx else "pytorch",
+                published=self._published(),
             )
+
+    def _published(self) -> list[PublishedWeights]:
+        """The weights in it that somebody else published."""
+        found = []
+        encoders = getattr(self.source.config, "encoders", {})  # graphs made elsewhere say nothing of theirs
+        for m, encoder in encoders.items():
+            if encoder.weights_from is not None:
+                licence = encoder.classifier.licence if encoder.classifier else ""
+                found.append(PublishedWeights(m, encoder.weights_from, encoder.weights_sha256 or "", licence))
+        return found
 
     def _info(self) -> ReleaseInfo:
         """Without a number, which the store gives."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -39,22 +39,40 @@ class Expert:
         return [output for output, meant in enumerate(self.places) if meant == place]
 
 
-class LogLinearFusion(Fusion):
-    """Features [batch, 1, width] of classifiers, their logits in the first channels -> the contract's four outputs."""
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration finds. log_prior: [labels]; temperatures and weights: [3]; biases: [3, labels]."""
 
     log_prior: Tensor
-    weights: Tensor
     temperatures: Tensor
     biases: Tensor
+    weights: Tensor
+
+    @classmethod
+    def none(cls, labels: int) -> Calibrated:
+        """Heads as they are: every label alike before anything is read, every modality of the same weight."""
+        heads = len(MODALITIES)
+        prior = torch.full((labels,), -math.log(labels))
+        return cls(prior, torch.ones(heads), torch.zeros(heads, labels), torch.ones(heads))
+
+
+class LogLinearFusion(Fusion):
+    """Features [batch, 1, width] of classifiers, their logits in the first channels -> the contract's four outputs."""
 
     def __init__(self, experts: Mapping[Modality, Expert], labels: int) -> None:
         super().__init__()
         self.experts = dict(experts)
         self.count = labels
-        self.register_buffer("log_prior", torch.full((labels,), -math.log(labels)))
-        self.register_buffer("weights", torch.ones(len(MODALITIES)))
-        self.register_buffer("temperatures", torch.ones(len(MODALITIES)))
-        self.register_buffer("biases", torch.zeros(len(MODALITIES), labels))
+        for name, tensor in vars(Calibrated.none(labels)).items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def calibrated(self) -> Calibrated:
+        return Calibrated(**{field.name: getattr(self, field.name) for field in fields(Calibrated)})
+
+    def calibrate(self, found: Calibrated) -> None:
+        for name, tensor in vars(found).items():
+            getattr(self, name).copy_(tensor)
 
     @property
     def reads_valence_arousal(self) -> bool:
@@ -71,37 +89,37 @@ class LogLinearFusion(Fusion):
     ) -> Answer:
         """As CrossModalFusion.forward. attention: the weight of each modality that is there, together 1."""
         features, masks = [image_features, audio_features, text_features], [image_mask, audio_mask, text_mask]
-        present = presence_of(masks).to(image_features.dtype)
-        weights = present * torch.where(present.sum(dim=1, keepdim=True) > 1, self.weights, 1.0)
-        logits, valence_arousal = self.pooled([f[:, 0] for f in features], weights, present)
+        presence = presence_of(masks).to(image_features.dtype)
+        logits, dimensions, weights = self.pooled([f[:, 0] for f in features], presence, self.calibrated)
         attention = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        return logits, functional.softmax(logits / self.temperature, dim=-1), valence_arousal, attention
+        return logits, functional.softmax(logits / self.temperature, dim=-1), dimensions, attention
 
-    def pooled(self, outputs: Sequence[Tensor], weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the three heads [batch, width], weights and presence [batch, 3] -> log-probabilities [batch,
-        labels] and valence_arousal [batch, 2]."""
-        logits = self.log_prior.expand(outputs[0].shape[0], -1)
+    def pooled(self, outputs: Sequence[Tensor], presence: Tensor, by: Calibrated) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the three heads [batch, width] and presence [batch, 3] -> log-probabilities [batch, labels],
+        valence and arousal [batch, 2], and what each modality weighs [batch, 3]."""
+        several = presence.sum(dim=1, keepdim=True) > 1
+        weights = presence * torch.where(several, by.weights, torch.ones_like(by.weights))
+        logits = by.log_prior.expand(outputs[0].shape[0], -1)
         dimensions = outputs[0].new_zeros((outputs[0].shape[0], len(DIMENSIONS)))
         read = outputs[0].new_zeros((outputs[0].shape[0], 1))
         for index, m in enumerate(MODALITIES):
-            expert = self.experts.get(m)
+            expert, there = self.experts.get(m), presence[:, index : index + 1]
             if expert is None:
                 continue
             if expert.kind == "dimensional":
-                dimensions = dimensions + present[:, index : index + 1] * _dimensions(expert, outputs[index])
-                read = read + present[:, index : index + 1]
+                dimensions, read = dimensions + there * _dimensions(expert, outputs[index]), read + there
             else:
-                logits = logits + weights[:, index : index + 1] * self.evidence(m, outputs[index])
-        return functional.log_softmax(logits, dim=-1), dimensions / read.clamp(min=1)
+                logits = logits + weights[:, index : index + 1] * self.evidence(m, outputs[index], by)
+        return functional.log_softmax(logits, dim=-1), dimensions / read.clamp(min=1), weights
 
-    def evidence(self, modality: Modality, outputs: Tensor) -> Tensor:
+    def evidence(self, modality: Modality, outputs: Tensor, by: Calibrated) -> Tensor:
         """log ( p(y | modality) / prior(y) ) [batch, labels] of a head's outputs [batch, width]; 0 for the labels that
         it doesn't know."""
         expert, index = self.experts[modality], MODALITIES.index(modality)
         known = [label for label in range(self.count) if expert.of(label)]
-        scores = torch.stack([_score(expert, outputs / self.temperatures[index], label) for label in known], dim=1)
-        posterior = functional.log_softmax(scores + self.biases[index, known], dim=1)
-        prior = functional.log_softmax(self.log_prior[known], dim=0)
+        scores = torch.stack([_score(expert, outputs / by.temperatures[index], label) for label in known], dim=1)
+        posterior = functional.log_softmax(scores + by.biases[index, known], dim=1)
+        prior = functional.log_softmax(by.log_prior[known], dim=0)
         ratios = dict(zip(known, (posterior - prior).unbind(dim=1), strict=True))
         nothing = torch.zeros_like(outputs[:, 0])
         return torch.stack([ratios.get(label, nothing) for label in range(self.count)], dim=1)

@@ -99,6 +99,7 @@ def _changed(store: Path, base: Release, stage: str, change: Callable[[Path], No
             draft,
             manifest.info,
             features=manifest.features,
+            published=manifest.published,
             parity=manifest.parity,
             golden=manifest.golden,
             golden_tolerance=manifest.golden_tolerance,

@@ -74,6 +74,17 @@ class StageTensors:
 
 
 @dataclass(frozen=True)
+class PublishedWeights:
+    """Published weights in a release: of which modality, from where (a hub's id with its revision, a folder, a
+    package), the digest of their files, and the licence that their card names ("": none)."""
+
+    modality: str
+    source: str
+    sha256: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a release is.
 
@@ -83,7 +94,7 @@ class Manifest:
     preprocess: `cmt_pipeline.preprocess.fingerprint`; features: how many tokens, how wide; tensors: the contract with
     that width and the label count filled in;
     sizes: bytes of every file, by sha256; recipe: digest of all that went into the release, to know it again
-    without building.
+    without building; published: weights that are part of it, whose licences go on to hold.
     """
 
     info: ReleaseInfo
@@ -99,6 +110,7 @@ class Manifest:
     sizes: Mapping[str, int]
     versions: Mapping[str, str]
     recipe: str
+    published: Sequence[PublishedWeights]
 
     @property
     def number(self) -> int:

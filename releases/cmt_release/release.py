@@ -35,6 +35,7 @@ from cmt_release.manifest import (
     STAGES_FOLDER,
     GoldenAnswer,
     Manifest,
+    PublishedWeights,
     ReleaseError,
     StageVersion,
     contract_tensors,
@@ -181,6 +182,7 @@ def release_from_engines(
     recipe: str,
     features: Sizes = DEFAULT_SIZES,
     source: str = "pytorch",
+    published: Sequence[PublishedWeights] = (),
 ) -> Release:
     """Turns `draft`/stages/{stage}/ and `draft`/golden/{modality} into the store's next release.
 
@@ -202,6 +204,7 @@ def release_from_engines(
         sizes=_sizes(draft),
         versions=versions,
         recipe=recipe,
+        published=published,
     )
     return publish_draft(store, draft, manifest)
 

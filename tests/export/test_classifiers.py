@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,39 +12,12 @@ from cmt_export.checkpoint import load_checkpoint, save_checkpoint
 from cmt_export.compose import ComposeOptions, compose, meanings
 from cmt_export.errors import CheckpointError
 from cmt_export.samples import generated_bytes
-from cmt_pipeline.modality import Modality
 from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_pipeline.stages import READY
-from published_classifiers import ROWS, made, theirs
+from published_classifiers import ROWS, logits_of, made
 
 COMPOSED = {name: row for name, row in ROWS.items() if not row.refused}
 REFUSED = {name: row for name, row in ROWS.items() if row.refused}
-
-
-def answers(model: Any, modality: Modality, ready: dict[str, Any]) -> torch.Tensor:
-    """Transformers' own logits of one item, without padding: [classes]."""
-    tensors = {name: torch.from_numpy(array) for name, array in ready.items()}
-    with torch.inference_mode():
-        if modality == "image":
-            return model(tensors["pixel_values"]).logits[0]
-        if modality == "audio":
-            return _heard(model, tensors["input_values"][:, : int(tensors["num_samples"][0, 0])])
-        real = int(tensors["attention_mask"].sum())
-        ids, mask = tensors["input_ids"][:, :real], tensors["attention_mask"][:, :real]
-        return model(ids, attention_mask=mask).logits[0]
-
-
-def _heard(model: Any, sound: torch.Tensor) -> torch.Tensor:
-    if hasattr(model.classifier, "keys"):  # of no class of transformers: its authors' forward is this
-        states = model.base_model(sound).last_hidden_state.mean(dim=1)
-        return model.classifier["out_proj"](torch.tanh(model.classifier["dense"](states)))[0]
-    config = model.config
-    if config.use_weighted_layer_sum and config.do_stable_layer_norm:  # whose last state transformers 5 doesn't norm
-        states = list(model.base_model(sound, output_hidden_states=True).hidden_states)
-        states[-1] = model.base_model.encoder.layer_norm(states[-1])
-        summed = torch.stack(states, dim=-1) @ torch.softmax(model.layer_weights, dim=-1)
-        return model.classifier(model.projector(summed).mean(dim=1))[0]
-    return model(sound).logits[0]
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -61,7 +33,7 @@ def test_it_says_what_transformers_says(name: str, tmp_path: Path) -> None:
     inputs = [torch.from_numpy(ready[spec.name]) for spec in READY[row.modality]]
     with torch.inference_mode():
         features, mask = checkpoint.model.encoders[row.modality](*inputs)
-    expected = answers(theirs(folder), row.modality, ready)
+    expected = logits_of(folder, row.modality, ready)
     assert expected.std() > 1e-3
     torch.testing.assert_close(features[0, 0, : len(expected)], expected, atol=2e-4, rtol=1e-4)
     assert (features[0, 0, len(expected) :] == 0).all()

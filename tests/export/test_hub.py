@@ -31,7 +31,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
     (old / "model.safetensors").unlink()
     whole = published("roberta", folder / "whole")
-    (whole / "README.md").write_text("Not fetched.")
+    (whole / "README.md").write_text("---\nlicense: mit\n---\n")
+    (whole / "example.png").write_bytes(b"not fetched")
     (whole / "training_args.bin").write_bytes(b"pickled")
     repositories = {
         "org/whole": Repository(whole),
@@ -69,7 +70,7 @@ def test_what_is_fetched_is_what_lies_there(hub: Hub, tmp_path: Path, name: str)
     folder, pin = came.stdout.split()
     assert pin == f"{name}@{repository.commit}", came.stderr
     assert weights_digest(Path(folder)) == weights_digest(repository.folder)
-    assert not {"README.md", "training_args.bin"} & {path.name for path in Path(folder).iterdir()}
+    assert not {"example.png", "training_args.bin"} & {path.name for path in Path(folder).iterdir()}
     assert fetch(hub.url, pin, tmp_path).stdout.split() == [folder, pin]
 
 

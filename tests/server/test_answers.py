@@ -119,6 +119,7 @@ def relabelled(store: Path, base: Release, labels: tuple[str, ...]) -> Release:
             draft,
             replace(manifest.info, labels=labels),
             features=manifest.features,
+            published=manifest.published,
             parity=manifest.parity,
             golden=(),
             golden_tolerance=manifest.golden_tolerance,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmt_export.checkpoint import Checkpoint
+from cmt_export.checkpoint import COMPOSED, Checkpoint
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.progress import Progress
@@ -85,6 +85,9 @@ def evaluate(
 @contextlib.contextmanager
 def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Iterator[Reader]:
     """A reader for the checkpoint's model; what its text encoder and published ones say is meanwhile read from disk."""
+    if checkpoint.config.model == COMPOSED:
+        yield Reader(data, raw_sources(data))
+        return
     frozen = frozen_modalities(checkpoint)
     kept = frozen_sources(checkpoint.model, frozen, data, fast_precision(), progress)
     backbone = without_lower_layers(checkpoint.model, 0)

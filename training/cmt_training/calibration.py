@@ -1,0 +1,182 @@
+"""Calibrates a composed checkpoint on labelled items: temperature and label biases of each head, weights of the pool.
+
+First each head alone, so that what a single modality answers is a probability; then, with those fixed, how much each
+weighs beside others (Guo et al. 2017, arXiv 1706.04599, with biases; logarithmic pooling). A few hundred items are
+enough for so few numbers, and the biases are held towards 0. That it helps is measured on items held out, in folds;
+where it doesn't, the checkpoint stays as it was. The test split is never read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cmt_export.checkpoint import Checkpoint
+from cmt_export.log_linear import Calibrated, LogLinearFusion
+from cmt_pipeline.modality import MODALITIES, SUBSETS
+from cmt_pipeline.progress import Progress, no_progress
+from cmt_training.batches import by_length
+from cmt_training.evaluate import reading
+from cmt_training.examples import DataError
+from cmt_training.predict import BATCH
+from cmt_training.prepare import Prepared
+
+FOLDS = 5
+LEAST = 50  # items; fewer say nothing about a dozen numbers
+HELD = 2.0  # items' worth of pull of each bias towards 0
+STEPS = 60  # of L-BFGS
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """items: how many were used; before, after: cross-entropy in nats of items held out, over every subset that each
+    has; kept: whether it was better."""
+
+    items: int
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
+class _Items:
+    """outputs [items, 3, width], presence [items, 3] and labels [items], float64 but for the labels."""
+
+    outputs: Tensor
+    presence: Tensor
+    labels: Tensor
+
+    def of(self, rows: Tensor) -> _Items:
+        return _Items(self.outputs[rows], self.presence[rows], self.labels[rows])
+
+    def subsets(self) -> Iterator[Tensor]:
+        """Presence [items, 3] under each subset, of none where an item lacks some of it."""
+        for subset in SUBSETS:
+            wanted = self.presence.new_tensor([float(m in subset) for m in MODALITIES])
+            whole = (self.presence * wanted).sum(dim=1) == wanted.sum()
+            yield wanted * whole[:, None]
+
+
+def calibrate(checkpoint: Checkpoint, prepared: Prepared, progress: Progress = no_progress) -> Calibration:
+    """Sets the checkpoint's temperatures, biases, weights and prior. DataError for a checkpoint that isn't composed,
+    for too few items, and for a label that none of them has."""
+    fusion = checkpoint.model.fusion
+    if not isinstance(fusion, LogLinearFusion):
+        raise DataError("got a checkpoint that isn't composed; expected one of `cmt compose`")
+    items = _read(checkpoint, prepared, progress)
+    names, count = checkpoint.config.labels, len(items.labels)
+    if count < LEAST:
+        raise DataError(f"got {count} items outside of the test split; expected {LEAST} at least")
+    if lacking := [name for index, name in enumerate(names) if not (items.labels == index).any()]:
+        raise DataError(f"no item has the label {lacking[0]}; expected some of each of {', '.join(names)}")
+    before, after = [], []
+    folds = torch.from_numpy(np.random.default_rng(0).permutation(count) % FOLDS)
+    for fold in range(FOLDS):
+        progress("fitting on four fifths, measuring on the others", fold / FOLDS)
+        rest, fitted = items.of(torch.nonzero(folds == fold)[:, 0]), items.of(torch.nonzero(folds != fold)[:, 0])
+        before.append(_losses(fusion, rest, _double(fusion.calibrated)))
+        after.append(_losses(fusion, rest, _fit(fusion, fitted)))
+    found = Calibration(count, float(torch.cat(before).mean()), float(torch.cat(after).mean()))
+    if found.kept:
+        fusion.calibrate(_fit(fusion, items))
+    return found
+
+
+@torch.inference_mode()
+def _read(checkpoint: Checkpoint, prepared: Prepared, progress: Progress) -> _Items:
+    """What the heads say of every item that isn't of the test split."""
+    indices = [index for index, item in enumerate(prepared.items) if item.split != "test"]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with reading(checkpoint, prepared, progress) as reader:
+        batches = by_length(indices, reader.lengths(indices), BATCH)
+        for done, rows in enumerate(batches):
+            progress("asking the classifiers", done / len(batches))
+            batch = reader.batch(rows)
+            encoded = checkpoint.model.encode(batch.inputs, batch.presence)
+            outputs = torch.stack([features[:, 0] for features in encoded[::2]], dim=1)
+            there = torch.cat([mask[:, :1] for mask in encoded[1::2]], dim=1)
+            parts.append((outputs.double(), (there * batch.presence).double(), batch.labels))
+    outputs, presence, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _Items(outputs, presence, labels)
+
+
+def _fit(fusion: LogLinearFusion, items: _Items) -> Calibrated:
+    counts = torch.bincount(items.labels, minlength=fusion.count).double() + 1
+    found = replace(_double(Calibrated.none(fusion.count)), log_prior=(counts / counts.sum()).log())
+    for index, m in enumerate(MODALITIES):
+        expert, rows = fusion.experts.get(m), torch.nonzero(items.presence[:, index])[:, 0]
+        if expert is not None and expert.kind != "dimensional" and len(rows):
+            found = _fit_alone(fusion, index, items.of(rows), found)
+    return _fit_weights(fusion, items, found)
+
+
+def _fit_alone(fusion: LogLinearFusion, index: int, items: _Items, start: Calibrated) -> Calibrated:
+    """Temperature and biases of one head."""
+    at = torch.arange(len(MODALITIES)) == index
+    alone = at.double().expand(len(items.labels), -1)
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(fusion.count, dtype=torch.float64, requires_grad=True)
+
+    def tried() -> Calibrated:
+        temperatures = torch.where(at, log_temperature.exp(), start.temperatures)
+        return replace(start, temperatures=temperatures, biases=torch.where(at[:, None], bias, start.biases))
+
+    pull = HELD / len(items.labels)
+    _minimise(lambda: _loss(fusion, items, alone, tried()).mean() + pull * bias.square().sum(), log_temperature, bias)
+    return _detached(tried())
+
+
+def _fit_weights(fusion: LogLinearFusion, items: _Items, start: Calibrated) -> Calibrated:
+    """What each weighs beside others, from 0 up; on every pair and triple that an item has."""
+    several = [presence for presence in items.subsets() if presence.sum(dim=1).amax() > 1]
+    if not several:
+        return start
+    raw = torch.full((len(MODALITIES),), math.log(math.expm1(1.0)), dtype=torch.float64, requires_grad=True)
+
+    def tried() -> Calibrated:
+        return replace(start, weights=functional.softplus(raw))
+
+    _minimise(lambda: torch.cat([_loss(fusion, items, presence, tried()) for presence in several]).mean(), raw)
+    return _detached(tried())
+
+
+@torch.no_grad()
+def _losses(fusion: LogLinearFusion, items: _Items, by: Calibrated) -> Tensor:
+    """Cross-entropy of each item under each subset that it has."""
+    return torch.cat([_loss(fusion, items, presence, by) for presence in items.subsets()])
+
+
+def _loss(fusion: LogLinearFusion, items: _Items, presence: Tensor, by: Calibrated) -> Tensor:
+    """Cross-entropy of each item that is there."""
+    there = presence.sum(dim=1) > 0
+    logits, _, _ = fusion.pooled(list(items.outputs[there].unbind(dim=1)), presence[there], by)
+    return functional.cross_entropy(logits, items.labels[there], reduction="none")
+
+
+def _minimise(loss: Callable[[], Tensor], *parameters: Tensor) -> None:
+    optimiser = torch.optim.LBFGS(list(parameters), max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+
+
+def _double(by: Calibrated) -> Calibrated:
+    return Calibrated(**{name: tensor.double() for name, tensor in vars(by).items()})
+
+
+def _detached(by: Calibrated) -> Calibrated:
+    return Calibrated(**{name: tensor.detach() for name, tensor in vars(by).items()})
