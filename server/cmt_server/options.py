@@ -27,6 +27,7 @@ MAX_PORT = 65_535
 QUANTILE_ERRORS = ((0.99, 0.001), (0.9, 0.01), (0.0, 0.05))
 #: A server is drained before it is told to exit: what it would wait for then are connections that idle clients keep.
 IDLE_TIMEOUT_S = 2
+TRACE_TIMEOUT_S = 30  # a trace is written once an orderly exit has let go of the models: later on a crowded machine
 
 
 def new_token() -> str:
@@ -146,7 +147,7 @@ def command_line(options: ServerOptions, ports: Mapping[str, int], name: str, re
         "grpc-port": ports["gRPC"],
         "metrics-address": options.host,
         "metrics-port": ports["metrics"],
-        "exit-timeout-secs": IDLE_TIMEOUT_S,
+        "exit-timeout-secs": TRACE_TIMEOUT_S if options.trace else IDLE_TIMEOUT_S,
         "log-info": options.log_level == "info",
         "log-warning": options.log_level != "error",
         "log-verbose": options.verbose,

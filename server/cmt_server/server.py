@@ -17,7 +17,7 @@ from cmt_server.child import POLL_S, clean_up_after_the_dead, end_group, remove_
 from cmt_server.child_log import ChildLog, LineReader
 from cmt_server.draining import finish_requests, open_door
 from cmt_server.errors import PortTaken, ServerError
-from cmt_server.options import ServerOptions, command_line, is_local, new_token, secret_flags
+from cmt_server.options import TRACE_TIMEOUT_S, ServerOptions, command_line, is_local, new_token, secret_flags
 from cmt_server.ports import check_free, ports_for, server_name
 from cmt_server.preload import hidden
 
@@ -134,7 +134,7 @@ class TritonServer:
             if drain:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(EXIT_TIMEOUT_S)
+                    process.wait(EXIT_TIMEOUT_S + (TRACE_TIMEOUT_S if self.options.trace else 0))
             process.kill()
             process.wait()
             end_group(process.pid)
