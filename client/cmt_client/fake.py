@@ -38,7 +38,7 @@ from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.pipelines import CANDIDATE_PREFIX, PIPELINE_VERSION, PIPELINES, candidate_of, pipeline_of
 from cmt_pipeline.release_info import CANARY_SHARE, RELEASE, ReleaseStamp
-from cmt_pipeline.stages import STAGES
+from cmt_pipeline.stages import FACE, STAGES
 
 T = TypeVar("T")
 
@@ -129,6 +129,7 @@ class FakeTransport:
             "probabilities": probabilities,
             "valence_arousal": np.array([0.5, -0.25], np.float32),
             "attention": present / present.sum(),
+            FACE.name: np.array([b""], np.object_),
             RELEASE: np.array([release.to_json().encode()], np.object_),
         }
         outputs = {name: np.tile(row[name], (batch, 1)) for name in request.outputs}

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from cmt_client.errors import InferenceFailed
 from cmt_client.operations import InferAnswer, ModelDescription
+from cmt_pipeline.face_note import FaceNote
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.pipelines import pipeline_of
 from cmt_pipeline.release_info import ReleaseStamp
-from cmt_pipeline.stages import ANSWER, RELEASE
+from cmt_pipeline.stages import ANSWER, FACE, RELEASE
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Emotion:
     set; valence, arousal: in [-1, 1], None where the release reads none; modalities: what the answer was made
     from; attention: how much each of them weighed, together 1; release and digest: its number and content
     address; label_set, preset, engine and precision are that release's; trained: False when its weights are
-    random, so that the answer means nothing; request_id: as sent, to find it in the server's log and trace.
+    random, so that the answer means nothing; request_id: as sent, to find it in the server's log and trace; face: the
+    one in the picture, None where the release looks for none.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Emotion:
     precision: str
     trained: bool
     request_id: str = ""
+    face: FaceNote | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same, of types that `json.dumps` takes."""
@@ -75,8 +78,20 @@ def emotions_from(answer: InferAnswer) -> list[Emotion]:
             f"{answer.model} answered with NaN or infinity (release {info.release}, {info.precision})"
         )
     rows = zip(logits, probabilities, valence_arousal, attention, strict=True)
-    modalities = pipeline_of(answer.model).modalities
-    return [replace(_emotion(modalities, info, *row), request_id=answer.request_id) for row in rows]
+    modalities, made = pipeline_of(answer.model).modalities, []
+    for row, face in zip(rows, _faces_of(answer, *batch), strict=True):
+        present = tuple(m for m in modalities if m != "image" or face is None or face.used != "absent")
+        made.append(replace(_emotion(present, info, *row), request_id=answer.request_id, face=face))
+    return made
+
+
+def _faces_of(answer: InferAnswer, batch: int) -> list[FaceNote | None]:
+    if FACE.name not in answer.outputs:
+        return [None] * batch
+    try:
+        return [FaceNote.from_json(note) for note in answer.outputs[FACE.name].ravel().tolist()]
+    except ValueError as error:
+        raise InferenceFailed(f"{answer.model} describes a face in an unknown way ({error})") from error
 
 
 def _release_of_answer(answer: InferAnswer) -> ReleaseStamp:

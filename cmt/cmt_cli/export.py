@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from cmt_cli.state import DEFAULT_STATE, State, StateOption
 
 if TYPE_CHECKING:
     from cmt_export.export import ExportOptions, GoldenSample
+    from cmt_pipeline.faces import FaceMode
     from cmt_release.release import Release
 
 
@@ -28,6 +29,9 @@ def export(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Random weights (seeded) in place of those of a model hub.")
     ] = False,
+    face: Annotated[
+        str | None, typer.Option(help="Cut the face out of a picture: never, auto (where there is one) or always.")
+    ] = None,
     label_set: Annotated[str, typer.Option(help="A label set, such as meld, or labels: calm,angry,sad.")] = "meld",
     engine: Annotated[str, typer.Option(help="openvino, tensorrt, onnxruntime, or one of a package.")] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
@@ -47,6 +51,7 @@ def export(
         preset=preset,
         checkpoint=checkpoint if checkpoint or onnx or seed is not None else trained_weights(preset, label_set),
         onnx=onnx,
+        face=cast("FaceMode | None", face),
         checkpoint_sha256=checkpoint_sha256,
         random_weights=random_weights,
         label_set=label_set,

@@ -17,6 +17,7 @@ from cmt_pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from cmt_client import Emotion, WindowEmotion
+    from cmt_pipeline.face_note import FaceNote
 
 LOG = logging.getLogger(__name__)
 console = Console()
@@ -89,6 +90,8 @@ def emotion_table(emotion: Emotion, stages: Sequence[tuple[str, float, float]] =
     if emotion.valence is not None and emotion.arousal is not None:
         table.add_row("valence, arousal", f"{emotion.valence:+.3f}, {emotion.arousal:+.3f}")
     table.add_row("modalities", ", ".join(f"{m} (attention {emotion.attention[m]:.2f})" for m in emotion.modalities))
+    if emotion.face is not None:
+        table.add_row("face", face_text(emotion.face))
     table.add_row("label set", emotion.label_set)
     table.add_row("release", f"{emotion.release}: {emotion.preset}, {emotion.engine} {emotion.precision}")
     if not emotion.trained:
@@ -98,6 +101,14 @@ def emotion_table(emotion: Emotion, stages: Sequence[tuple[str, float, float]] =
     if total_ms:
         table.add_row("end to end", f"{total_ms:.1f} ms; the encoders run side by side")
     return table
+
+
+def face_text(face: FaceNote) -> str:
+    """One line of what was looked at."""
+    if face.box is None:
+        return "none found: " + ("the whole picture" if face.used == "whole" else "the picture counts as absent")
+    left, top, right, bottom = face.box
+    return f"({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), turned by {face.angle_deg:.0f}°, {face.score:.2f}"
 
 
 def window_table(windows: Sequence[WindowEmotion]) -> Table:

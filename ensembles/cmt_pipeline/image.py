@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.face_note import FaceNote
+from cmt_pipeline.faces import FACE_MODES, FaceFinder, FaceMode, cut_out
 from cmt_pipeline.image_formats import format_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
@@ -32,6 +34,7 @@ BACKGROUND = (255, 255, 255)  # what shows through a transparent pixel
 SHRINK_GAP = 3
 #: Of the shorter side, which a longer one may have before only its middle is resampled.
 LONGEST = 4
+LOOK_SIDE = 768  # of the shorter side: no picture is shrunk below it before its face is looked for
 STRIP_PIXELS = 1_000_000  # converted at a time
 ORIENTATION = 0x0112  # EXIF's tag
 #: Orientations in which a file's rows begin, or its columns do, where the upright image's end.
@@ -39,6 +42,7 @@ MIRRORED_ACROSS, MIRRORED_DOWN = (2, 3, 7, 8), (3, 4, 6, 7)
 #: Pillow's numbers.
 FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 METADATA_BYTES = 1 << 24
+FACE = "face"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ class Fit:
 
 
 class ImagePreprocessor:
-    """bytes -> {`pixel_values`: [3, 224, 224] float32}. Raises InvalidInput."""
+    """bytes -> {`pixel_values`: [3, 224, 224] float32}, and `face`, bytes [1] (a FaceNote), where one is looked for.
+
+    Raises InvalidInput.
+    """
 
     def __init__(
         self,
@@ -78,6 +85,7 @@ class ImagePreprocessor:
         limits: Limits = DEFAULT_LIMITS,
         room: DecodingRoom | None = None,
         fit: Fit | None = None,
+        face: FaceMode = "never",
     ) -> None:
         # (x / 255 - mean) / std as one multiplication and one addition per pixel
         self._scale = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32).reshape(3, 1, 1)
@@ -85,9 +93,29 @@ class ImagePreprocessor:
         self._limits = limits
         self._room = room
         self._fit = fit or Fit()
+        if face not in FACE_MODES:
+            raise ValueError(f"face: got {face!r}; expected one of {', '.join(FACE_MODES)}")
+        self._face, self._finder = face, FaceFinder() if face != "never" else None
 
     def __call__(self, data: bytes) -> dict[str, Array]:
-        image = decode_square(data, self._fit, self._limits, self._room)
+        image, note = None, None
+        if self._finder:
+            image, note = self._face_of(self._finder, data)
+        ready = self._normalized(image or decode_square(data, self._fit, self._limits, self._room))
+        return ready if note is None else {**ready, FACE: np.array([note.to_json().encode()], np.object_)}
+
+    def _face_of(self, finder: FaceFinder, data: bytes) -> tuple[Image.Image | None, FaceNote]:
+        """The face made to fit, if there is one, and what to say of it."""
+        image, scale = decode_to_look(data, self._limits, self._room)
+        face = finder.find(image)
+        if face is None:
+            return None, FaceNote("absent" if self._face == "always" else "whole")
+        square = cut_out(image, face)
+        left, top, right, bottom = (round(side * scale, 1) for side in face.box)
+        note = FaceNote("face", (left, top, right, bottom), round(face.angle_deg, 1), round(face.score, 3))
+        return _fitted(square, self._fit, self._fit.resized(*square.size), square.size), note
+
+    def _normalized(self, image: Image.Image) -> dict[str, Array]:
         pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, height, width]
         pixels *= self._scale
         pixels += self._shift
@@ -122,6 +150,18 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """An upright RGB image. The declared size is checked before any pixel is decoded. Raises InvalidInput."""
     with _damage_refused(_opened(data, limits)) as opened:
         return upright(opened)
+
+
+def decode_to_look(data: bytes, limits: Limits, room: DecodingRoom | None) -> tuple[Image.Image, float]:
+    """`decode_image`, shrunk to where a face can still be found, and how many of the file's pixels are one of it."""
+    opened = _opened(data, limits)
+    longest = max(opened.size)
+    with room.take(opened.width * opened.height) if room else contextlib.nullcontext(), _damage_refused(opened):
+        opened.draft(opened.mode, (LOOK_SIDE, LOOK_SIDE))  # of JPEG alone
+        opened.load()
+        factor = max(1, min(opened.size) // LOOK_SIDE)
+        image = upright(opened) if factor == 1 else _turned(_shrunk(opened, (factor, factor)), opened)
+        return image, longest / max(image.size)
 
 
 def decode_square(

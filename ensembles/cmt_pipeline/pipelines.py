@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality, ordered
-from cmt_pipeline.stages import ABSENT_FEATURES, ABSENT_MASK, FUSE, RAW, READY, RELEASE, STAGES, Stage
+from cmt_pipeline.stages import (
+    ABSENT_FEATURES,
+    ABSENT_MASK,
+    FACE,
+    FUSE,
+    IMAGE_MASK,
+    RAW,
+    READY,
+    RELEASE,
+    STAGES,
+    Stage,
+)
 from cmt_pipeline.tensors import TensorSpec
 
 Entrance = Literal["raw", "tensors"]
@@ -52,7 +63,12 @@ class Pipeline:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return (*FUSE.outputs, RELEASE)
+        return (*FUSE.outputs, RELEASE, *((FACE,) if self.looks else ()))
+
+    @property
+    def looks(self) -> bool:
+        """Whether `preprocess` sees a picture, and so may look for the face in it."""
+        return self.entrance == "raw" and "image" in self.modalities
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -62,13 +78,16 @@ class Pipeline:
         """The stage that may refuse; it runs alone, before the encoders start."""
         ready = [spec for m in self.modalities for spec in READY[m]]
         if self.entrance == "raw":
-            return Step(STAGES["preprocess"], _identity(self.inputs), _identity([*ready, RELEASE]))
+            seen = (IMAGE_MASK, FACE) if self.looks else ()
+            return Step(STAGES["preprocess"], _identity(self.inputs), _identity([*ready, *seen, RELEASE]))
         checked = {spec.name: _checked(spec.name) for spec in ready}
         return Step(STAGES["check"], _identity(self.inputs), checked | _identity([RELEASE]))
 
     def _encode_step(self, modality: Modality) -> Step:
         stage = STAGES[f"encode_{modality}"]
-        wanted = {f"{modality}_features", f"{modality}_mask"}
+        wanted = {f"{modality}_features"}
+        if modality != "image" or not self.looks:
+            wanted |= {f"{modality}_mask"}
         if modality == self.modalities[0] and len(self.modalities) < len(MODALITIES):
             wanted |= {ABSENT_FEATURES.name, ABSENT_MASK.name}
         inputs = _identity(stage.inputs)

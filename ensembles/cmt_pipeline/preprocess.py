@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from cmt_pipeline.audio import AudioPreprocessor
+from cmt_pipeline.face_note import FaceNote
+from cmt_pipeline.faces import FaceMode
 from cmt_pipeline.ffmpeg_audio import MP3, reader_of
 from cmt_pipeline.image import DecodingRoom, Fit, ImagePreprocessor
 from cmt_pipeline.image_formats import format_of
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.modality import Modality
-from cmt_pipeline.stages import READY
-from cmt_pipeline.tensors import Array
+from cmt_pipeline.stages import FACE, READY
+from cmt_pipeline.tensors import DEFAULT_SIZES, Array
 from cmt_pipeline.text import TextPreprocessor
 
 #: bytes of one item -> its ready tensors, without batch axis.
@@ -48,12 +50,15 @@ class PreprocessConfig:
     pad_token: str = "[PAD]"  # noqa: S105
     vocabulary: int = 30_522  # token ids end below it; BERT's uncased vocabulary has as many
     image_fit: Fit = field(default_factory=Fit)
+    face: FaceMode = "never"
+    image_tokens: int = DEFAULT_SIZES.image[0]  # that the encoder makes of a picture
 
     def to_json(self) -> str:
         """Without what older versions of this project don't know of, where it is what they do."""
         values = asdict(self)
-        if self.image_fit == Fit():
-            del values["image_fit"]
+        for name in ("image_fit", "face", "image_tokens"):
+            if getattr(self, name) == getattr(PreprocessConfig(), name):
+                del values[name]
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
     @classmethod
@@ -75,6 +80,7 @@ def make_preprocessors(
             limits,
             DecodingRoom(limits.max_decoding_pixels),
             config.image_fit,
+            config.face,
         ),
         "audio": AudioPreprocessor(config.normalize_audio, limits),
         "text": TextPreprocessor(tokenizer, config.pad_token, limits),
@@ -110,6 +116,21 @@ def open_preprocessors(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[Mo
 def open_config(folder: Path) -> PreprocessConfig:
     """The configuration out of the folder of a version of `preprocess` or `check`."""
     return PreprocessConfig.from_json((folder / CONFIG_FILE).read_text())
+
+
+def is_absent(item: dict[str, Array]) -> bool:
+    """Whether a prepared picture counts as none, since it has no face."""
+    note = FaceNote.from_json(item[FACE.name][0]) if FACE.name in item else None
+    return note is not None and note.used == "absent"
+
+
+def face_notes(items: Sequence[dict[str, Array]]) -> Array:
+    """[items, 1]: what each picture says of its face; empty where nobody looked."""
+    notes = np.full((len(items), 1), b"", np.object_)
+    for row, item in enumerate(items):
+        if FACE.name in item:
+            notes[row] = item[FACE.name]
+    return notes
 
 
 def collate(modality: Modality, items: Sequence[dict[str, Array]]) -> dict[str, Array]:

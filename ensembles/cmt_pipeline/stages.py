@@ -75,6 +75,9 @@ ALL_READY: tuple[TensorSpec, ...] = tuple(spec for m in MODALITIES for spec in R
 #: Which release answers, as JSON: `cmt_pipeline.release_info.ReleaseStamp`.
 RELEASE = TensorSpec("release", "BYTES", (ITEM,))
 
+#: What a picture's face is to its answer, as JSON: `cmt_pipeline.face_note.FaceNote`; empty where nobody looked.
+FACE = TensorSpec("face", "BYTES", (ITEM,))
+
 ABSENT_FEATURES = TensorSpec("absent_features", "FP32", (ABSENT, MODEL))
 ABSENT_MASK = TensorSpec("absent_mask", "INT64", (ABSENT,))
 
@@ -87,6 +90,9 @@ def features(modality: Modality) -> tuple[TensorSpec, TensorSpec]:
         TensorSpec(f"{modality}_mask", "INT64", (axis,)),
     )
 
+
+#: Of pictures that came as files: `preprocess` says which of them count, for it has looked for the face.
+IMAGE_MASK = features("image")[1]
 
 ANSWER: tuple[TensorSpec, ...] = (
     TensorSpec("logits", "FP32", (LABELS,)),
@@ -106,7 +112,7 @@ FUSE = Stage(
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("preprocess", "preprocess", None, tuple(RAW.values()), (*ALL_READY, RELEASE)),
+        Stage("preprocess", "preprocess", None, tuple(RAW.values()), (*ALL_READY, IMAGE_MASK, FACE, RELEASE)),
         Stage("check", "check", None, ALL_READY, (*ALL_READY, RELEASE)),
         *(
             Stage(

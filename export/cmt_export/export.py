@@ -19,6 +19,7 @@ from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, 
 from cmt_export.family import FAMILIES
 from cmt_export.sources import weights_digest
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
+from cmt_pipeline.faces import FACE_MODES, FaceMode
 from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, fingerprint, library_versions, make_preprocessors
@@ -67,6 +68,7 @@ class ExportOptions:
     calibration: Path | None = None
     seed: int = 0
     onnx: Path | None = None
+    face: FaceMode | None = None
 
     def __post_init__(self) -> None:
         if self.onnx is not None and (self.checkpoint or self.random_weights):
@@ -76,6 +78,8 @@ class ExportOptions:
         if self.checkpoint_sha256 is not None and self.checkpoint is None:
             raise ValueError("got checkpoint_sha256 without a checkpoint; name the folder that it is of")
         ENGINES[self.engine].tolerance(self.precision)
+        if self.face not in (None, *FACE_MODES):
+            raise ValueError(f"face: got {self.face!r}; expected one of {', '.join(FACE_MODES)}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,10 @@ class _Build:
         self.done = 0
         self._step("checking the graphs" if options.onnx else "loading the checkpoint")
         self.source = self._source()
-        self.preprocessors = make_preprocessors(self.source.config.preprocess, self.source.tokenizer)
+        config, face = self.source.config.preprocess, self.options.face
+        tokens = self.source.model.sizes.image[0]
+        self.preprocess = replace(config, face=face or config.face, image_tokens=tokens)
+        self.preprocessors = make_preprocessors(self.preprocess, self.source.tokenizer)
 
     @property
     def truth(self) -> str:
@@ -194,7 +201,7 @@ class _Build:
                 parity=[asdict(row) for row in rows],
                 golden=self._golden_answers(labels),
                 golden_tolerance=engine.tolerance(precision).probability,
-                preprocess=fingerprint(config.preprocess, self.source.tokenizer),
+                preprocess=fingerprint(self.preprocess, self.source.tokenizer),
                 versions=_versions(self.options) | engine.versions(),
                 recipe=recipe,
                 source="onnx" if self.options.onnx else "pytorch",
@@ -233,7 +240,7 @@ class _Build:
             folder.mkdir(parents=True)
             (folder / ADAPTER_FILE).write_text(adapter(stage))
             if not stage.compiled:
-                (folder / CONFIG_FILE).write_text(self.source.config.preprocess.to_json())
+                (folder / CONFIG_FILE).write_text(self.preprocess.to_json())
             if stage.kind == "preprocess":
                 (folder / TOKENIZER_FILE).write_bytes(self.source.tokenizer.read_bytes())
         (draft / STAGES_FOLDER / FUSE.name / LABELS_FILE).write_text("\n".join(labels) + "\n")
@@ -298,13 +305,13 @@ class _Build:
 
     def _golden_answers(self, labels: tuple[str, ...]) -> list[GoldenAnswer]:
         from cmt_export.parity import wired
-        from cmt_pipeline.preprocess import collate
+        from cmt_pipeline.preprocess import collate, is_absent
 
         model = self.source.model
-        encoded = {
-            m: model.run_stage(STAGES[f"encode_{m}"], collate(m, [self.preprocessors[m](data)]))
-            for m, data in self.golden.of(model.modalities).items()
-        }
+        ready = {m: self.preprocessors[m](data) for m, data in self.golden.of(model.modalities).items()}
+        if is_absent(ready.get("image", {})):
+            del ready["image"]
+        encoded = {m: model.run_stage(STAGES[f"encode_{m}"], collate(m, [item])) for m, item in ready.items()}
         answers = []
         for subset in (subset for subset in SUBSETS if set(subset) <= set(encoded)):
             answer = model.run_stage(FUSE, wired({m: encoded[m] for m in subset}))

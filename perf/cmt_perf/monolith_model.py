@@ -14,6 +14,7 @@ from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.release_info import RELEASE
+from cmt_pipeline.stages import FACE
 
 
 class MonolithModel:
@@ -34,5 +35,6 @@ class MonolithModel:
             outputs = self._model.answer(files)
         except InvalidInput as error:
             return pb.InferenceResponse(error=pb.TritonError(error.to_wire(), pb.TritonError.INVALID_ARG))
+        outputs[FACE.name] = np.full((len(files["text"]), 1), b"", np.object_)
         outputs[RELEASE] = np.full((len(files["text"]), 1), self._release, np.object_)
         return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()])

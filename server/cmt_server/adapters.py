@@ -17,10 +17,11 @@ import triton_python_backend_utils as pb
 
 from cmt_engine.engine import open_engine
 from cmt_pipeline.errors import InvalidInput
+from cmt_pipeline.face_note import FaceNote
 from cmt_pipeline.limits import Limits
-from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import open_config
-from cmt_pipeline.stages import ALL_READY, READY
+from cmt_pipeline.stages import ALL_READY, FACE, IMAGE_MASK, READY
 from cmt_pipeline.tensors import Array
 from cmt_server.checks import check_ready_tensors
 from cmt_server.draining import Busy
@@ -28,6 +29,12 @@ from cmt_server.entry import Entry
 from cmt_server.isolation import Isolation
 from cmt_server.pool import Outcome, PreparePool
 from cmt_server.stage_model import opened, response
+
+NO_FACE = InvalidInput(
+    "image",
+    "no_face",
+    "got a picture without a face, and nothing beside it; expected a face: this release looks at nothing else",
+)
 
 
 class PreprocessModel:
@@ -41,6 +48,7 @@ class PreprocessModel:
         limits = Limits.from_text(parameters)
         self._entry = Entry(args, "raw")
         self._isolation = Isolation(folder, limits)
+        self._image_tokens = open_config(folder).image_tokens
         self._pool = PreparePool(self._isolation.preprocessors, limits.max_held_bytes)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -64,7 +72,7 @@ class PreprocessModel:
         sender = request.get_response_sender()
 
         def done(outcome: Outcome) -> None:
-            answer = self._entry.answered(visit, outcome)
+            answer = self._entry.answered(visit, self._present(outcome, visit.modalities))
             if self._pool.idle:  # nothing else will do it soon
                 self._entry.publish()
             sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -73,6 +81,16 @@ class PreprocessModel:
         self._entry.keep()
         self._pool.prepare(files, visit.late, done)
         return None
+
+    def _present(self, outcome: Outcome, modalities: Sequence[Modality]) -> Outcome:
+        """With the mask that says which pictures count; a refusal where nothing would be left of an item."""
+        if isinstance(outcome, Exception) or FACE.name not in outcome:
+            return outcome
+        notes = [FaceNote.from_json(note) for note in outcome[FACE.name][:, 0]]
+        here = np.array([[note is None or note.used != "absent"] for note in notes], np.int64)  # [batch, 1]
+        if len(modalities) == 1 and not here.all():
+            return NO_FACE
+        return {**outcome, IMAGE_MASK.name: here.repeat(self._image_tokens, axis=1)}
 
 
 class CheckModel:

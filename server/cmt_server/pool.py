@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cmt_pipeline.errors import InvalidInput, Overloaded
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_pipeline.preprocess import Preprocessor, collate, everyday
+from cmt_pipeline.preprocess import Preprocessor, collate, everyday, face_notes
+from cmt_pipeline.stages import FACE
 from cmt_pipeline.tensors import Array
 from cmt_server.isolation import PROCESSES
 
@@ -114,6 +115,8 @@ class _Task:
                     return outcome
                 items.append(outcome)
             outputs |= collate(modality, items)
+            if modality == "image":
+                outputs[FACE.name] = face_notes(items)
         return outputs
 
 
