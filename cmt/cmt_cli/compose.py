@@ -72,7 +72,8 @@ def _print_meanings(checkpoint: Checkpoint) -> None:
         encoder = checkpoint.config.encoders[m]
         head = encoder.classifier
         licence = (head.licence if head else "") or "no licence named"
-        table = Table("class", "means", title=f"{m}: {encoder.weights_from} ({licence})", title_justify="left")
+        console.print(f"{m}: {encoder.weights_from} ({licence})", highlight=False, soft_wrap=True)
+        table = Table("class", "means")
         for name, label in meant.items():
             table.add_row(name, label or "[yellow]no place[/]")
         console.print(table)
