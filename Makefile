@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain soak fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -129,6 +129,9 @@ bench-overload: $(VENV)/.installed  ## what a server does at up to 4 times its l
 bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
 	$(BIN)/cmt export --precision bf16 --state .cmt/hostile
 	$(BIN)/python -m cmt_perf.hostile .cmt/hostile
+
+bench-families: $(VENV)/.installed  ## every family of encoders on every engine: writes export/results/families.json; half an hour
+	PYTHONPATH=tests $(BIN)/python -m family_trial
 
 soak: $(VENV)/.installed  ## half an hour of all that a server meets: writes perf/results/soak.*
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done

@@ -92,3 +92,21 @@ def published(name: str, folder: Path, **saving: Any) -> Path:
     if FAMILIES[ENCODERS[name][0]].modality == "text":
         shutil.copyfile(TEXT_ENCODER / "tokenizer.json", folder / "tokenizer.json")
     return folder
+
+
+def preset_file(folder: Path, names: dict[str, str], **saving: object) -> Path:
+    """A preset of a user's own: encoders of transformers in folders."""
+    chosen = {"image": "vit", "audio": "wav2vec2", "text": "bert", **names}
+    lines = []
+    for modality, name in chosen.items():
+        place = published(name, folder / modality, **saving)
+        lines.append(f"[encoders.{modality}]\npretrained = {json.dumps(str(place))}\n")
+    path = folder / "my-own.toml"
+    path.write_text("".join(lines) + "[fusion]\nlayers = 1\nheads = 2\nfeed_forward_width = 16\n")
+    return path
+
+
+def write_config(folder: Path, **values: object) -> None:
+    """Changes values of a folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))

@@ -1,4 +1,4 @@
-"""The full-size preset, end to end: minutes and some GB, so by `make test-base` alone."""
+"""The full-size presets, end to end: minutes and some GB, so by `make test-base` alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from cmt_cli.export import golden_sample, sample
 from cmt_client import EmotionClient
+from cmt_engine.engine import Precision
 from cmt_engine.tensorrt_contract import inspect_engine
 from cmt_export.export import ExportOptions, export
 from cmt_pipeline.progress import no_progress
@@ -24,9 +25,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("base")
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("int8", 6e-2)])
-def test_base_exports_compiles_and_serves(store: Path, tmp_path: Path, precision: str, bound: float) -> None:
-    options = ExportOptions(preset="base", random_weights=True, precision=precision)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("preset", "precision", "bound"),
+    [("base", "bf16", 2e-2), ("base", "int8", 6e-2), ("fast", "bf16", 2e-2), ("fast", "int8", 6e-2)],
+)
+def test_it_exports_compiles_and_serves(
+    store: Path, tmp_path: Path, preset: str, precision: Precision, bound: float
+) -> None:
+    options = ExportOptions(preset=preset, random_weights=True, precision=precision)
     release, _ = export(options, store, golden_sample(), no_progress)
     expected = next(answer for answer in release.manifest.golden if len(answer.modalities) == 3)
     with server_on(release, tmp_path) as server, EmotionClient(server.grpc_url) as client:
