@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cmt_perf.real.page import alone
+from cmt_perf.real.page import paired as paired_table
 from cmt_training.compare import CLAIMED_PERCENT
 from cmt_training.comparison import Comparison
 from cmt_training.options import MODELS
@@ -17,7 +19,7 @@ from cmt_training.statistics import Interval, claim_of, paired
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
 RESULTS = ROOT / "training" / "results"
-GENERATED, MELD = RESULTS / "generated.json", RESULTS / "meld_text.json"
+GENERATED, MELD, REAL = (RESULTS / name for name in ("generated.json", "meld_text.json", "real.json"))
 
 
 def ends_of(interval: Interval) -> tuple[float, float, float]:
@@ -61,6 +63,14 @@ def test_the_docs_show_the_figure_of_meld() -> None:
     assert found["split"] == "test"
     assert f"weighted F1 {found['weighted_f1']:.3f}" in PAGE
     assert found["conditions"]["training"]["conditions"]["command"] in PAGE
+
+
+def test_the_docs_show_the_figures_on_real_media() -> None:
+    found = json.loads(REAL.read_text())
+    assert alone(found) in PAGE
+    assert "paired" not in found or paired_table(found) in PAGE
+    for part in found.values():
+        assert all(command.startswith("cmt ") for command in part["commands"])
 
 
 @pytest.mark.parametrize("path", [GENERATED, MELD], ids=lambda path: path.name)

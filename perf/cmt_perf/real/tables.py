@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,16 @@ def leave_one_out(data: DataSet, folder: Path) -> dict[str, Path]:
 
 
 def sampled(path: Path, counts: Mapping[Split, int], table: Path) -> Path:
-    """A table of a data set's examples, so many of a split at random; of a split without a count, all."""
+    """A table of a data set's examples, so many of a split at random; of a split without a count, all.
+
+    Splits are as published, even where they share people, so that it names none.
+    """
     data, rng = open_data_set(path), np.random.default_rng(0)
     rows: list[tuple[Example, Split]] = []
     for split in SPLITS:
         found = data.of(split)
         chosen = sorted(rng.permutation(len(found))[: counts.get(split, len(found))].tolist())
-        rows += [(found[index], split) for index in chosen]
+        rows += [(replace(found[index], speaker=""), split) for index in chosen]
     return written(rows, table)
 
 
@@ -54,6 +58,5 @@ def written(rows: Iterable[tuple[Example, Split]], table: Path) -> Path:
         writer.writerow(HEADER)
         for example, split in rows:
             files: Sequence[str] = [str(m.path.resolve()) if m else "" for m in (example.image, example.audio)]
-            group = "" if example.image else example.speaker
-            writer.writerow([*files, example.text or "", example.label, split, group])
+            writer.writerow([*files, example.text or "", example.label, split, example.speaker])
     return table

@@ -144,13 +144,11 @@ class Trial:
     def trained(self, name: str, model: str, data: Sequence[str], *more: str) -> dict[str, Any]:
         """`cmt train` and `cmt evaluate`; what the evaluation found."""
         out = self.work / "checkpoints" / name
-        if not out.is_dir():
-            out.parent.mkdir(exist_ok=True)
-            options = ("--model", model, "--preset", str(self.preset()), "--patience", "10", "--threads", "1")
-            self.cmt("train", *data, "--out", str(out), *options, *more)
+        out.parent.mkdir(exist_ok=True)
+        options = ("--model", model, "--preset", str(self.preset()), "--patience", "10", "--threads", "1")
+        self.cmt("train", *data, "--out", str(out), *options, *more, done=out.is_dir())
         measured = out.with_name(f"{name}.evaluation") / "evaluation.json"
-        if not measured.is_file():
-            self.cmt("evaluate", str(out), *data)
+        self.cmt("evaluate", str(out), *data, done=measured.is_file())
         return dict(json.loads(measured.read_text()))
 
     def exported(self, name: str) -> dict[str, Any]:
@@ -186,10 +184,12 @@ class Trial:
             path.write_text(PRESET.format(whisper=whisper, dinov2=dinov2))
         return path
 
-    def cmt(self, *arguments: str, state: Path | None = None) -> None:
+    def cmt(self, *arguments: str, state: Path | None = None, done: bool = False) -> None:
+        """Runs a command, unless it was done by an earlier trial that was interrupted."""
         words = [*arguments, "--state", str(state or self.work / "state")]
         self.commands.append(" ".join(["cmt", *words]).replace(str(self.work), "WORK").replace(str(self.data), "DATA"))
-        subprocess.run([sys.executable, "-m", "cmt_cli.main", *words], check=True, stdout=sys.stderr)
+        if not done:
+            subprocess.run([sys.executable, "-m", "cmt_cli.main", *words], check=True, stdout=sys.stderr)
 
 
 def figures(confusion: Any) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""The tables of docs/training.md that real.json's figures make. `python -m cmt_perf.real.page` prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULT = Path("training/results/real.json")
+DATA = {"emodb": "EmoDB", "meld": "MELD", "fer2013": "FER2013"}
+
+
+def alone(results: Mapping[str, Any]) -> str:
+    """Each encoder on its own data."""
+    lines = [
+        "| data | encoder | items | weighted F1 | unweighted recall | commonest label | served, bf16 | as PyTorch |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for part, name in DATA.items():
+        if part in results:
+            found, served = results[part], results[part]["served"]
+            cells = [f"{found[key]:.3f}" for key in ("weighted_f1", "unweighted_recall", "commonest_label")]
+            cells.append(f"{served['weighted_f1']:.3f} of {served['items']}")
+            cells.append(f"{served['same_label_as_pytorch']:.1%}")
+            lines.append(f"| {name} | {found['encoder']} | {found['items']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def paired(results: Mapping[str, Any]) -> str:
+    """Every subset of the paired data: CMT beside late fusion."""
+    lines = ["| modalities | CMT | late fusion |", "| --- | ---: | ---: |"]
+    for subset, found in results["paired"]["weighted_f1"].items():
+        lines.append(f"| {subset.replace('+', ', ')} | {found['cmt']:.3f} | {found['late']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    made = json.loads(RESULT.read_text())
+    print(alone(made), paired(made) if "paired" in made else "", sep="\n")
