@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cmt_export.heads import speech_architecture
+from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import Modality
+from cmt_pipeline.synonyms import places
 from published import AUDIO, LAYER_NORM, SMALL, SWIN, TEXT, TEXT_ENCODER, VOCABULARY, WIDTH
 
 ROBERTA = {**TEXT, "max_position_embeddings": 200}
@@ -372,3 +375,35 @@ def _heard(model: Any, sound: torch.Tensor) -> torch.Tensor:
         summed = torch.stack(states, dim=-1) @ torch.softmax(model.layer_weights, dim=-1)
         return model.classifier(model.projector(summed).mean(dim=1))[0]
     return model(sound).logits[0]
+
+
+MARK = "<!-- published -->"
+PAGE = Path(__file__).parents[1] / "docs" / "own-model.md"
+
+
+def table() -> str:
+    """Every row, for the page: what its classes mean among MELD's labels, or why it is refused."""
+    lines = ["| published | head | what comes of it |", "| --- | --- | --- |"]
+    lines += [f"| {name} | `{row.architecture}` | {_outcome(row)} |" for name, row in ROWS.items()]
+    return "\n".join(lines)
+
+
+def _outcome(row: Row) -> str:
+    if row.refused:
+        return f"refused: {row.refused}"
+    names = row.names.split()
+    if "arousal" in names:
+        return "valence and arousal"
+    meant = places(names, labels_of("meld"))
+    unknown = [label for label in labels_of("meld") if label not in meant.values()]
+    without = [name for name, label in meant.items() if label is None]
+    told = f"{len(names) - len(without)} of {len(names)} classes have a place"
+    if 0 < len(without) <= 6:
+        told += f" (not {', '.join(without)})"
+    return told + (f"; says nothing of {', '.join(unknown)}" if unknown else "")
+
+
+if __name__ == "__main__":  # PYTHONPATH=tests python -m published_classifiers
+    before, after = PAGE.read_text().split(MARK)[0], PAGE.read_text().split("\n## Your own checkpoint")[1]
+    PAGE.write_text(f"{before}{MARK}\n\n{table()}\n\n## Your own checkpoint{after}")
+    sys.stdout.write(table() + "\n")

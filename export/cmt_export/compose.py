@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cmt_export.checkpoint import (
@@ -74,6 +74,12 @@ def compose(options: ComposeOptions, progress: Progress = no_progress) -> Checkp
         parts[m] = _part(m, options, labels)
     text = parts.get("text")
     tokenizer = tokenizer_in(text.published.folder if text else folder_of(MINILM))
+    expected = expected_inputs(
+        {m: part.family for m, part in parts.items()},
+        {m: part.published.folder for m, part in parts.items()},
+        tokenizer,
+        text.backbone_config if text else None,
+    )
     config = CheckpointConfig(
         preset=COMPOSED,
         label_set=options.label_set,
@@ -81,12 +87,7 @@ def compose(options: ComposeOptions, progress: Progress = no_progress) -> Checkp
         trained=True,
         encoders={m: part.config for m, part in parts.items()},
         fusion=FusionSize(),
-        preprocess=expected_inputs(
-            {m: part.family for m, part in parts.items()},
-            {m: part.published.folder for m, part in parts.items()},
-            tokenizer,
-            text.backbone_config if text else None,
-        ),
+        preprocess=replace(expected, face="auto" if "image" in parts else "never"),  # they were trained on crops
         model=COMPOSED,
     )
     fusion = LogLinearFusion({m: part.expert for m, part in parts.items()}, len(labels))

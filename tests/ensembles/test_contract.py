@@ -249,7 +249,7 @@ def test_label_sets_and_presets_are_known_by_name() -> None:
     for wrong in ("calm,", "calm,calm", "calm,an/gry", "calm,sad\nder", ","):
         with pytest.raises(ValueError, match="expected two or more different names"):
             labels_of(wrong)
-    with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, mini"):
+    with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, fast, mini"):
         preset_of("huge")
 
 

@@ -14,7 +14,7 @@ from cmt_export.errors import CheckpointError
 from cmt_export.samples import generated_bytes
 from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_pipeline.stages import READY
-from published_classifiers import ROWS, logits_of, made
+from published_classifiers import PAGE, ROWS, logits_of, made, table
 
 COMPOSED = {name: row for name, row in ROWS.items() if not row.refused}
 REFUSED = {name: row for name, row in ROWS.items() if row.refused}
@@ -62,3 +62,7 @@ def test_names_that_say_nothing_are_given_by_the_caller(tmp_path: Path) -> None:
     assert meanings(checkpoint)["audio"]["happy"] == "joy"
     with pytest.raises(CheckpointError, match=r"has 7 outputs and the names angry, disgust \(2\)"):
         compose(ComposeOptions({"audio": str(folder)}, names={"audio": names[:2]}))
+
+
+def test_the_page_shows_every_row() -> None:
+    assert table() in PAGE.read_text(), "PYTHONPATH=tests python -m published_classifiers"

@@ -64,7 +64,7 @@ def store(graph_folder: Path, tmp_path: Path) -> Path:
         ({"engine": "tensorrt", "precision": "int8"}, "precision: got 'int8'; tensorrt takes fp32, fp16, bf16"),
         ({"engine": "onnxruntime", "precision": "bf16"}, "precision: got 'bf16'; onnxruntime takes fp32"),
         ({"label_set": "melt"}, "label set: got 'melt'; expected one of meld"),
-        ({"preset": "huge"}, "preset: got 'huge'; expected one of base, mini"),
+        ({"preset": "huge"}, "preset: got 'huge'; expected one of base, fast, mini"),
         ({"checkpoint_sha256": "ab" * 32}, "got checkpoint_sha256 without a checkpoint"),
     ],
 )
