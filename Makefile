@@ -22,7 +22,8 @@ test: $(VENV)/.installed  ## the tests: what needs no Triton, then what does on 
 	$(PYTEST) -m "triton and $(USUAL)" $(TRITON_DIED)
 
 test-slow: $(VENV)/.peers .cmt/kserve/bin/python  ## benches, peers, floods and sweeps
-	$(BIN)/pytest --durations=10 -m "slow and not base" $(TRITON_DIED)
+	$(PYTEST) --dist worksteal -m "slow and not base and not triton"
+	$(BIN)/pytest --durations=10 -m "slow and not base and triton" $(TRITON_DIED)
 
 .cmt/kserve/bin/python:  # its dependencies are pinned to others than ours
 	$(PYTHON) -m venv .cmt/kserve
