@@ -110,7 +110,7 @@ class Manifest:
     sizes: Mapping[str, int]
     versions: Mapping[str, str]
     recipe: str
-    published: Sequence[PublishedWeights]
+    published: tuple[PublishedWeights, ...]
 
     @property
     def number(self) -> int:

@@ -204,7 +204,7 @@ def release_from_engines(
         sizes=_sizes(draft),
         versions=versions,
         recipe=recipe,
-        published=published,
+        published=tuple(published),
     )
     return publish_draft(store, draft, manifest)
 

@@ -24,6 +24,8 @@ from hub import Hub, Repository
 from published_classifiers import ROWS, logits_of, made
 from serving import server_on
 
+pytestmark = pytest.mark.triton
+
 NAMES: dict[Modality, str] = {
     "image": "Celal11/swin-tiny-patch4-window7-224-finetuned-eurosat",
     "audio": "superb/wav2vec2-base-superb-er",

@@ -286,6 +286,7 @@ def test_golden_answers_are_those_of_the_model_that_the_graphs_are_of(
         assert [answer.valence, answer.arousal] == pytest.approx(wanted["valence_arousal"][0].tolist(), abs=1e-5)
 
 
+@pytest.mark.triton
 def test_given_graphs_are_served(released: Release, tmp_path: Path) -> None:
     with server_on(released, tmp_path) as running, EmotionClient(running.grpc_url) as client:
         for answer in released.manifest.golden:
