@@ -49,6 +49,7 @@ from cmt_training.examples import Example, Split
 from cmt_training.statistics import interval_of
 
 RESULT = Path("training/results/real.json")
+COMMAND = "python -m cmt_perf.real.trial WORK DATA"
 PRESET = """\
 [encoders.image]
 pretrained = "{dinov2}"
@@ -239,7 +240,7 @@ def main(work: Path, data: Path, parts: Sequence[str]) -> None:
         found |= {
             "reference": REFERENCES[part],
             "commands": trial.commands,
-            "conditions": conditions(seed=0, threads=1),
+            "conditions": {**conditions(seed=0, threads=1), "command": f"{COMMAND} {part}"},
         }
         results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         RESULT.write_text(json.dumps(results | {part: found}, indent=1) + "\n")
