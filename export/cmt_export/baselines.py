@@ -25,6 +25,8 @@ from cmt_pipeline.tensors import MODEL_WIDTH
 
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]
 
+LEAST_WEIGHT = 1e-6  # of all modalities together; where none is there, none weighs
+
 
 class Head(nn.Module):
     """Tokens of one modality -> a pooled vector -> logits and valence_arousal."""
@@ -62,17 +64,17 @@ class Fusion(nn.Module):
         """As CrossModalFusion.forward."""
         masks = [image_mask, audio_mask, text_mask]
         logits, valence_arousal = self.combine([image_features, audio_features, text_features], masks)
-        used = presence_of(masks).to(logits.dtype) * self.uses(logits)
-        attention = used / used.sum(dim=1, keepdim=True).clamp(min=1)
+        weights = self.weights_of(presence_of(masks).to(logits.dtype))
+        attention = weights / weights.sum(dim=1, keepdim=True).clamp(min=LEAST_WEIGHT)
         return logits, functional.softmax(logits / self.temperature, dim=-1), valence_arousal, attention
 
     def combine(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [batch, labels] and valence_arousal [batch, 2]."""
         raise NotImplementedError
 
-    def uses(self, like: Tensor) -> Tensor:
-        """[3]: 1 for each modality that can have a say."""
-        return like.new_ones(len(MODALITIES))
+    def weights_of(self, presence: Tensor) -> Tensor:
+        """How much each modality that is there weighs [batch, 3], of presence [batch, 3]."""
+        return presence
 
 
 class SingleFusion(Fusion):
@@ -85,8 +87,8 @@ class SingleFusion(Fusion):
         logits, valence_arousal = self.head(features[self.index], masks[self.index])
         return logits, valence_arousal
 
-    def uses(self, like: Tensor) -> Tensor:
-        return like.new_tensor([float(index == self.index) for index in range(len(MODALITIES))])
+    def weights_of(self, presence: Tensor) -> Tensor:
+        return presence * presence.new_tensor([float(index == self.index) for index in range(len(MODALITIES))])
 
 
 class LateFusion(Fusion):

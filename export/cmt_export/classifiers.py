@@ -27,9 +27,8 @@ OTHER_FORMATS = {
     "configuration.json": "FunASR's or ModelScope's",
     "label_encoder.txt": "SpeechBrain's",
 }
-SPREAD = ("arousal", "dominance", "valence")
+DIMENSION_NAMES = ("arousal", "dominance", "valence")
 LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
-MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -144,12 +143,13 @@ def _clash(label2id: Any, names: Sequence[str]) -> str:
 
 
 def _kind(values: Mapping[str, Any], architecture: str, names: Sequence[str]) -> HeadKind:
-    if {canonical(name) for name in names} <= set(SPREAD):
+    if {canonical(name) for name in names} <= set(DIMENSION_NAMES):
         return "dimensional"
     problem = values.get("problem_type")
     if problem == "regression":
         raise CheckpointError(
-            f"got a model of regression for {', '.join(names)}; expected classes, or some of {', '.join(SPREAD)}"
+            f"got a model of regression for {', '.join(names)}; expected classes, or some of "
+            f"{', '.join(DIMENSION_NAMES)}"
         )
     if problem == "multi_label_classification" or "MultiLabel" in architecture:
         return "sigmoid"

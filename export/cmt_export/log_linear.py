@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmt_export.baselines import Answer, Fusion, presence_of
+from cmt_export.baselines import Fusion, presence_of
 from cmt_pipeline.modality import MODALITIES, Modality
 
 #: softmax: one of its names; sigmoid: any of its names, each by itself; dimensional: numbers from 0 to 1.
@@ -78,27 +78,17 @@ class LogLinearFusion(Fusion):
     def reads_valence_arousal(self) -> bool:
         return any(expert.kind == "dimensional" for expert in self.experts.values())
 
-    def forward(
-        self,
-        image_features: Tensor,
-        image_mask: Tensor,
-        audio_features: Tensor,
-        audio_mask: Tensor,
-        text_features: Tensor,
-        text_mask: Tensor,
-    ) -> Answer:
-        """As CrossModalFusion.forward. attention: the weight of each modality that is there, together 1."""
-        features, masks = [image_features, audio_features, text_features], [image_mask, audio_mask, text_mask]
-        presence = presence_of(masks).to(image_features.dtype)
-        logits, dimensions, weights = self.pooled([f[:, 0] for f in features], presence, self.calibrated)
-        attention = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        return logits, functional.softmax(logits / self.temperature, dim=-1), dimensions, attention
+    def combine(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        presence = presence_of(masks).to(features[0].dtype)
+        return self.pooled([tokens[:, 0] for tokens in features], presence, self.calibrated)
 
-    def pooled(self, outputs: Sequence[Tensor], presence: Tensor, by: Calibrated) -> tuple[Tensor, Tensor, Tensor]:
+    def weights_of(self, presence: Tensor) -> Tensor:
+        return weights_of(presence, self.calibrated)
+
+    def pooled(self, outputs: Sequence[Tensor], presence: Tensor, by: Calibrated) -> tuple[Tensor, Tensor]:
         """Outputs of the three heads [batch, width] and presence [batch, 3] -> log-probabilities [batch, labels],
-        valence and arousal [batch, 2], and what each modality weighs [batch, 3]."""
-        several = presence.sum(dim=1, keepdim=True) > 1
-        weights = presence * torch.where(several, by.weights, torch.ones_like(by.weights))
+        valence and arousal [batch, 2]."""
+        weights = weights_of(presence, by)
         logits = by.log_prior.expand(outputs[0].shape[0], -1)
         dimensions = outputs[0].new_zeros((outputs[0].shape[0], len(DIMENSIONS)))
         read = outputs[0].new_zeros((outputs[0].shape[0], 1))
@@ -110,7 +100,7 @@ class LogLinearFusion(Fusion):
                 dimensions, read = dimensions + there * _dimensions(expert, outputs[index]), read + there
             else:
                 logits = logits + weights[:, index : index + 1] * self.evidence(m, outputs[index], by)
-        return functional.log_softmax(logits, dim=-1), dimensions / read.clamp(min=1), weights
+        return functional.log_softmax(logits, dim=-1), dimensions / read.clamp(min=1)
 
     def evidence(self, modality: Modality, outputs: Tensor, by: Calibrated) -> Tensor:
         """log ( p(y | modality) / prior(y) ) [batch, labels] of a head's outputs [batch, width]; 0 for the labels that
@@ -123,6 +113,12 @@ class LogLinearFusion(Fusion):
         ratios = dict(zip(known, (posterior - prior).unbind(dim=1), strict=True))
         nothing = torch.zeros_like(outputs[:, 0])
         return torch.stack([ratios.get(label, nothing) for label in range(self.count)], dim=1)
+
+
+def weights_of(presence: Tensor, by: Calibrated) -> Tensor:
+    """What each modality weighs [batch, 3]: alone 1."""
+    several = presence.sum(dim=1, keepdim=True) > 1
+    return presence * torch.where(several, by.weights, torch.ones_like(by.weights))
 
 
 def _score(expert: Expert, logits: Tensor, label: int) -> Tensor:

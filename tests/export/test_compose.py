@@ -127,7 +127,7 @@ def test_a_prior_counts_once(composed: Checkpoint, ready: dict[Modality, dict[st
     says_the_prior = torch.tensor([0.9, 0.1]).log()[None]
     for count in (1, 2, 3):
         presence = torch.tensor([[float(index < count) for index in range(3)]])
-        logits, _, _ = fusion.pooled([says_the_prior] * 3, presence, fusion.calibrated)
+        logits, _ = fusion.pooled([says_the_prior] * 3, presence, fusion.calibrated)
         torch.testing.assert_close(logits.exp(), torch.tensor([[0.9, 0.1]]))
 
 

@@ -158,7 +158,7 @@ def _losses(fusion: LogLinearFusion, items: _Items, by: Calibrated) -> Tensor:
 def _loss(fusion: LogLinearFusion, items: _Items, presence: Tensor, by: Calibrated) -> Tensor:
     """Cross-entropy of each item that is there."""
     there = presence.sum(dim=1) > 0
-    logits, _, _ = fusion.pooled(list(items.outputs[there].unbind(dim=1)), presence[there], by)
+    logits, _ = fusion.pooled(list(items.outputs[there].unbind(dim=1)), presence[there], by)
     return functional.cross_entropy(logits, items.labels[there], reduction="none")
 
 
