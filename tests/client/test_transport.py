@@ -194,10 +194,11 @@ def test_threads_that_end_leave_nothing_open(wired: Any) -> None:
             thread.join()
 
         one()
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(10):
+        before, many = len(os.listdir("/proc/self/fd")), 40
+        for _ in range(many):
             one()
-        assert len(os.listdir("/proc/self/fd")) <= before + 2
+        # far from one a thread; the server in this process and gRPC itself open and close a few as they please
+        assert len(os.listdir("/proc/self/fd")) < before + many / 2
 
 
 def test_a_lost_server_is_found_again_within_the_retries(
