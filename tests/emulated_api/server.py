@@ -41,6 +41,7 @@ class EmulatedApi:
         self.connections: set[socket.socket] = set()
         self.over = threading.Event()
         self.cut = threading.Event()
+        self.cut_short = 0  # so many answers break off halfway
         self.port = 0
         self._server: ThreadingHTTPServer | None = None
         self._mover = threading.Thread(target=self._move, daemon=True)

@@ -173,7 +173,7 @@ class Cluster:
         )
         try:
             return again(
-                self._client.request,
+                self._send,
                 method,
                 path,
                 body=body,
@@ -186,6 +186,13 @@ class Cluster:
             raise _ours(error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterError(f"no answer from the API server of {self.name} for {patience_s:g} s: {error}") from error
+
+    def _send(self, method: str, path: str, **request: Any) -> Any:
+        """Of a watch, an answer begun; else one that has come whole."""
+        response = self._client.request(method, path, **request)
+        if ("watch", "true") not in request["query_params"]:
+            response.data  # noqa: B018  # read from the connection here, where a lost one is asked again
+        return response
 
 
 def connect(

@@ -65,6 +65,25 @@ def test_patience_ends(emulated: Place, api: EmulatedApi) -> None:
     api._listen()
 
 
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+def test_an_answer_that_breaks_off_is_asked_for_again(emulated: Place, api: EmulatedApi, method: str) -> None:
+    cluster, path = emulated.cluster, emulated.cluster.path("deployments", STABLE, "apps/v1")
+    api.cut_short = 2
+    if method == "GET":
+        assert cluster.request("GET", path)["metadata"]["name"] == STABLE
+    else:
+        annotated(cluster, "7")
+        assert cluster.request("GET", path)["metadata"]["annotations"]["number"] == "7"
+    assert api.cut_short == 0
+
+
+def test_answers_that_all_break_off_end_patience(emulated: Place, api: EmulatedApi) -> None:
+    impatient = connect(None, "cmt", emulated.kubeconfig, patience_s=0.3)
+    api.cut_short = 99
+    with pytest.raises(ClusterError, match=r"no answer from the API server .* for 0\.3 s"):
+        impatient.find(impatient.path("pods"))
+
+
 def test_changes_in_the_same_moment_are_tried_again(emulated: Place, api: EmulatedApi, releases: list[Release]) -> None:
     api.before.append(conflicts(3))
     emulated.upgrade(releases[1])
