@@ -38,7 +38,7 @@ class StageTuning:
 
     threads: of its engine, 0 for one per core; queue_delay_us: how long the dynamic batcher waits for company;
     niceness: of its processes, 0 to 19. On few cores the encoder that takes longest should have them when it wants
-    them: the others have time, but requests for those others alone then wait too.
+    them: the others have time, but requests for those others alone then wait too. A plan on a GPU takes neither.
     """
 
     instances: int = 1
@@ -93,7 +93,7 @@ def tensorrt_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
     # a plan's sizes are its own, and Triton wants the same ones here
     config = _stage_base(sized(stage, served.sizes) if served.sizes else stage, served, MAX_GPU_BATCH_SIZE, tuning)
     config.platform = "tensorrt_plan"
-    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=1)
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=tuning.instances)
     config.optimization.cuda.graphs = True
     for shapes in bucket_shapes(stage, served.sizes or DEFAULT_SIZES):
         spec = config.optimization.cuda.graph_spec.add(batch_size=1)

@@ -281,9 +281,9 @@ def test_a_stage_comes_back_out_of_its_text(served: Served, stage: Stage) -> Non
         assert list(came.version_policy.specific.versions) == list(served.versions.get(stage.name, [1]))
         tuning = served.tuning.get(stage.name, StageTuning())
         assert came.dynamic_batching.max_queue_delay_microseconds == tuning.queue_delay_us
+        assert [group.count for group in came.instance_group] == [tuning.instances]
     cpu = from_pbtxt(to_pbtxt(configs[0]))
     tuning = served.tuning.get(stage.name, StageTuning())
-    assert cpu.instance_group[0].count == tuning.instances
     parameters = {key: parameter.string_value for key, parameter in cpu.parameters.items()}
     for name in ("threads", "niceness"):
         assert parameters.pop(name, None) == (str(getattr(tuning, name)) if stage.compiled else None)
