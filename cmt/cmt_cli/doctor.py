@@ -47,7 +47,7 @@ def doctor(
     from cmt_pipeline.constants import CONTROL_HEADER
     from cmt_server.binary import triton_version as parse_version
     from cmt_server.doctor.diagnosis import diagnose
-    from cmt_server.doctor.environment import stub_environment
+    from cmt_server.doctor.environment import stub_environment, tensorrt_here
     from cmt_server.doctor.running import RunningTriton
 
     if rules:
@@ -57,7 +57,8 @@ def doctor(
     chosen, server = list(folders or []), RunningTriton(url, token, token_header or CONTROL_HEADER) if url else None
     if not chosen and server is None:
         chosen, server = _served_here(State(state))
-    found = diagnose(chosen, server.observe() if server else None, version, stub_environment())
+    seen = server.observe() if server else None
+    found = diagnose(chosen, seen, version, stub_environment(), tensorrt_here())
     if as_json:
         typer.echo(json.dumps(found.to_json()))
     else:

@@ -162,10 +162,12 @@ def serving(
     stop: ends the start with Stopped when it is set.
     """
     from cmt_cli.show import progress_bar
+    from cmt_server.fitness import check_fits
     from cmt_server.repository import Repository
     from cmt_server.server import TritonServer
 
     stop = stop or StopSignal()
+    check_fits(release)
     with only_one(state.root / "serve.lock"):
         server = TritonServer(options, on_log_line)
         repository = Repository(options.repository)

@@ -133,8 +133,8 @@ class Engine(ABC):
 
     Its module imports its runtime where it uses it, so that a look-up costs nothing. `tolerances` names its precisions;
     `packages` are the Python distributions that decide what it builds; artefacts belong to one version of `runtime`,
-    the one of them that runs here; `variant` is the `--model-config-name` under which Triton finds `stage_config`, None
-    where the python backend opens the stage in its own process.
+    the one of them that runs here; `variant` is the `--model-config-name` under which Triton finds `stage_config`, and
+    `backend` Triton's own that then runs the stage: None where the python backend opens it in its own process.
     """
 
     name: ClassVar[str]
@@ -142,6 +142,7 @@ class Engine(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     runtime: ClassVar[str | None] = None
     variant: ClassVar[str | None] = None
+    backend: ClassVar[str | None] = None
 
     @abstractmethod
     def compile(self, build: Build) -> EngineSidecar:
@@ -181,6 +182,14 @@ class Engine(ABC):
     def target(self) -> dict[str, str]:
         """What a build is bound to besides versions."""
         return {"device": "CPU"}
+
+    def never_served(self, versions: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        """Why no server anywhere runs what these versions built, each with its mend."""
+        return []
+
+    def misfits(self, versions: Mapping[str, str], target: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        """Why this machine can't serve what these versions built for this target, each with its mend."""
+        return []
 
     def stage_config(self, stage: Stage, served: Served) -> ModelConfig:
         """The Triton configuration of a compiled stage under `variant`."""

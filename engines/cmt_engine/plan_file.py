@@ -13,6 +13,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+PLAN_FILE = "model.plan"  # the name that Triton's TensorRT backend looks for
+
 #: tag, format, size of the plan in bytes, version in four numbers
 HEADER = struct.Struct("<4s4xQQ4B")
 TENSORRT_TAG, RTX_TAG = b"ftrt", b"vtrt"

@@ -22,7 +22,7 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from cmt_engine.engine import EngineError, EngineSidecar, Precision, sha256_of
-from cmt_engine.plan_file import EngineTensor
+from cmt_engine.plan_file import PLAN_FILE, EngineTensor
 from cmt_engine.tensorrt_contract import check_contract, tensor_of
 from cmt_engine.tensorrt_module import (
     BuildProgress,
@@ -39,7 +39,6 @@ from cmt_pipeline.progress import Progress
 from cmt_pipeline.stages import Stage, sized
 from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, Axis
 
-PLAN_FILE = "model.plan"  # the name that Triton's TensorRT backend looks for
 TYPICAL_BATCH = 4
 
 #: What an engine of TensorRT for RTX runs on unless set otherwise ("and later", says its documentation

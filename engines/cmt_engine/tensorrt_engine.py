@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmt_engine.engine import Build, Engine, EngineError, EngineSidecar, Precision, Runner, Tolerance, keep
+from cmt_engine.gpu import find_gpus
+from cmt_engine.tensorrt_library import library_version, plan_faults, rtx_fault
 from cmt_engine.tensorrt_module import load_tensorrt
 from cmt_pipeline.stages import Stage
 
@@ -25,6 +28,7 @@ class TensorRtEngine(Engine):
         "bf16": Tolerance(relative=5e-2, probability=4e-2),
     }
     variant = "tensorrt"
+    backend = "tensorrt"
 
     def compile(self, build: Build) -> EngineSidecar:
         """Plans are kept in the cache, each under the key of its graph, GPU and TensorRT version."""
@@ -60,6 +64,13 @@ class TensorRtEngine(Engine):
         from cmt_engine.tensorrt_build import DEFAULT_OPTIONS, target_of
 
         return target_of(load_tensorrt("auto"), DEFAULT_OPTIONS)
+
+    def never_served(self, versions: Mapping[str, str]) -> list[str]:
+        fault = rtx_fault(versions)
+        return [fault] if fault else []
+
+    def misfits(self, versions: Mapping[str, str], target: Mapping[str, str]) -> list[str]:
+        return plan_faults(versions, target, library_version(), find_gpus())
 
     def stage_config(self, stage: Stage, served: Served) -> ModelConfig:
         from cmt_pipeline.triton_config import tensorrt_config

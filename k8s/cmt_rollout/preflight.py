@@ -19,6 +19,7 @@ from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.tensors import resolved
 from cmt_release.manifest import Manifest, contract_tensors
 from cmt_release.release import Release, ReleaseError
+from cmt_server.fitness import misfits
 from cmt_server.repository import Repository
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -39,6 +40,7 @@ def preflight(release: Release, repository: Repository, served: ModelDescription
         return [str(error)]
     manifest = release.manifest
     reasons = [*fits(manifest, served), *_fits_beside(manifest, repository), *_fits_runtime(manifest)]
+    reasons += [reason for reason in misfits(release) if reason not in reasons]
     missing = _missing_bytes(manifest, repository)
     return reasons + _fits_disk(sum(missing.values()), repository.root) + _fits_memory(missing)
 
@@ -59,6 +61,8 @@ def _fits_beside(manifest: Manifest, repository: Repository) -> list[str]:
 def fits(manifest: Manifest, served: ModelDescription) -> list[str]:
     """Reasons why it can't take the place of what is served, wherever that runs; empty if it can."""
     reasons = [*_fits_contract(manifest), *_fits_served(manifest, served)]
+    if manifest.info.engine in ENGINES:
+        reasons += ENGINES[manifest.info.engine].never_served(manifest.versions)
     if not manifest.golden:
         reasons.append("it has no golden requests to be checked with; export it with a sample of each modality")
     return reasons

@@ -77,6 +77,13 @@ def tritonserver_version() -> TritonVersion | None:
     return None
 
 
+def has_backend(name: str) -> bool:
+    """Whether the tritonserver that `find_tritonserver` finds has this backend. Raises ServerError without one."""
+    on_path = shutil.which("tritonserver")
+    root = Path(on_path).resolve().parents[1] if on_path else _wheel_root()
+    return (root / "backends" / name).is_dir()
+
+
 def triton_version(text: str) -> TritonVersion:
     """The first two numbers of a version such as 2.51.0. ValueError if there are none."""
     match = re.match(r"(\d{1,4})\.(\d{1,4})(\D|$)", text)

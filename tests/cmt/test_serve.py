@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from cmt_release.release import Release
 from cmt_server.errors import GaveUp
 from cmt_server.server import TritonServer
 from cmt_server.triton_log import log_line
+from small_releases import make, rewrite
 
 pytestmark = pytest.mark.triton
 
@@ -55,6 +57,18 @@ def family(supervisor: int) -> list[int]:
             if any(f"cmt-{supervisor}-" in argument for argument in arguments):
                 found.append(int(process.name))
     return found
+
+
+def test_plans_that_cant_run_here_are_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+    release = make(tmp_path / "releases")
+    info = replace(release.manifest.info, engine="tensorrt")
+    manifest = replace(release.manifest, info=info, versions={"tensorrt_rtx": "1.7.1.116"})
+    rewrite(release.folder / "manifest.json", manifest.to_json().encode())
+    ran = serve(tmp_path, *FREE)
+    assert ran.returncode == 1
+    said = " ".join(ran.stderr.split())
+    assert "release 1 can't be served here: its plans are TensorRT for RTX 1.7.1.116's, which no backend of" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["releases"]
 
 
 MOMENTS = {

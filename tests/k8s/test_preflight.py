@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from cmt_client.operations import ModelDescription, TensorInfo
+from cmt_engine.gpu import find_gpus
+from cmt_engine.tensorrt_library import library_version
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.release_info import ReleaseStamp
 from cmt_release.manifest import Manifest, Tensor
 from cmt_release.release import Release
 from cmt_rollout import preflight as module
-from cmt_rollout.preflight import preflight
+from cmt_rollout.preflight import fits, preflight
 from cmt_server.repository import Repository
 from small_releases import make, rewrite
 
@@ -96,6 +98,28 @@ def test_another_kind_of_engine(running: Release, release: Release, repository: 
 def test_another_runtime(running: Release, release: Release, repository: Repository) -> None:
     (reason,) = preflight(changed(release, versions={"openvino": "1.0"}), repository, served(running))
     assert reason.startswith("it was compiled with openvino 1.0; 20")
+
+
+def as_plans(release: Release, **versions: str) -> Release:
+    return changed(release, info=replace(release.manifest.info, engine="tensorrt"), versions=versions)
+
+
+def test_plans_of_rtx_go_to_no_triton(running: Release, release: Release, repository: Repository) -> None:
+    plans = as_plans(release, tensorrt_rtx="1.7.1.116")
+    (reason,) = preflight(plans, repository, served(running, engine="tensorrt"))
+    assert reason.startswith("its plans are TensorRT for RTX 1.7.1.116's, which no backend of Triton runs")
+    assert fits(plans.manifest, served(running, engine="tensorrt")) == [reason]  # of pods elsewhere as well
+
+
+@pytest.mark.skipif(library_version() is not None or bool(find_gpus()), reason="a TensorRT or a GPU is here")
+def test_plans_need_their_tensorrt(running: Release, release: Release, repository: Repository) -> None:
+    reasons = preflight(as_plans(release, tensorrt="10.13.3.9"), repository, served(running, engine="tensorrt"))
+    assert [reason.split(";")[0] for reason in reasons] == [
+        "its plans are TensorRT 10.13.3.9's",
+        "its plans need a GPU",
+        "it needs Triton's tensorrt backend, which the tritonserver here lacks: serve it in the official Triton image "
+        "(docs/gpu.md)",
+    ]
 
 
 def test_no_golden_requests(running: Release, release: Release, repository: Repository) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from cmt_engine.plan_file import PLAN_FILE, Plan, read_plan
+
 #: Their auto-complete adds dynamic_batching where max_batch_size is above 1 and no scheduler is chosen.
 COMPLETING_BACKENDS = frozenset({"onnxruntime", "openvino", "paddle", "tensorflow", "tensorrt"})
 PLATFORMS = {
@@ -24,7 +26,7 @@ PLATFORMS = {
 ARTEFACTS = {
     "model.graphdef": "tensorflow",
     "model.onnx": "onnxruntime",
-    "model.plan": "tensorrt",
+    PLAN_FILE: "tensorrt",
     "model.pt": "pytorch",
     "model.py": "python",
     "model.savedmodel": "tensorflow",
@@ -55,6 +57,19 @@ def without_model(config: ModelConfig, folder: Path, versions: Iterable[int]) ->
     if backend in ARTEFACTS.values():
         return tuple(version for version in versions if _is_empty(folder / str(version)))
     return ()
+
+
+def plans_in(folder: Path, versions: Iterable[int]) -> dict[int, Plan | str]:
+    """What the TensorRT plans of these versions say of themselves, or why they can't be read."""
+    found: dict[int, Plan | str] = {}
+    for version in versions:
+        path = folder / str(version) / PLAN_FILE
+        try:
+            if path.is_file():
+                found[version] = read_plan(path)
+        except (OSError, ValueError) as error:
+            found[version] = str(error)
+    return found
 
 
 def _backend(config: ModelConfig, folder: Path, versions: Iterable[int]) -> str:

@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     repository.NOT_A_MODEL,
     *CONFIG_CHECKS,
     environment.NUMPY_2,
+    environment.PLAN_MISFIT,
     *server_rules.CHECKS,
 )
 
@@ -56,16 +57,19 @@ def diagnose(
     seen: Observation | None = None,
     version: TritonVersion | None = None,
     stub: StubEnvironment | None = None,
+    tensorrt: str | None = None,
 ) -> Diagnosis:
     """All that the rules find, errors first. Rules for other Triton versions are left out, where the version is known.
 
-    folders: they form one repository; seen: a running server; stub: what would run python-backend models here.
+    folders: they form one repository; seen: a running server; stub, tensorrt: what would run python-backend models and
+    TensorRT plans here, as of `stub_environment` and `tensorrt_here`.
     Raises FileNotFoundError for a folder that isn't there.
     """
     version = version or (seen.version if seen else None)
     read, findings = read_repositories(folders)
     for view in read:
         findings += _configurations(view)
+        findings += environment.plan_misfits(view, tensorrt)
     if stub and folders and (version or stub.old_server):
         findings += environment.numpy_2(read[0], stub)
     names = {name for view in read for name in view.models}

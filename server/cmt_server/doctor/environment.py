@@ -1,7 +1,8 @@
-"""The Python that would run the python backend's stub here, and its NumPy."""
+"""What would run a repository's models here: the Python of the python backend's stub and its NumPy, TensorRT."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import shutil
@@ -10,9 +11,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cmt_server.binary import NUMPY_LIMIT
+from cmt_engine.plan_file import Plan
+from cmt_engine.tensorrt_library import library_version, same_version
+from cmt_server.binary import NUMPY_LIMIT, has_backend
 from cmt_server.doctor.finding import Finding, Rule, Versions, finding
 from cmt_server.doctor.repository import Model, Repository
+from cmt_server.errors import ServerError
 
 TIMEOUT_S = 10.0
 ASK_NUMPY = "import importlib.metadata as m; print(m.version('numpy'))"
@@ -26,6 +30,15 @@ NUMPY_2 = Rule(
     "their size, and BYTES inputs kill it.",
     "Install numpy<2 for the Python that runs the stub, which is the first python3 on the server's PATH.",
     Versions(last=(2, 52)),
+)
+
+
+PLAN_MISFIT = Rule(
+    "plan-of-another-tensorrt",
+    "error",
+    "Triton's tensorrt backend opens a plan in the very version of TensorRT that built it, and plans of TensorRT for "
+    "RTX in none: the model doesn't load, nor does any ensemble above it.",
+    "Build the plan again with the TensorRT of the server's image, or serve it in the image that has its TensorRT.",
 )
 
 
@@ -59,6 +72,30 @@ def numpy_2(repository: Repository, environment: StubEnvironment) -> Iterator[Fi
     if models and major.isdigit() and int(major) >= NUMPY_LIMIT:
         what = f"NumPy {environment.numpy} would run {', '.join(models)}"
         yield finding(NUMPY_2, environment.python, "", what)
+
+
+def tensorrt_here() -> str | None:
+    """The version of TensorRT that the tritonserver here runs plans with, "" if it runs none; None without a server."""
+    with contextlib.suppress(ServerError):
+        return (library_version() or "") if has_backend("tensorrt") else ""
+    return None
+
+
+def plan_misfits(repository: Repository, here: str | None) -> Iterator[Finding]:
+    """Of models that Triton's tensorrt backend is to run. here: as of `tensorrt_here`."""
+    for model in repository.models.values():
+        for version, plan in model.plans.items() if model.is_tensorrt else ():
+            fault = plan if isinstance(plan, str) else _misfit(plan, here)
+            if fault:
+                yield finding(PLAN_MISFIT, model.file, model.name, f"version {version}: {fault}")
+
+
+def _misfit(plan: Plan, here: str | None) -> str:
+    if plan.rtx:
+        return f"the plan is TensorRT for RTX {plan.version}'s"
+    if here is None or (here and same_version(plan.version, here)):
+        return ""
+    return f"the plan is TensorRT {plan.version}'s; {f'TensorRT {here}' if here else 'no TensorRT'} runs here"
 
 
 def _runs_on_stub(model: Model) -> bool:

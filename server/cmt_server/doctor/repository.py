@@ -15,9 +15,10 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from cmt_engine.plan_file import Plan
 from cmt_pipeline.constants import TRITON_CONFIG_FILE
 from cmt_pipeline.triton_config import from_pbtxt
-from cmt_server.doctor.artefacts import completes_batching, declared_backend, without_model
+from cmt_server.doctor.artefacts import completes_batching, declared_backend, plans_in, without_model
 from cmt_server.doctor.finding import Finding, Rule, finding
 from cmt_server.repository import Repository as ServedRepository
 
@@ -69,7 +70,7 @@ class Model:
     """file: where its configuration lies; versions: of the folders that hold it, None when a server described it.
 
     batching_completed: whether Triton's auto-complete, unless it is off, settles how the model batches; empty: versions
-    whose folder has no model.
+    whose folder has no model; plans: those of TensorRT, by version, or why one can't be read.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Model:
     versions: tuple[int, ...] | None = None
     batching_completed: bool = False
     empty: tuple[int, ...] = ()
+    plans: Mapping[int, Plan | str] = field(default_factory=dict)
 
     @property
     def is_ensemble(self) -> bool:
@@ -229,7 +231,8 @@ def _model(folder: Path, file: Path, versions: tuple[int, ...]) -> Model:
     config = parse_config(data)
     looked_into = versions[-MAX_VERSIONS:]
     completes = completes_batching(config, folder, looked_into)
-    return Model(folder.name, str(file), config, versions, completes, without_model(config, folder, looked_into))
+    empty, plans = without_model(config, folder, looked_into), plans_in(folder, looked_into)
+    return Model(folder.name, str(file), config, versions, completes, empty, plans)
 
 
 def _read_variants(folder: Path, versions: tuple[int, ...], reading: _Reading) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cmt_engine.plan_file import HEADER, RTX_TAG, TENSORRT_TAG
 from cmt_server.doctor.diagnosis import diagnose
-from cmt_server.doctor.environment import NUMPY_2, StubEnvironment, stub_environment
+from cmt_server.doctor.environment import NUMPY_2, PLAN_MISFIT, StubEnvironment, stub_environment, tensorrt_here
 from cmt_server.doctor.finding import LONGEST_TEXT, printable
 from cmt_server.doctor.graph import LONGEST_WAY, circular_ensembles
 from cmt_server.doctor.repository import (
@@ -244,6 +246,39 @@ def test_numpy_2_matters_where_a_stub_runs_that_was_built_against_1(tmp_path: Pa
     assert not diagnose([tmp_path], stub=StubEnvironment("python3", "1.26.4", old_server=True)).findings
     assert not diagnose([tmp_path], stub=StubEnvironment("python3", "2.3.5")).findings  # of whatever server it is
     assert diagnose([tmp_path], version=(2, 51), stub=StubEnvironment("python3", "2.3.5")).findings
+
+
+def plan(folder: Path, tag: bytes, *version: int) -> None:
+    """A plan as far as its header goes, which tells the flavour and the version."""
+    head = HEADER.pack(tag, 0, HEADER.size, *version)
+    (folder / "1" / "model.plan").write_bytes(head)
+
+
+@pytest.mark.parametrize(
+    ("tag", "version", "here", "said"),
+    [
+        (RTX_TAG, (1, 7, 1, 116), None, "the plan is TensorRT for RTX 1.7.1.116's"),
+        (TENSORRT_TAG, (10, 13, 3, 9), None, None),  # no server is here: whoever runs it may have that TensorRT
+        (TENSORRT_TAG, (10, 13, 3, 9), "10.13.3.9", None),
+        (TENSORRT_TAG, (10, 13, 3, 9), "11.1.0.106", "the plan is TensorRT 10.13.3.9's; TensorRT 11.1.0.106 runs here"),
+        (TENSORRT_TAG, (10, 13, 3, 9), "", "the plan is TensorRT 10.13.3.9's; no TensorRT runs here"),
+        (b"elf?", (0, 0, 0, 0), None, "a TensorRT plan opens with"),
+    ],
+)
+def test_plans_are_for_one_tensorrt(
+    tmp_path: Path, tag: bytes, version: tuple[int, ...], here: str | None, said: str | None
+) -> None:
+    config = WARMED.replace('backend: "python"', 'platform: "tensorrt_plan"')
+    for name, text in (("a", config), ("b", WARMED)):  # a plan that the python backend doesn't look at
+        plan(write_model(tmp_path, name, text), tag, *version)
+    findings = [one for one in diagnose([tmp_path], tensorrt=here).findings if one.rule is PLAN_MISFIT]
+    assert [one.model for one in findings] == (["a"] if said else [])
+    assert all(said in one.what for one in findings if said)
+
+
+@pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="another server than the wheel's is here")
+def test_the_wheels_server_runs_no_plans() -> None:
+    assert tensorrt_here() == ""
 
 
 def test_a_model_with_an_environment_of_its_own_is_spared(tmp_path: Path) -> None:

@@ -354,8 +354,9 @@ def test_rule(case: Case, found: Found, tmp_path: Path) -> None:
 
 
 def test_every_rule_about_configurations_has_both_kinds_of_cases() -> None:
-    """The others have tests of their own: those of servers, NumPy, and folders that say it by their names."""
-    elsewhere = {rule.id for rule in SERVER_CHECKS} | {"numpy-2-stub", "model-in-two-folders"}
+    """The others have tests of their own: of servers, NumPy, TensorRT, and folders that say it by their names."""
+    elsewhere = {rule.id for rule in SERVER_CHECKS} | {"numpy-2-stub", "plan-of-another-tensorrt"}
+    elsewhere |= {"model-in-two-folders"}
     elsewhere |= {"misread-version-folder", "not-a-model", "empty-version"}
     wanted = {rule.id for rule in RULES} - elsewhere
     assert {case.rule for case in CASES if case.fires} == wanted
