@@ -66,6 +66,7 @@ def export(
 def run_export(options: ExportOptions, state: State) -> Release:
     """Exports with a progress bar and prints the release."""
     from cmt_cli.show import console, parity_table, progress_bar
+    from cmt_engine.engine import ENGINES
     from cmt_export.export import export as export_release
     from cmt_export.parity import ParityError
 
@@ -78,6 +79,9 @@ def run_export(options: ExportOptions, state: State) -> Release:
     if built and release.manifest.parity:
         console.print(parity_table(release.manifest.parity))
     info = release.manifest.info
+    if all(row["engine"] != info.engine for row in release.manifest.parity):
+        reason = ENGINES[info.engine].closed_here() or "it couldn't run where it was exported"
+        console.print(f"no parity of {info.engine}: {reason}", style="yellow", markup=False, highlight=False)
     console.print(
         f"release {info.release} ({info.preset}, {info.engine} {info.precision}, {info.label_set}"
         f"{'' if info.trained else ', [red]untrained[/]'}) "

@@ -166,9 +166,13 @@ class Engine(ABC):
             raise ValueError(f"precision: got {precision!r}; {self.name} takes {', '.join(self.tolerances)}")
         return self.tolerances[precision]
 
+    def closed_here(self) -> str | None:
+        """Why `open` can't run on this machine what is built here, so that exports have no parity; None if it can."""
+        return None
+
     def opens_here(self) -> bool:
-        """Whether `open` can run on this machine what is built here; an export has no parity where it can't."""
-        return True
+        """Whether `open` can run on this machine what is built here."""
+        return self.closed_here() is None
 
     def versions(self) -> dict[str, str]:
         """Whatever another version of would build something else. EngineError where it isn't installed."""

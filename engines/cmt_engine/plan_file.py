@@ -50,6 +50,11 @@ class Plan:
     size_bytes: int
     tensors: tuple[EngineTensor, ...]
 
+    @property
+    def flavour(self) -> str:
+        """The Python package that opens it."""
+        return "tensorrt_rtx" if self.rtx else "tensorrt"
+
 
 def read_plan(path: Path) -> Plan:
     """Reads the header and the table. ValueError if it is no plan, or a part of one."""

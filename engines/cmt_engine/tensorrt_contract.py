@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from cmt_engine.engine import EngineError, EngineSidecar
 from cmt_engine.gpu import Gpu, find_gpus
-from cmt_engine.plan_file import EngineTensor, read_plan
+from cmt_engine.plan_file import EngineTensor, Plan, read_plan
+from cmt_engine.tensorrt_library import same_version
 from cmt_engine.tensorrt_module import TensorRt, load_tensorrt, log_of
 from cmt_pipeline.stages import STAGES, Stage
 from cmt_pipeline.tensors import TensorSpec
@@ -58,28 +59,36 @@ def inspect_engine(folder: Path, gpus: Callable[[], tuple[Gpu, ...]] = find_gpus
     EngineError where the plan is missing, cut off, made by another version than engine.json says, or doesn't
     keep the contract. gpus: a stand-in for tests.
     """
+    sidecar, plan = read_back(folder)
+    path = folder / sidecar.model
+    tensors = plan.tensors
+    read_from: ReadFrom = "plan" if tensors else "header"
+    tensorrt = _opener(sidecar, gpus)
+    if tensorrt:
+        tensors, read_from = tensors_of(deserialised(tensorrt, path)), "engine"
+        _check(sidecar, tensors, path)
+    return EngineReport(sidecar.stage, read_from, plan.version, plan.size_bytes, tensors)
+
+
+def read_back(folder: Path) -> tuple[EngineSidecar, Plan]:
+    """engine.json of a stage version and what its plan file says, in so far as that is known without opening it.
+
+    EngineError where the plan is missing, cut off, of another flavour or version than engine.json says, or known not to
+    keep the contract.
+    """
     sidecar = EngineSidecar.read(folder)
     path = folder / sidecar.model
     try:
         plan = read_plan(path)
     except (OSError, ValueError) as error:
         raise EngineError(f"{error}. Build the engine again.") from error
-    flavour, built_with = next(iter(sidecar.versions.items()))
-    if plan.version.split(".")[:3] != built_with.split(".")[:3]:
-        raise EngineError(
-            f"{path} was made by {plan.version}; engine.json says {flavour} {built_with}. Build it again."
-        )
-    tensors = plan.tensors
-    read_from: ReadFrom = "plan" if tensors else "header"
-    tensorrt = _opener(sidecar, gpus)
-    if tensorrt:
-        tensors, read_from = _opened(tensorrt, path), "engine"
-    if tensors:
-        stage = STAGES[sidecar.stage]
-        names = {spec.name for spec in stage.inputs}
-        inputs = [tensor for tensor in tensors if tensor.name in names]
-        check_contract(stage, inputs, [t for t in tensors if t.name not in names], str(path))
-    return EngineReport(sidecar.stage, read_from, plan.version, plan.size_bytes, tensors)
+    built = sidecar.versions.get(plan.flavour, "")
+    if not same_version(plan.version, built):
+        said = " ".join(f"{name} {version}" for name, version in sidecar.versions.items())
+        raise EngineError(f"{path} was made by {plan.flavour} {plan.version}; engine.json says {said}. Build it again.")
+    if plan.tensors:
+        _check(sidecar, plan.tensors, path)
+    return sidecar, plan
 
 
 def _opener(sidecar: EngineSidecar, gpus: Callable[[], tuple[Gpu, ...]]) -> TensorRt | None:
@@ -99,17 +108,30 @@ def tensor_of(tensor: Any) -> EngineTensor:
     return EngineTensor(tensor.name, _dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
-def _opened(tensorrt: TensorRt, path: Path) -> tuple[EngineTensor, ...]:
+def deserialised(tensorrt: TensorRt, path: Path) -> Any:
+    """The ICudaEngine of a plan. EngineError, with what TensorRT said, where it doesn't open."""
     log = log_of(tensorrt.module)
     log.errors.clear()
     engine = tensorrt.module.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EngineError(f"{tensorrt.name} {tensorrt.version} can't open {path}: {'; '.join(log.errors)}")
+    return engine
+
+
+def tensors_of(engine: Any) -> tuple[EngineTensor, ...]:
+    """Inputs and outputs of an ICudaEngine."""
     names = sorted(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
     return tuple(
         EngineTensor(name, _dtype_name(engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name)))
         for name in names
     )
+
+
+def _check(sidecar: EngineSidecar, tensors: Iterable[EngineTensor], path: Path) -> None:
+    stage = STAGES[sidecar.stage]
+    names = {spec.name for spec in stage.inputs}
+    inputs = [tensor for tensor in tensors if tensor.name in names]
+    check_contract(stage, inputs, [t for t in tensors if t.name not in names], str(path))
 
 
 def _dtype_name(dtype: Any) -> str:

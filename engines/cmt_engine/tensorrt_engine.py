@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmt_engine.engine import Build, Engine, EngineError, EngineSidecar, Precision, Runner, Tolerance, keep
+from cmt_engine.engine import Build, Engine, EngineSidecar, Precision, Runner, Tolerance, keep
 from cmt_engine.gpu import find_gpus
 from cmt_engine.tensorrt_library import library_version, plan_faults, rtx_fault
 from cmt_engine.tensorrt_module import load_tensorrt
@@ -45,14 +45,24 @@ class TensorRtEngine(Engine):
         shutil.copytree(kept, build.folder, dirs_exist_ok=True)
         return EngineSidecar.read(build.folder)
 
-    def open(self, path: Path, precision: Precision, threads: int) -> Runner:  # noqa: ARG002
-        raise EngineError(
-            f"{path} is a TensorRT plan; Triton's own tensorrt backend runs it on a GPU "
-            "(--model-config-name tensorrt). On a CPU, export with --engine openvino."
-        )
+    def open(self, path: Path, precision: Precision, threads: int) -> Runner:  # noqa: ARG002  # the GPU has its own
+        from cmt_engine.tensorrt_runner import open_plan
 
-    def opens_here(self) -> bool:
-        return False
+        return open_plan(path)
+
+    def closed_here(self) -> str | None:
+        from cmt_engine.tensorrt_build import DEFAULT_OPTIONS, target_of
+        from cmt_engine.tensorrt_runner import no_cuda
+
+        if reason := no_cuda():
+            return reason
+        tensorrt, gpu = load_tensorrt("auto"), find_gpus()[0]
+        targets = target_of(tensorrt, DEFAULT_OPTIONS).get("compute_capabilities")
+        if targets and gpu.compute_capability not in targets.split(", "):
+            return (
+                f"TensorRT for RTX builds for compute capabilities {targets}; {gpu.name} has {gpu.compute_capability}"
+            )
+        return None
 
     def versions(self) -> dict[str, str]:
         """Of several distributions, any of which may bring it."""

@@ -66,12 +66,6 @@ def test_a_damaged_engine_doesnt_open(damage: str, tmp_path: Path) -> None:
         open_engine(tmp_path)
 
 
-def test_a_tensorrt_engine_is_left_to_triton(tmp_path: Path) -> None:
-    EngineSidecar("fuse", "tensorrt", "fp16", "model.plan", "ab", {"tensorrt": "10.13"}).write(tmp_path)
-    with pytest.raises(EngineError, match=r"Triton's own tensorrt backend runs it on a GPU .*--engine openvino"):
-        open_engine(tmp_path)
-
-
 def test_every_engine_says_what_it_is() -> None:
     assert tuple(ENGINES) == ("openvino", "tensorrt", "onnxruntime")
     for name, engine in ENGINES.items():

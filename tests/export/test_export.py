@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cmt_cli.export import golden_sample
+from cmt_cli.export import golden_sample, run_export
 from cmt_cli.state import State
 from cmt_engine import tensorrt_build, tensorrt_engine
-from cmt_engine.engine import EngineSidecar, Precision, keep, sha256_of
+from cmt_engine.engine import ENGINES, EngineSidecar, Precision, keep, sha256_of
 from cmt_engine.gpu import Gpu
 from cmt_engine.openvino_engine import OPENVINO
 from cmt_engine.plan_file import read_plan
@@ -191,12 +191,13 @@ def quick(recipe: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> ExportOptio
 
 @needs_rtx
 def test_tensorrt_plans_are_built_and_keep_the_contract(
-    quick: ExportOptions, store: Path, monkeypatch: pytest.MonkeyPatch
+    quick: ExportOptions, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And another engine makes another release."""
     for module in (tensorrt_engine, tensorrt_build):  # also where a GPU would have TensorRT itself chosen
         monkeypatch.setattr(module, "load_tensorrt", lambda flavour: load_tensorrt("tensorrt_rtx"))
     told: list[float] = []
+    closed = ENGINES["tensorrt"].closed_here()  # where no GPU is, plans are built all the same
     options = replace(quick, engine="tensorrt", precision="fp16")
     plans, built = export(options, store, golden_sample(), lambda _, done: told.append(done))
     assert (plans.number, built) == (1, True)
@@ -213,8 +214,8 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
         assert came == {s.name: (s.dtype, (-1, *sizes[s.name])) for s in specs}
         assert read_plan(folder / "model.plan").rtx
         sidecar = EngineSidecar.read(folder)
-        assert (sidecar.engine, sidecar.precision, sidecar.parity) == ("tensorrt", "fp16", {})
-    assert {row["engine"] for row in plans.manifest.parity} == {"onnx"}  # a plan can't be run here
+        assert (sidecar.engine, sidecar.precision, bool(sidecar.parity)) == ("tensorrt", "fp16", not closed)
+    assert {row["engine"] for row in plans.manifest.parity} == ({"onnx"} if closed else {"onnx", "tensorrt"})
     assert "tensorrt_rtx" in plans.manifest.versions
 
     graphs, built = export(quick, store, golden_sample(), silent)
@@ -223,6 +224,8 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
         name: 2 if stage.compiled or stage.stamped else 1 for name, stage in STAGES.items()
     }
     assert export(options, store, golden_sample(), silent) == (open_release(store, 1), False)
+    assert run_export(options, State(store.parent)) == plans
+    assert (f"no parity of tensorrt: {closed}" in " ".join(capsys.readouterr().out.split())) is bool(closed)
     for release in (plans, graphs):
         release.verify()
 
