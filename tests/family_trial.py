@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
 from cmt_engine.engine import ENGINES, Build, EngineError, Precision, open_engine
-from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx
+from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx, profile_of
+from cmt_engine.tensorrt_fit import misfits
+from cmt_engine.typed_onnx import TypedPrecision, onnx_in_precision
 from cmt_export.family import FAMILIES
 from cmt_export.fusion import CrossModalFusion
 from cmt_export.model import CrossModalTransformer
@@ -131,9 +134,24 @@ class Exported:
         engine_from_onnx(self.path, sized(self.stage, self.model.sizes), folder, options)
         return (folder / "model.plan").stat().st_size
 
+    def misfits(self, precision: TypedPrecision) -> list[str]:
+        """What TensorRT can't take of its graph in a precision, and LayerNorms that are written out."""
+        typed = onnx_in_precision(self.path, precision, self.folder / f"{precision}.onnx")
+        return misfits(typed, profile_of(sized(self.stage, self.model.sizes))) + norms_in_parts(typed)
+
     def _calibration(self) -> list[Mapping[str, Array]]:
         made = batches(self._prepare, (1,) * CALIBRATED[self.modality], seed=1)
         return [{spec.name: batch.tensors[spec.name] for spec in self.stage.inputs} for batch in made]
+
+
+def norms_in_parts(path: Path) -> list[str]:
+    """Square roots of a mean and a small number, as of a LayerNorm that isn't one node."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    roots = [makers.get(node.input[0]) for node in nodes if node.op_type == "Sqrt"]
+    summed = [node for node in roots if node is not None and node.op_type == "Add"]
+    means = [makers[name] for node in summed for name in node.input if name in makers]
+    return [f"{node.name} of a LayerNorm in parts" for node in means if node.op_type == "ReduceMean"]
 
 
 def measured(name: str) -> dict[str, Any]:

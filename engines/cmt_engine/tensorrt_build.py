@@ -24,6 +24,7 @@ from onnx.shape_inference import InferenceError
 from cmt_engine.engine import EngineError, EngineSidecar, Precision, sha256_of
 from cmt_engine.plan_file import PLAN_FILE, EngineTensor
 from cmt_engine.tensorrt_contract import check_contract, tensor_of
+from cmt_engine.tensorrt_fit import Profile, misfits
 from cmt_engine.tensorrt_module import (
     BuildProgress,
     Flavour,
@@ -44,9 +45,6 @@ TYPICAL_BATCH = 4
 #: What an engine of TensorRT for RTX runs on unless set otherwise ("and later", says its documentation
 #: of CPU-only engines). 9.0 is no target of version 1.7.
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
-
-#: tensor -> {"min": shape, "opt": shape, "max": shape}, each with batch
-Profile = dict[str, dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,7 @@ def engine_from_onnx(
         typed = onnx_path
         if options.precision != "fp32":
             typed = _typed(onnx_path, options.precision, Path(scratch) / "typed.onnx")
+        _check_fit(typed, profile, onnx_path)
         plan = build_plan(tensorrt, typed, stage, options, profile, progress)
     _write(folder / PLAN_FILE, plan)
     sidecar = EngineSidecar(
@@ -193,6 +192,16 @@ def _typed(onnx_path: Path, precision: Precision, target: Path) -> Path:
         return onnx_in_precision(onnx_path, cast("TypedPrecision", precision), target)
     except (ValueError, OSError, DecodeError, ValidationError, InferenceError) as error:
         raise EngineError(f"{onnx_path} can't be typed as {precision}: {error}. Does it build in fp32?") from error
+
+
+def _check_fit(typed: Path, profile: Profile, onnx_path: Path) -> None:
+    """EngineError that names every misfit of the graph as it is typed."""
+    try:
+        found = misfits(typed, profile)
+    except (ValueError, OSError, DecodeError) as error:
+        raise EngineError(f"{onnx_path} can't be read as ONNX: {error}") from error
+    if found:
+        raise EngineError(f"{onnx_path} doesn't fit TensorRT, {len(found)} of its nodes or axes: {'; '.join(found)}")
 
 
 def _parse(parser: Any, onnx_path: Path, errors: list[str]) -> None:

@@ -143,7 +143,12 @@ def frame_count(num_samples: Tensor) -> Tensor:
 
 def _windows(num_samples: Tensor, size: int, hop: int) -> Tensor:
     """How many windows of `size` samples, `hop` apart, lie within so many samples (and at least one frame's)."""
-    return torch.div(num_samples.clamp(min=RECEPTIVE_FIELD) - size, hop, rounding_mode="trunc") + 1
+    return torch.div(at_least(RECEPTIVE_FIELD, num_samples) - size, hop, rounding_mode="trunc") + 1
+
+
+def at_least(least: int, counts: Tensor) -> Tensor:
+    """int64, as a Max of two tensors: of a Clip, which `clamp` becomes, TensorRT takes floats alone."""
+    return torch.maximum(counts, torch.full((), least, dtype=torch.int64, device=counts.device))
 
 
 def positions_below(size: int, lengths: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def test_wrong_types_and_sizes_are_refused(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_every_operator_that_cant_be_parsed_is_named(tmp_path: Path) -> None:
+def test_every_operator_that_doesnt_fit_is_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Unique", ["input_ids"], ["unique"], name="first"),
         helper.make_node("Det", ["features"], ["det"], name="second"),
@@ -186,7 +186,19 @@ def test_every_operator_that_cant_be_parsed_is_named(tmp_path: Path) -> None:
         helper.make_node("Cast", ["attention_mask"], ["features"], to=TensorProto.FLOAT),
     ]
     onnx.save(text_graph([nodes[3], *nodes[:3]], []), tmp_path / "source.onnx")
-    with pytest.raises(EngineError, match=r"2 of its nodes: Unique first: .*; Det second: "):
+    with pytest.raises(EngineError, match=r"2 of its nodes or axes: Unique first: .*; Det second: "):
+        engine_from_onnx(tmp_path / "source.onnx", SIZED["encode_text"], tmp_path, options(precision="fp32"))
+
+
+@needs_rtx
+def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
+    """An operator that it has, of which it wants sizes that don't vary."""
+    nodes = [
+        helper.make_node("EyeLike", ["attention_mask"], ["eye"], name="first"),
+        helper.make_node("Cast", ["eye"], ["text_features"], to=TensorProto.FLOAT),
+    ]
+    onnx.save(text_graph(nodes, []), tmp_path / "source.onnx")
+    with pytest.raises(EngineError, match=r"can't parse .*, 1 of its nodes: EyeLike first: "):
         engine_from_onnx(tmp_path / "source.onnx", SIZED["encode_text"], tmp_path, options(precision="fp32"))
 
 

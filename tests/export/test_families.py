@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from cmt_engine.typed_onnx import TypedPrecision
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
 from cmt_export.errors import CheckpointError
 from cmt_export.family import FAMILIES
@@ -48,8 +49,10 @@ def test_features_are_those_of_transformers_whatever_the_padding(name: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
-def test_its_onnx_graph_computes_the_same(name: str, tmp_path: Path) -> None:
-    assert Exported(name, tmp_path).error("onnxruntime", "fp32") < tolerances()["onnx"]
+def test_its_onnx_graph_computes_the_same_and_fits_tensorrt(name: str, tmp_path: Path) -> None:
+    exported = Exported(name, tmp_path)
+    assert exported.error("onnxruntime", "fp32") < tolerances()["onnx"]
+    assert [misfit for precision in get_args(TypedPrecision) for misfit in exported.misfits(precision)] == []
 
 
 def test_every_figure_of_the_page_was_measured() -> None:

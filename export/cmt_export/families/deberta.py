@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaModel, DebertaV2Model
+from transformers.models.deberta.modeling_deberta import DebertaLayerNorm
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from cmt_export.encoders import MASKED, TextEncoder
@@ -53,7 +54,7 @@ class DebertaEncoder(TextEncoder):
     rows: Tensor
 
     def __init__(self, backbone: Any) -> None:
-        super().__init__(backbone)
+        super().__init__(_with_layer_norms(backbone))
         self.register_buffer("rows", _rows(backbone.encoder), persistent=False)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -125,6 +126,17 @@ def by_distance(states: Tensor, vectors: Tensor) -> Tensor:
     near = vectors.view(-1, heads, head)[met].permute(1, 2, 0)  # [heads, head, 2 tokens - 1]
     index = at[:, None] - at[None, :] + (tokens - 1)
     return (states @ near).gather(3, index.expand(batch, heads, tokens, tokens))
+
+
+def _with_layer_norms(backbone: Any) -> Any:
+    """The backbone, its own LayerNorms, which are written out, as torch's, which are one node in ONNX."""
+    for part in list(backbone.modules()):
+        for name, norm in list(part.named_children()):
+            if isinstance(norm, DebertaLayerNorm):
+                ours = nn.LayerNorm(norm.weight.shape, norm.variance_epsilon)
+                ours.weight, ours.bias = norm.weight, norm.bias
+                setattr(part, name, ours)
+    return backbone
 
 
 def _rows(encoder: Any) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import MPNetModel
 
-from cmt_export.families.text import TextFamily
+from cmt_export.families.text import PositionedTextEncoder, TextFamily
 
 
 class MPNet(TextFamily):
@@ -16,6 +17,9 @@ class MPNet(TextFamily):
 
     def architecture(self) -> Any:
         return MPNetModel
+
+    def wrap(self, backbone: Any) -> nn.Module:
+        return PositionedTextEncoder(backbone)
 
 
 MPNET = MPNet()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import RobertaModel, XLMRobertaModel
 
-from cmt_export.families.text import TextFamily
+from cmt_export.families.text import PositionedTextEncoder, TextFamily
 
 
 class Roberta(TextFamily):
@@ -16,6 +17,9 @@ class Roberta(TextFamily):
 
     def architecture(self) -> Any:
         return RobertaModel
+
+    def wrap(self, backbone: Any) -> nn.Module:
+        return PositionedTextEncoder(backbone)
 
 
 class XLMRoberta(Roberta):

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as Backbone
 
-from cmt_export.encoders import MASKED, Features, positions_below
+from cmt_export.encoders import MASKED, Features, at_least, positions_below
 from cmt_export.family import EncoderFamily
 from cmt_pipeline.buckets import AUDIO_FRAMES, HOP, SAMPLE_RATE_HZ
 from cmt_pipeline.tensors import MODEL_WIDTH
@@ -67,7 +67,7 @@ class WhisperEncoder(nn.Module):
         self.projection = nn.Linear(backbone.config.hidden_size, MODEL_WIDTH)
 
     def forward(self, input_values: Tensor, num_samples: Tensor) -> Features:
-        frames = torch.div(num_samples, HOP, rounding_mode="trunc").clamp(min=1)  # of each clip, [batch, 1]
+        frames = at_least(1, torch.div(num_samples, HOP, rounding_mode="trunc"))  # of each clip, [batch, 1]
         log_mel = self.log_mel(input_values, num_samples)
         own = positions_below(log_mel.shape[2], 2 * frames)[:, None, :].to(log_mel.dtype)
         hidden = functional.gelu(self.backbone.conv1(log_mel * own)) * own
