@@ -10,6 +10,7 @@ plain cores, `mini` fits a laptop and the tests. One of a user's own is a TOML f
     config = {hidden_size = 128, num_hidden_layers = 4}
     tokenizer = "models/my-roberta"
     [fusion]
+    kind = "cross_attention"
     layers = 1
 
 Encoder configurations are Hugging Face's own keys (ViTConfig, Wav2Vec2Config, BertConfig); only what differs from
@@ -29,8 +30,10 @@ from cmt_pipeline.registry import Registry
 
 @dataclass(frozen=True)
 class FusionSize:
-    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset."""
+    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset. kind: `cross_attention` between tokens, or
+    `summary`, between one vector a modality."""
 
+    kind: str = "cross_attention"
     layers: int = 2
     heads: int = 8
     feed_forward_width: int = 1024
@@ -112,7 +115,7 @@ PRESETS: dict[str, Preset] = {
             ),
             "text": EncoderPreset("bert", MINILM),
         },
-        fusion=FusionSize(layers=1, feed_forward_width=512),
+        fusion=FusionSize("summary", layers=1, feed_forward_width=512),
     ),
 }
 

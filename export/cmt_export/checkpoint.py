@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-FORMAT = 2
+FORMAT = 3
 COMPOSED = "composed"
 LAYER_WEIGHTS = "encoder.layer_weights"
-FORMATS = (1, FORMAT)  # 1: without the labels, which then are those of the set of that name
+#: 1: without the labels, which then are those of the set of that name; 1, 2: fused by summaries, the only kind.
+FORMATS = (1, 2, FORMAT)
 REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
 
 
@@ -99,10 +100,10 @@ class CheckpointConfig:
         try:
             values = json.loads(text)
             if (got := values.pop("format", None)) not in FORMATS:
-                raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 and {FORMAT}")
-            values["labels"] = checked_labels(values["labels"]) if got == FORMAT else labels_of(values["label_set"])
+                raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 to {FORMAT}")
+            values["labels"] = checked_labels(values["labels"]) if got > 1 else labels_of(values["label_set"])
             values["encoders"] = {m: _encoder_config(values["encoders"][m]) for m in ordered(values["encoders"])}
-            values["fusion"] = FusionSize(**values["fusion"])
+            values["fusion"] = FusionSize(**({"kind": "summary"} if got < FORMAT else {}) | values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

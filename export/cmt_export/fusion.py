@@ -1,50 +1,52 @@
-"""Cross-modal fusion: what each modality says is believed as far as the other two, attended to, bear it out.
+"""Cross-modal fusion over tokens: every patch, frame and word attends to those of the other two modalities.
 
-The idea is the cross-modal attention of the Multimodal Transformer (Tsai et al. 2019, arXiv 1906.00295) as the paper
-names it, between summaries rather than tokens, as bottlenecks do (Nagrani et al. 2021, arXiv 2107.00135): hundreds of
-patches and frames are read once, and attention costs next to nothing. What it finds opens and closes gates on each
-modality's own summary (as Arevalo et al. 2017, arXiv 1702.01992), and never takes its place: a fusion that mixed them
-freely learnt a few thousand sentences by heart. Sizes and the details below are our own. Every sum and attention is
-masked, so that neither padding nor an absent modality has a say, and each attention also sees one learned sink token,
-so that a modality that is alone attends to something and the softmax is always defined.
+As the Multimodal Transformer's directional cross-modal attention (Tsai et al. 2019, arXiv 1906.00295): each modality's
+tokens keep a stream of their own and take from the others what they attend to, so that a word can find the very frame
+that stressed it. Here the heads are shared out, half of them to each of the other two, which costs a token what
+self-attention does. Depth, width and the readout are our own: each stream is pooled by attention, and
+the three summaries weigh in the answer by learned shares. Every attention also sees a learned sink, so that a modality
+that is alone attends to something. `cmt_training.binding` sets it beside bottleneck tokens (Nagrani et al. 2021, arXiv
+2107.00135) and other rungs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.encoders import MASKED
+from cmt_export.attention import (
+    SINK,
+    Pool,
+    bias_of,
+    feed_forward,
+    masked_softmax,
+    perceptron,
+    presence_of,
+    small_at_first,
+)
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
-POOL_HEADS = 32
-SCORES = 0.3  # standard deviation of their weights at first
-BRANCH = 0.1  # of its usual size, that a residual branch adds at first
+Answer = tuple[Tensor, Tensor, Tensor, Tensor]
+
+LEAST_WEIGHT = 1e-6  # of all modalities together; where none is there, none weighs
+OTHERS = tuple(tuple(other for other in range(3) if other != own) for own in range(3))
 
 
-class CrossModalFusion(nn.Module):
-    """Features and masks of the three modalities -> logits, probabilities, valence_arousal, attention."""
+class Fusion(nn.Module):
+    """What all fusions share: six inputs in, the contract's four outputs out."""
 
     temperature: Tensor
 
-    def __init__(self, size: FusionSize, labels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.pools = nn.ModuleList(Pool() for _ in MODALITIES)
-        self.layers = nn.ModuleList(CrossModalLayer(size) for _ in range(size.layers))
-        self.norm = nn.LayerNorm(MODEL_WIDTH)
-        self.context_norm = nn.LayerNorm(MODEL_WIDTH)
-        self.belief = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.gate = nn.Linear(MODEL_WIDTH, 1)
-        self.emotion_head = perceptron(len(MODALITIES) * MODEL_WIDTH, size.dropout, labels)
-        self.valence_arousal_head = perceptron(len(MODALITIES) * MODEL_WIDTH, size.dropout, 2)
         self.register_buffer("temperature", torch.ones(()))  # calibrated after training
-        nn.init.zeros_(self.belief.weight)
-        nn.init.zeros_(self.belief.bias)
 
     def forward(
         self,
@@ -54,154 +56,187 @@ class CrossModalFusion(nn.Module):
         audio_mask: Tensor,
         text_features: Tensor,
         text_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features [batch, tokens, MODEL_WIDTH], masks [batch, tokens]; a mask of zeros says that a modality is absent.
+    ) -> Answer:
+        """Features [batch, tokens, width], masks [batch, tokens]; a mask of zeros says that a modality is absent.
 
         Returns logits [batch, labels], probabilities [batch, labels], valence_arousal [batch, 2] in [-1, 1] and
         attention [batch, 3]: the weight of each modality in the answer, 0 where absent.
         """
         features, masks = [image_features, audio_features, text_features], [image_mask, audio_mask, text_mask]
-        return self.answer(*self.weigh(features, masks))
+        logits, valence_arousal, attention = self.answer(features, masks)
+        return logits, functional.softmax(logits / self.temperature, dim=-1), valence_arousal, attention
 
-    def weigh(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """What is believed of each modality [batch, 3, width], its weight and whether it is there [batch, 3]."""
-        presence = torch.cat([mask.amax(dim=1, keepdim=True) for mask in masks], dim=1)
-        summaries = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
-        streams = summaries
-        for layer in self.layers:
-            streams = layer(streams, presence)
-        context = self.context_norm(torch.cat(streams, dim=1))
-        believed = self.norm(torch.cat(summaries, dim=1)) * 2 * torch.sigmoid(self.belief(context))
-        return believed, masked_softmax(self.gate(context)[..., 0], presence), presence
+    def answer(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [batch, labels], valence_arousal [batch, 2] and attention [batch, 3]."""
+        logits, valence_arousal = self.combine(features, masks)
+        weights = self.weights_of(presence_of(masks).to(logits.dtype))
+        return logits, valence_arousal, weights / weights.sum(dim=1, keepdim=True).clamp(min=LEAST_WEIGHT)
 
-    def answer(self, believed: Tensor, attention: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `weigh` returned -> what `forward` returns."""
-        shares = attention * presence.to(attention.dtype).sum(dim=1, keepdim=True)  # 1 where all count alike
-        fused = (believed * shares[..., None]).flatten(1)
-        logits = self.emotion_head(fused)
-        probabilities = functional.softmax(logits / self.temperature, dim=-1)
-        return logits, probabilities, torch.tanh(self.valence_arousal_head(fused)), attention
+    def combine(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [batch, labels] and valence_arousal [batch, 2]."""
+        raise NotImplementedError
 
-    def separate(self, believed: Tensor) -> Tensor:
-        """Logits [batch, 3, labels] of what is believed of each modality, with nothing beside it in the head.
+    def weights_of(self, presence: Tensor) -> Tensor:
+        """How much each modality that is there weighs [batch, 3], of presence [batch, 3]."""
+        return presence
+
+
+class WeighedFusion(Fusion):
+    """A summary of each modality, what each weighs, and heads over the three. Kinds differ in how they summarise."""
+
+    def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(Pool(width) for _ in MODALITIES)
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, 1)
+        self.emotion_head = perceptron(len(MODALITIES) * width, size.dropout, labels, width)
+        self.valence_arousal_head = perceptron(len(MODALITIES) * width, size.dropout, 2, width)
+
+    def answer(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        summaries, context = self.summarised(features, masks)
+        return self.read(summaries, context, presence_of(masks))
+
+    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, valence_arousal and separate logits [batch, 3, labels]: with nothing in the head beside what is said
+        by one modality.
 
         Training asks for those, so that no modality leaves the answer to the others.
         """
-        alone = (
-            believed[:, None] * torch.eye(len(MODALITIES), device=believed.device)[:, :, None]
-        )  # [batch, 3, 3, width]
-        logits: Tensor = self.emotion_head(alone.flatten(2))
+        raise NotImplementedError
+
+    def summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """A summary of each modality [batch, 3, width], and what their weights are read from, the same shape."""
+        raise NotImplementedError
+
+    def read(self, summaries: Tensor, context: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summaries and context [batch, 3, width], presence [batch, 3] -> what `answer` returns."""
+        attention = masked_softmax(self.gate(context)[..., 0], presence)
+        shares = attention * presence.to(attention.dtype).sum(dim=1, keepdim=True)  # 1 where all count alike
+        fused = (summaries * shares[..., None]).flatten(1)
+        return self.emotion_head(fused), torch.tanh(self.valence_arousal_head(fused)), attention
+
+    def apart(self, summaries: Tensor) -> Tensor:
+        """Logits [batch, 3, labels] of each modality's summary with zeros in the place of the others'."""
+        alone = summaries[:, None] * torch.eye(len(MODALITIES), device=summaries.device)[:, :, None]
+        logits: Tensor = self.emotion_head(alone.flatten(2))  # of [batch, 3, 3 * width]
         return logits
 
 
-class Pool(nn.Module):
-    """[batch, tokens, MODEL_WIDTH] -> [batch, 1, MODEL_WIDTH], by learned scores of each real token.
+class CrossModalFusion(WeighedFusion):
+    """Streams of tokens that attend to each other, then pooled."""
 
-    Every part of the width, a head, has scores of its own: one looks at the mouth, one at the brows. They start far
-    from even, so that each looks somewhere else from the beginning. Where no token is real, it is a learned vector.
-    """
+    def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
+        super().__init__(size, labels, width)
+        self.layers = nn.ModuleList(CrossModalLayer(size, width) for _ in range(size.layers))
 
-    def __init__(self, heads: int = POOL_HEADS) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(MODEL_WIDTH)
-        self.score = nn.Linear(MODEL_WIDTH, heads)
-        nn.init.normal_(self.score.weight, std=SCORES)
-        self.value = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.absent = nn.Parameter(torch.randn(1, MODEL_WIDTH) * 0.02)
+    def summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        streams = features
+        for layer in self.layers:
+            streams = layer(streams, masks)
+        pooled = [pool(stream, mask) for pool, stream, mask in zip(self.pools, streams, masks, strict=True)]
+        summaries = self.norm(torch.cat(pooled, dim=1))
+        return summaries, summaries
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        tokens = self.norm(features)
-        scores = self.score(tokens).transpose(1, 2)[:, :, None]  # [batch, heads, 1, tokens]
-        weights = masked_softmax(scores, mask[:, None, None])
-        values = self.value(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, part]
-        summed = (weights @ values).transpose(1, 2).flatten(2)  # [batch, 1, width]
-        present = mask.amax(dim=1)[:, None, None].to(summed.dtype)
-        pooled: Tensor = summed * present + self.absent * (1 - present)
-        return pooled
+    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The separate logits are those of each modality without the others, as its own pipeline answers."""
+        logits, valence_arousal, _ = self.answer(features, masks)
+        streams = features
+        for layer in self.layers:
+            streams = cast(CrossModalLayer, layer).alone(streams)
+        pooled = [pool(stream, mask) for pool, stream, mask in zip(self.pools, streams, masks, strict=True)]
+        return logits, valence_arousal, self.apart(self.norm(torch.cat(pooled, dim=1)))
 
 
 class CrossModalLayer(nn.Module):
-    """For each modality: attention to the other two and the sink, then a feed-forward net; pre-norm, residual."""
+    """A stream for each modality."""
 
-    def __init__(self, size: FusionSize) -> None:
+    def __init__(self, size: FusionSize, width: int = MODEL_WIDTH) -> None:
         super().__init__()
-        self.streams = nn.ModuleList(_Stream(size) for _ in MODALITIES)
+        self.streams = nn.ModuleList(CrossModalStream(size, width) for _ in MODALITIES)
 
-    def forward(self, streams: list[Tensor], presence: Tensor) -> list[Tensor]:
-        """Streams [batch, 1, width], presence [batch, 3]."""
+    def forward(self, streams: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        """Streams [batch, tokens, width] and masks [batch, tokens], of each modality."""
+        told = [stream.told(tokens) for stream, tokens in zip(self._streams, streams, strict=True)]
+        return [
+            stream(
+                streams[own],
+                told[own].queries,
+                [told[other].keys_values[OTHERS[other].index(own)] for other in OTHERS[own]],
+                [masks[other] for other in OTHERS[own]],
+            )
+            for own, stream in enumerate(self._streams)
+        ]
+
+    def alone(self, streams: list[Tensor]) -> list[Tensor]:
+        """As `forward`, of each modality without the others."""
         updated = []
-        for index, stream in enumerate(self.streams):
-            others = [other for other in range(len(streams)) if other != index]
-            context = torch.cat([streams[other] for other in others], dim=1)
-            updated.append(stream(streams[index], context, presence[:, others]))
+        for stream, tokens in zip(self._streams, streams, strict=True):
+            told, nothing = stream.told(tokens), tokens.new_zeros(tokens.shape[0], 0)
+            contexts = [(keys[:, :, :0], values[:, :, :0]) for keys, values in told.keys_values]
+            updated.append(stream(tokens, told.queries, contexts, [nothing, nothing]))
         return updated
 
+    @property
+    def _streams(self) -> list[CrossModalStream]:
+        return [cast(CrossModalStream, stream) for stream in self.streams]
 
-class _Stream(nn.Module):
-    """One modality's part of a layer."""
 
-    def __init__(self, size: FusionSize) -> None:
+@dataclass(frozen=True)
+class Told:
+    """What a modality asks the other two, and what it has for each of them: [batch, heads, tokens, width of a head]."""
+
+    queries: tuple[Tensor, Tensor]
+    keys_values: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class CrossModalStream(nn.Module):
+    """One modality's part of a layer: tokens attend to those of the other two, with half of the heads each, then a
+    feed-forward net; pre-norm, residual."""
+
+    def __init__(self, size: FusionSize, width: int = MODEL_WIDTH) -> None:
         super().__init__()
-        self.heads = size.heads
-        self.query_norm = nn.LayerNorm(MODEL_WIDTH)
-        self.context_norm = nn.LayerNorm(MODEL_WIDTH)
-        self.sink = nn.Parameter(torch.randn(1, 1, MODEL_WIDTH) * 0.02)
-        self.query = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.key_value = nn.Linear(MODEL_WIDTH, 2 * MODEL_WIDTH)
-        self.output = nn.Linear(MODEL_WIDTH, MODEL_WIDTH)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(MODEL_WIDTH),
-            nn.Linear(MODEL_WIDTH, size.feed_forward_width),
-            nn.GELU(),
-            nn.Dropout(size.dropout),
-            nn.Linear(size.feed_forward_width, MODEL_WIDTH),
-        )
+        if size.heads % 2:
+            raise ValueError(f"heads: got {size.heads}; expected an even number: half look at each other modality")
+        self.heads = size.heads // 2
+        self.norm = nn.LayerNorm(width)
+        self.tell = nn.Linear(width, 3 * width)
+        self.sinks = nn.Parameter(torch.randn(2, 2, 1, self.heads, 1, width // size.heads) * SINK)  # keys and values
+        self.output = nn.Linear(width, width)
+        self.feed_forward = feed_forward(size, width)
         self.dropout = nn.Dropout(size.dropout)
         small_at_first(self.output, self.feed_forward[-1])
 
-    def forward(self, stream: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
-        stream = stream + self.dropout(self._attend(self.query_norm(stream), context, context_mask))
-        updated: Tensor = stream + self.dropout(self.feed_forward(stream))
+    def told(self, tokens: Tensor) -> Told:
+        """Of tokens [batch, n, width]."""
+        parts = self.tell(self.norm(tokens)).reshape(*tokens.shape[:2], 6, self.heads, -1)
+        first, second, *keys_values = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        keys, values, other_keys, other_values = keys_values
+        return Told((first, second), ((keys, values), (other_keys, other_values)))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        queries: tuple[Tensor, Tensor],
+        contexts: Sequence[tuple[Tensor, Tensor]],
+        masks: Sequence[Tensor],
+    ) -> Tensor:
+        """Tokens [batch, n, width] and their queries; keys and values of the other two, and their masks [batch, m]."""
+        found = [
+            self._attend(query, keys, values, mask, sink)
+            for query, (keys, values), mask, sink in zip(queries, contexts, masks, self.sinks, strict=True)
+        ]
+        attended = torch.cat(found, dim=1).transpose(1, 2).flatten(2)  # [batch, n, width]
+        tokens = tokens + self.dropout(self.output(attended))
+        updated: Tensor = tokens + self.dropout(self.feed_forward(tokens))
         return updated
 
-    def _attend(self, query: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sink: Tensor) -> Tensor:
         batch = query.shape[0]
-        context = torch.cat([self.sink.expand(batch, -1, -1), context], dim=1)
-        keys, values = self.key_value(self.context_norm(context)).chunk(2, dim=-1)
-        open_sink = context_mask.new_ones((batch, 1))
-        bias = _bias(torch.cat([open_sink, context_mask], dim=1), query.dtype)  # [batch, 1 + context]
-        attended = functional.scaled_dot_product_attention(
-            self._split(self.query(query)),
-            self._split(keys),
-            self._split(values),
+        sink_key, sink_value = (part.expand(batch, -1, -1, -1) for part in sink)
+        bias = bias_of(torch.cat([mask.new_ones((batch, 1)), mask], dim=1), query.dtype)  # [batch, 1 + m]
+        return functional.scaled_dot_product_attention(
+            query,
+            torch.cat([sink_key, keys], dim=2),
+            torch.cat([sink_value, values], dim=2),
             attn_mask=bias[:, None, None, :],
         )
-        return self.output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        """[batch, tokens, width] -> [batch, heads, tokens, width / heads]."""
-        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-@torch.no_grad()
-def small_at_first(*lasts: nn.Module) -> None:
-    """Of residual branches: what an encoder says then reaches the answer from the first step on (as LayerScale)."""
-    for last in lasts:
-        cast(nn.Linear, last).weight.mul_(BRANCH)
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis of scores where mask, which broadcasts over them, is 1."""
-    return functional.softmax(scores + _bias(mask, scores.dtype), dim=-1)
-
-
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return (1 - mask.to(dtype)) * MASKED
-
-
-def perceptron(inputs: int, dropout: float, outputs: int) -> nn.Sequential:
-    """One hidden layer of MODEL_WIDTH."""
-    return nn.Sequential(
-        nn.Linear(inputs, MODEL_WIDTH), nn.GELU(), nn.Dropout(dropout), nn.Linear(MODEL_WIDTH, outputs)
-    )

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmt_export.baselines import Fusion, presence_of
+from cmt_export.attention import presence_of
+from cmt_export.fusion import Fusion
 from cmt_pipeline.modality import MODALITIES, Modality
 
 #: softmax: one of its names; sigmoid: any of its names, each by itself; dimensional: numbers from 0 to 1.

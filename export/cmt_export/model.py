@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmt_export.baselines import Fusion
 from cmt_export.encoders import Features
-from cmt_export.fusion import CrossModalFusion
+from cmt_export.fusion import Fusion
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.stages import FUSE, READY, STAGES, Stage
 from cmt_pipeline.tensors import ABSENT_TOKENS, DEFAULT_SIZES, MODEL_WIDTH, Array, Arrays, Sizes
@@ -21,7 +20,7 @@ class CrossModalTransformer(nn.Module):
     """Encoders of the modalities and their fusion, or a baseline's in its place. A modality without an encoder is
     never there."""
 
-    def __init__(self, encoders: Mapping[Modality, nn.Module], fusion: CrossModalFusion | Fusion) -> None:
+    def __init__(self, encoders: Mapping[Modality, nn.Module], fusion: Fusion) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({m: encoders[m] if m in encoders else NoEncoder() for m in MODALITIES})
         self.fusion = fusion

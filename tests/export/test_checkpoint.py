@@ -30,6 +30,7 @@ from cmt_export.checkpoint import (
 from cmt_export.family import FAMILIES
 from cmt_export.model import run_model
 from cmt_export.samples import Batch
+from cmt_export.summary_fusion import SummaryFusion
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset
 
@@ -117,6 +118,15 @@ def test_labels_travel_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_checkpoints_from_before_fusions_had_kinds_have_the_summary(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "older")
+    edit_config(lambda c: (c.update(format=2), c["fusion"].pop("kind")))(folder)
+    assert isinstance(load_checkpoint(folder).model.fusion, SummaryFusion)
+    edit_config(lambda c: c["fusion"].update(kind="cross_attention"))(folder)
+    with pytest.raises(CheckpointError, match="doesn't fit its config"):
+        load_checkpoint(folder)
+
+
 def test_the_temperature_is_part_of_a_checkpoint(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "calibrated")
     edit_weights(lambda state: state["fusion.temperature"].fill_(1.7))(folder)
@@ -152,7 +162,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_config(lambda c: c.update(format=3)), "got a checkpoint of format 3; this version reads 1 and 2"),
+        (edit_config(lambda c: c.update(format=4)), "got a checkpoint of format 4; this version reads 1 to 3"),
         (edit_config(lambda c: c.pop("format")), "got a checkpoint of format None"),
         (edit_config(lambda c: c.update(nonsense=1)), "got a config.json that is no checkpoint's.*nonsense"),
         (edit_config(lambda c: c["encoders"].pop("audio")), r"has unexpected \['encoders.audio"),

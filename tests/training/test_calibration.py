@@ -25,14 +25,14 @@ from small_training import silent
 LABELS = 4
 
 
-def drawn(count: int, sharper: float, seed: int = 0) -> calibration._Items:
+def drawn(count: int, sharper: float, seed: int = 0) -> calibration.CalibrationItems:
     """Items whose heads are right about their own doubts, but for logits that are `sharper` times too large; the sound
     only repeats what the image says, so that together they are too sure."""
     generator = torch.Generator().manual_seed(seed)
     true = torch.randn(count, 2, LABELS, generator=generator, dtype=torch.float64) * 1.5
     labels = torch.multinomial(true.sum(dim=1).softmax(dim=1), 1, generator=generator)[:, 0]
     outputs = torch.stack([true[:, 0], true[:, 0], true[:, 1]], dim=1) * sharper
-    return calibration._Items(outputs, torch.ones(count, 3, dtype=torch.float64), labels)
+    return calibration.CalibrationItems(outputs, torch.ones(count, 3, dtype=torch.float64), labels)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fusion() -> LogLinearFusion:
 
 def test_it_finds_what_was_put_in(fusion: LogLinearFusion) -> None:
     items = drawn(4000, sharper=3.0)
-    found = calibration._fit(fusion, items)
+    found = calibration.fitted(fusion, items)
     text = found.temperatures[2]
     assert text > 2.5  # its logits were 3 times too large, and alone it knows half of the truth
     assert found.weights[0] + found.weights[1] == pytest.approx(float(found.weights[2]), rel=0.35)
@@ -54,8 +54,10 @@ def test_it_finds_what_was_put_in(fusion: LogLinearFusion) -> None:
 
 def test_what_is_right_already_stays_about_as_it_is(fusion: LogLinearFusion) -> None:
     items = drawn(4000, sharper=1.0)
-    alone = calibration._Items(items.outputs, items.presence * torch.tensor([0.0, 0.0, 1.0]).double(), items.labels)
-    found = calibration._fit(fusion, alone)
+    alone = calibration.CalibrationItems(
+        items.outputs, items.presence * torch.tensor([0.0, 0.0, 1.0]).double(), items.labels
+    )
+    found = calibration.fitted(fusion, alone)
     assert found.biases.abs().max() < 0.2
     torch.testing.assert_close(found.log_prior.exp(), torch.full((LABELS,), 1 / LABELS).double(), atol=0.05, rtol=0)
 

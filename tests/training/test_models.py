@@ -38,9 +38,9 @@ def test_neither_padding_nor_neighbours_decide(name: Model, prepared: Prepared) 
         assert np.abs(alone.valence_arousal[0] - together.valence_arousal[row]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "gated", "bottleneck"])
 @torch.inference_mode()
-def test_what_is_masked_is_never_read(name: Model) -> None:
+def test_what_is_masked_is_never_read(name: str) -> None:
     torch.manual_seed(0)
     fusion = fusion_of(name, FusionSize(layers=2, heads=4, feed_forward_width=32), 5).eval()
     plain = {

@@ -48,15 +48,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _Items:
+class CalibrationItems:
     """outputs [items, 3, width], presence [items, 3] and labels [items], float64 but for the labels."""
 
     outputs: Tensor
     presence: Tensor
     labels: Tensor
 
-    def of(self, rows: Tensor) -> _Items:
-        return _Items(self.outputs[rows], self.presence[rows], self.labels[rows])
+    def of(self, rows: Tensor) -> CalibrationItems:
+        return CalibrationItems(self.outputs[rows], self.presence[rows], self.labels[rows])
 
     def subsets(self) -> Iterator[Tensor]:
         """Presence [items, 3] under each subset, of none where an item lacks some of it."""
@@ -82,17 +82,17 @@ def calibrate(checkpoint: Checkpoint, prepared: Prepared, progress: Progress = n
     folds = torch.from_numpy(np.random.default_rng(0).permutation(count) % FOLDS)
     for fold in range(FOLDS):
         progress("fitting on four fifths, measuring on the others", fold / FOLDS)
-        rest, fitted = items.of(torch.nonzero(folds == fold)[:, 0]), items.of(torch.nonzero(folds != fold)[:, 0])
+        rest, others = items.of(torch.nonzero(folds == fold)[:, 0]), items.of(torch.nonzero(folds != fold)[:, 0])
         before.append(_losses(fusion, rest, _double(fusion.calibrated)))
-        after.append(_losses(fusion, rest, _fit(fusion, fitted)))
+        after.append(_losses(fusion, rest, fitted(fusion, others)))
     found = Calibration(count, float(torch.cat(before).mean()), float(torch.cat(after).mean()))
     if found.kept:
-        fusion.calibrate(_fit(fusion, items))
+        fusion.calibrate(fitted(fusion, items))
     return found
 
 
 @torch.inference_mode()
-def _read(checkpoint: Checkpoint, prepared: Prepared, progress: Progress) -> _Items:
+def _read(checkpoint: Checkpoint, prepared: Prepared, progress: Progress) -> CalibrationItems:
     """What the heads say of every item that isn't of the test split."""
     indices = [index for index, item in enumerate(prepared.items) if item.split != "test"]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -106,10 +106,11 @@ def _read(checkpoint: Checkpoint, prepared: Prepared, progress: Progress) -> _It
             there = torch.cat([mask[:, :1] for mask in encoded[1::2]], dim=1)
             parts.append((outputs.double(), (there * batch.presence).double(), batch.labels))
     outputs, presence, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    return _Items(outputs, presence, labels)
+    return CalibrationItems(outputs, presence, labels)
 
 
-def _fit(fusion: LogLinearFusion, items: _Items) -> Calibrated:
+def fitted(fusion: LogLinearFusion, items: CalibrationItems) -> Calibrated:
+    """What suits the items best: each head alone first, then what each weighs beside others."""
     counts = torch.bincount(items.labels, minlength=fusion.count).double() + 1
     found = replace(_double(Calibrated.none(fusion.count)), log_prior=(counts / counts.sum()).log())
     for index, m in enumerate(MODALITIES):
@@ -119,7 +120,7 @@ def _fit(fusion: LogLinearFusion, items: _Items) -> Calibrated:
     return _fit_weights(fusion, items, found)
 
 
-def _fit_alone(fusion: LogLinearFusion, index: int, items: _Items, start: Calibrated) -> Calibrated:
+def _fit_alone(fusion: LogLinearFusion, index: int, items: CalibrationItems, start: Calibrated) -> Calibrated:
     """Temperature and biases of one head."""
     at = torch.arange(len(MODALITIES)) == index
     alone = at.double().expand(len(items.labels), -1)
@@ -135,7 +136,7 @@ def _fit_alone(fusion: LogLinearFusion, index: int, items: _Items, start: Calibr
     return _detached(tried())
 
 
-def _fit_weights(fusion: LogLinearFusion, items: _Items, start: Calibrated) -> Calibrated:
+def _fit_weights(fusion: LogLinearFusion, items: CalibrationItems, start: Calibrated) -> Calibrated:
     """What each weighs beside others, from 0 up; on every pair and triple that an item has."""
     several = [presence for presence in items.subsets() if presence.sum(dim=1).amax() > 1]
     if not several:
@@ -150,12 +151,12 @@ def _fit_weights(fusion: LogLinearFusion, items: _Items, start: Calibrated) -> C
 
 
 @torch.no_grad()
-def _losses(fusion: LogLinearFusion, items: _Items, by: Calibrated) -> Tensor:
+def _losses(fusion: LogLinearFusion, items: CalibrationItems, by: Calibrated) -> Tensor:
     """Cross-entropy of each item under each subset that it has."""
     return torch.cat([_loss(fusion, items, presence, by) for presence in items.subsets()])
 
 
-def _loss(fusion: LogLinearFusion, items: _Items, presence: Tensor, by: Calibrated) -> Tensor:
+def _loss(fusion: LogLinearFusion, items: CalibrationItems, presence: Tensor, by: Calibrated) -> Tensor:
     """Cross-entropy of each item that is there."""
     there = presence.sum(dim=1) > 0
     logits, _ = fusion.pooled(list(items.outputs[there].unbind(dim=1)), presence[there], by)

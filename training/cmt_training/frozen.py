@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cmt_export.attention import Pool
 from cmt_export.baselines import SingleFusion
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.encoders import Features
-from cmt_export.fusion import Pool
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cmt_export.baselines import ConcatenationFusion, Fusion, Head, LateFusion, SingleFusion
+from cmt_export.baselines import ConventionalFusion, Head, LateFusion, SingleFusion
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset, save_checkpoint
-from cmt_export.fusion import CrossModalFusion
+from cmt_export.fusion import Fusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
@@ -169,7 +169,7 @@ def encoders_first(
     return Reader(data, made), heads
 
 
-def start_as(fusion: CrossModalFusion | Fusion, heads: LateFusion) -> None:
+def start_as(fusion: Fusion, heads: LateFusion) -> None:
     """Lets a fusion begin with those of its parts that the heads have, under which the encoders learnt.
 
     A single modality and late fusion have whole heads, others pools; self-attention over tokens has neither.
@@ -178,8 +178,8 @@ def start_as(fusion: CrossModalFusion | Fusion, heads: LateFusion) -> None:
         fusion.load_state_dict(heads.state_dict())
     elif isinstance(fusion, SingleFusion):
         fusion.head.load_state_dict(heads.heads[fusion.index].state_dict())
-    elif isinstance(fusion, (CrossModalFusion, ConcatenationFusion)):
-        for pool, head in zip(fusion.pools, heads.heads, strict=True):
+    elif not isinstance(fusion, ConventionalFusion):
+        for pool, head in zip(cast(Any, fusion).pools, heads.heads, strict=True):
             pool.load_state_dict(cast(Head, head).pool.state_dict())
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.baselines import Head, LateFusion, SingleFusion, presence_of
-from cmt_export.fusion import CrossModalFusion, Pool
+from cmt_export.attention import Pool, presence_of
+from cmt_export.baselines import Head, LateFusion, SingleFusion
+from cmt_export.fusion import WeighedFusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
@@ -55,7 +56,7 @@ class Trainee(nn.Module):
         """features: the encoders' work was done before, nothing of them is trained; cues: how many a modality has."""
         super().__init__()
         self.model = model
-        needed = options.model in ("cmt", "concat", "conventional") and options.auxiliary > 0 and not features
+        needed = options.model not in (*MODALITIES, "late") and options.auxiliary > 0 and not features
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
@@ -79,10 +80,9 @@ class Trainee(nn.Module):
         separate = []
         if isinstance(heads, LateFusion) and self.training:
             separate.append(heads.separate(features, masks)[0])
-        if isinstance(fusion, CrossModalFusion) and self.training:
-            weighed = fusion.weigh(features, masks)
-            separate.append(fusion.separate(weighed[0]))
-            logits, _, valence_arousal, _ = fusion.answer(*weighed)
+        if isinstance(fusion, WeighedFusion) and self.training:
+            logits, valence_arousal, apart = fusion.taught(features, masks)
+            separate.append(apart)
         else:
             logits, _, valence_arousal, _ = fusion(*encoded)
         alone = torch.cat(separate, dim=1) if separate else None
