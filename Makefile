@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -141,6 +141,16 @@ soak: $(VENV)/.installed  ## half an hour of all that a server meets: writes per
 bench-drain: $(VENV)/.installed  ## stops under 400 loops, 20 times after 0, 1 and 3 upgrades: writes perf/results/drain.json
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.drain_trial .cmt/upgrade
+
+CHECK_IMAGE = cmt-triton-gpu-check:0.1.0
+check-gpu: $(if $(DRY),$(VENV)/.installed)  ## all that only a GPU can show, in the Triton image: gpu-check.json to send back; DRY=1 tries it on the CPU
+ifdef DRY
+	$(BIN)/python -m cmt_perf.gpu_check --dry --out $(or $(OUT),.cmt/gpu/gpu-check.json)
+else
+	docker build --file k8s/images/gpu.Dockerfile --target check --tag $(CHECK_IMAGE) .
+	mkdir -p .cmt/gpu
+	docker run --rm --gpus all --shm-size 2g --user $$(id -u):$$(id -g) --volume $(CURDIR)/.cmt/gpu:/check $(CHECK_IMAGE) $(if $(PRESET),--preset $(PRESET))
+endif
 
 fuzz: $(VENV)/.installed  ## an hour of damaged files to everything that reads them: perf/results/fuzz.json; SECONDS=60 for a minute
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),3600)

@@ -73,3 +73,9 @@ def plan_faults(
             f"({gpus[0].compute_capability}) is here: export it again here"
         )
     return faults
+
+
+if __name__ == "__main__":
+    if (found := library_version()) is None:
+        raise SystemExit("no TensorRT (libnvinfer) is here")
+    print(found)

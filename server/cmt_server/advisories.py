@@ -55,8 +55,9 @@ ADVISORIES = (
     ),
 )
 
-#: What a server that strangers reach should run.
+#: What a server that strangers reach should run, and the version that it tells.
 CURRENT_CONTAINER = "nvcr.io/nvidia/tritonserver:26.09-py3"
+CURRENT_VERSION: TritonVersion = (2, 73)
 
 
 def open_advisories(version: TritonVersion | None) -> tuple[Advisory, ...]:

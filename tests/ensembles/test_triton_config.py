@@ -303,7 +303,14 @@ def test_a_pipeline_comes_back_out_of_its_text(served: Served, pipeline: Pipelin
     assert parameters == served.parameters
 
 
-@pytest.mark.parametrize("text", ["name: 1", 'nam: "x"', "instance_group { count: 1", "max_batch_size: 8 8"])
+UNKNOWN = [
+    "optimization { cuda { graph_specs { } } }",
+    "instance_group { kind: KIND_NPU }",
+    "dynamic_batching { queue: 1 }",
+]
+
+
+@pytest.mark.parametrize("text", ["name: 1", 'nam: "x"', "instance_group { count: 1", "max_batch_size: 8 8", *UNKNOWN])
 def test_what_triton_doesnt_know_is_refused(text: str) -> None:
     with pytest.raises(text_format.ParseError):
         from_pbtxt(text)

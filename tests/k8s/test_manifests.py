@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -19,10 +20,13 @@ import yaml
 from cmt_rollout.kubernetes import layout
 from cmt_rollout.kubernetes.manifest_rules import RULES, faults
 from cmt_rollout.kubernetes.rendered import quantity, selects
+from cmt_server.advisories import CURRENT_CONTAINER, CURRENT_VERSION
+from cmt_server.binary import triton_version
 from custom_resources import SPECS
 from rendering import K8S, RENDERED, one, rendered, rendered_text
 
 ROOT = K8S.parent
+SERVER_IMAGES = [ROOT / "server" / "Dockerfile", K8S / "images" / "cpu.Dockerfile", K8S / "images" / "gpu.Dockerfile"]
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.35", "1.36", "1.37")
 #: Of its own, since its dependencies are pinned to others than ours: `make checkov` makes it.
@@ -330,6 +334,36 @@ def test_images_are_built_as_hadolint_advises(path: Path) -> None:
     assert done.returncode == 0, done.stdout
     copied = re.findall(r"^COPY ([\w. ]+) \S+$", path.read_text(), re.MULTILINE)
     assert all((ROOT / name).exists() for line in copied for name in line.split())
+
+
+@pytest.mark.parametrize("path", SERVER_IMAGES, ids=lambda path: path.name)
+def test_images_that_serve_have_what_the_stages_import(path: Path) -> None:
+    """Theirs alone is the Triton and its Python; `preprocess` and `check` bring what they decode with."""
+    (extras,) = re.findall(r'^RUN .*?"\.\[([\w,-]+)\]"', path.read_text(), re.MULTILINE)
+    needed = {re.split(r"[ =<>;]", line)[0] for extra in extras.split(",") for line in requirements(extra)}
+    assert {"pillow", "av", "soxr", "tokenizers", "pebble", "s3fs"} <= needed
+    assert not {"torch", "nvidia-pytriton"} & needed
+
+
+def requirements(extra: str) -> list[str]:
+    """Of an extra and of those that it names."""
+    project = (ROOT / "pyproject.toml").read_text()
+    (block,) = re.findall(rf"^{extra} = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)
+    named = re.findall(r'"([^"]+)"', block)
+    inner = [name for line in named for name in re.findall(r"^cmt-triton\[([\w,-]+)\]$", line)]
+    return [line for line in named if not line.startswith("cmt-triton")] + [
+        line for names in inner for name in names.split(",") for line in requirements(name)
+    ]
+
+
+def test_configurations_are_checked_with_the_message_of_the_images_triton() -> None:
+    """Every configuration is made of, and read with, tritonclient's ModelConfig: a field that this Triton lacks fails.
+
+    A newer tritonclient may know fields that the image's Triton doesn't: raise both together.
+    """
+    for path in SERVER_IMAGES:
+        assert f"ARG TRITON_IMAGE={CURRENT_CONTAINER}\n" in path.read_text()
+    assert triton_version(importlib.metadata.version("tritonclient")) == CURRENT_VERSION
 
 
 def test_the_docs_name_files_that_are_there() -> None:
