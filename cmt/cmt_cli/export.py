@@ -82,6 +82,8 @@ def run_export(options: ExportOptions, state: State) -> Release:
     if all(row["engine"] != info.engine for row in release.manifest.parity):
         reason = ENGINES[info.engine].closed_here() or "it couldn't run where it was exported"
         console.print(f"no parity of {info.engine}: {reason}", style="yellow", markup=False, highlight=False)
+    for line in kept_in_fp32(release):
+        console.print(line, style="yellow", markup=False, highlight=False)
     console.print(
         f"release {info.release} ({info.preset}, {info.engine} {info.precision}, {info.label_set}"
         f"{'' if info.trained else ', [red]untrained[/]'}) "
@@ -89,6 +91,23 @@ def run_export(options: ExportOptions, state: State) -> Release:
         highlight=False,
     )
     return release
+
+
+def kept_in_fp32(release: Release) -> list[str]:
+    """A line for each stage some of whose tensors its precision doesn't hold."""
+    from cmt_engine.engine import EngineSidecar
+    from cmt_pipeline.stages import COMPILED_STAGES
+
+    lines = []
+    for stage in COMPILED_STAGES:
+        sidecar = EngineSidecar.read(release.stage_folder(stage.name))
+        if kept := sidecar.fp32_tensors:
+            named = ", ".join(list(kept)[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
+            lines.append(
+                f"{stage.name}: stay in fp32, since {sidecar.precision} doesn't hold what samples make of them "
+                f"(up to {max(kept.values()):.3g}): {named}"
+            )
+    return lines
 
 
 def golden_sample() -> GoldenSample:

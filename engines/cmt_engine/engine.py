@@ -63,7 +63,8 @@ def no_calibration() -> Sequence[Arrays]:
 class Build:
     """What an engine is to build: the fp32 graph at `onnx`, its weights beside it, into `folder`.
 
-    calibration: gives contract inputs to quantise by; called where they are needed alone, since they take a while.
+    calibration: gives contract inputs to quantise by, or to measure ranges on; called where they are needed alone,
+    since they take a while.
     cache: a folder that stays from one export to the next.
     """
 
@@ -81,7 +82,8 @@ class EngineSidecar:
 
     model: the file to open; target: what it was compiled for (GPU and compute capability, or the CPU's features);
     profile: axis lengths it was tuned for, tensor -> {min, opt, max} shapes with batch; parity: how far it is from
-    PyTorch fp32 (a row of the parity table), empty where only another machine can run it.
+    PyTorch fp32 (a row of the parity table), empty where only another machine can run it; fp32_tensors: those that stay
+    in fp32 because samples showed that the precision doesn't hold them, and their largest magnitudes.
     """
 
     stage: str
@@ -93,6 +95,7 @@ class EngineSidecar:
     target: Mapping[str, str] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    fp32_tensors: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         (folder / SIDECAR_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")

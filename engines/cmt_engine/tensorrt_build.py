@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -54,7 +54,8 @@ class TensorRtOptions:
     timing_cache: a file to read tactic timings from and to write them back to (TensorRT for RTX times
     nothing); workspace_bytes: scratch memory that a kernel may ask for, None for all of the GPU's;
     optimisation_level: 0 to 5, None for TensorRT's own default; compute_capabilities: targets of TensorRT for
-    RTX such as `8.9`, none for PORTABLE; tf32: lets fp32 products round their inputs to 10 bits.
+    RTX such as `8.9`, none for PORTABLE; tf32: lets fp32 products round their inputs to 10 bits;
+    fp32_tensors: those that the precision doesn't hold, and their largest magnitudes (activation_ranges).
     """
 
     flavour: Flavour = "auto"
@@ -65,6 +66,7 @@ class TensorRtOptions:
     optimisation_level: int | None = None
     compute_capabilities: tuple[str, ...] = ()
     tf32: bool = False
+    fp32_tensors: Mapping[str, float] = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = TensorRtOptions()
@@ -110,7 +112,7 @@ def engine_from_onnx(
     with tempfile.TemporaryDirectory(prefix=".typed.", dir=folder) as scratch:
         typed = onnx_path
         if options.precision != "fp32":
-            typed = _typed(onnx_path, options.precision, Path(scratch) / "typed.onnx")
+            typed = _typed(onnx_path, options, Path(scratch) / "typed.onnx")
         _check_fit(typed, profile, onnx_path)
         plan = build_plan(tensorrt, typed, stage, options, profile, progress)
     _write(folder / PLAN_FILE, plan)
@@ -123,6 +125,7 @@ def engine_from_onnx(
         versions={tensorrt.name: tensorrt.version},
         target=target_of(tensorrt, options),
         profile=profile,
+        fp32_tensors=options.fp32_tensors,
     )
     sidecar.write(folder)
     return sidecar
@@ -187,9 +190,10 @@ def build_plan(
     return memoryview(plan)
 
 
-def _typed(onnx_path: Path, precision: Precision, target: Path) -> Path:
+def _typed(onnx_path: Path, options: TensorRtOptions, target: Path) -> Path:
+    precision = options.precision
     try:
-        return onnx_in_precision(onnx_path, cast("TypedPrecision", precision), target)
+        return onnx_in_precision(onnx_path, cast("TypedPrecision", precision), target, options.fp32_tensors)
     except (ValueError, OSError, DecodeError, ValidationError, InferenceError) as error:
         raise EngineError(f"{onnx_path} can't be typed as {precision}: {error}. Does it build in fp32?") from error
 

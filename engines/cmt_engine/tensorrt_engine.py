@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     from cmt_pipeline.triton_config import Served
+
+
+MEASURED_SAMPLES = 16  # of a calibration's: among generated ones every length twice or nearly
 
 
 class TensorRtEngine(Engine):
@@ -34,9 +38,10 @@ class TensorRtEngine(Engine):
         """Plans are kept in the cache, each under the key of its graph, GPU and TensorRT version."""
         from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx, key_of
 
+        options = TensorRtOptions(precision=build.precision, fp32_tensors=_not_held(build))
         if build.cache is None:
-            return engine_from_onnx(build.onnx, build.stage, build.folder, TensorRtOptions(precision=build.precision))
-        options = TensorRtOptions(precision=build.precision, timing_cache=build.cache / "timings")
+            return engine_from_onnx(build.onnx, build.stage, build.folder, options)
+        options = replace(options, timing_cache=build.cache / "timings")
         kept = build.cache / key_of(build.onnx, build.stage, options)
         if not kept.is_dir():
             draft = kept.with_name(f".{kept.name}-{secrets.token_hex(6)}")
@@ -86,6 +91,19 @@ class TensorRtEngine(Engine):
         from cmt_pipeline.triton_config import tensorrt_config
 
         return tensorrt_config(stage, served)
+
+
+def _not_held(build: Build) -> dict[str, float]:
+    """Tensors that the typed graph would hold in fp16, and that leave its range on samples; bf16 has that of fp32."""
+    if build.precision != "fp16":
+        return {}
+    from cmt_engine.activation_ranges import activation_ranges, beyond_fp16
+    from cmt_engine.typed_onnx import narrow_tensors
+
+    samples = build.calibration()[:MEASURED_SAMPLES]
+    beyond = beyond_fp16(activation_ranges(build.onnx, samples)) if samples else {}
+    held = narrow_tensors(build.onnx, "fp16") if beyond else frozenset()
+    return {name: largest for name, largest in beyond.items() if name in held}
 
 
 TENSORRT = TensorRtEngine()

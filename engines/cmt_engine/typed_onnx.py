@@ -4,9 +4,8 @@ TensorRT 11 and TensorRT for RTX know only strongly typed networks: a tensor has
 it, and no builder flag changes that. So this pass types the graph. Its rule is that of torch.autocast
 (PyTorch documentation of torch.amp, "CUDA Op-Specific Behavior"): products run narrow (fp16 or bf16),
 statistics and exponentials run in fp32, and so does all that a logarithm is taken of (the powers of a spectrum lie
-orders of magnitude apart); everything between takes the widest type that comes in. NVIDIA's
-ModelOpt AutoCast decides by measured ranges; here the rule is fixed, so that a graph always gets the same
-types.
+orders of magnitude apart); everything between takes the widest type that comes in. To the rule come the tensors
+that were measured to leave fp16's range (activation_ranges): whatever reads or makes one of them runs in fp32.
 
 Softmax in fp32 between two narrow products is still one attention kernel to TensorRT (`_gemm_mha_v2`), and a
 narrow Erf lets it fold GELU into the product before it; both were read from the kernels in a TensorRT-RTX
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,13 +54,15 @@ TYPELESS = frozenset({"Shape", "Size"})
 INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
 
 
-def onnx_in_precision(source: Path, precision: TypedPrecision, target: Path) -> Path:
+def onnx_in_precision(
+    source: Path, precision: TypedPrecision, target: Path, fp32_tensors: Collection[str] = ()
+) -> Path:
     """Writes the graph at `source` to `target`, computing in `precision`; returns `target`.
 
-    Weights go to `<target>.data` beside it, so that they may exceed protobuf's 2 GB. A constant that the
-    narrow type can't hold (a mask's -3.4e38, an epsilon of 1e-12) keeps its operator in fp32. bf16 raises the
-    opset to 22. ValueError for another precision and for a target that is the source; whatever onnx.checker
-    raises if the result is no valid ONNX.
+    fp32_tensors: names of tensors that stay in fp32 beyond the rule. Weights go to `<target>.data` beside it, so
+    that they may exceed protobuf's 2 GB. A constant that the narrow type can't hold (a mask's -3.4e38, an epsilon of
+    1e-12) keeps its operator in fp32. bf16 raises the opset to 22. ValueError for another precision and for a target
+    that is the source; whatever onnx.checker raises if the result is no valid ONNX.
     """
     if precision not in get_args(TypedPrecision):
         raise ValueError(f"got precision {precision!r}, expected one of {get_args(TypedPrecision)}")
@@ -69,15 +70,24 @@ def onnx_in_precision(source: Path, precision: TypedPrecision, target: Path) -> 
         raise ValueError(f"target {target} is the source itself; name another file")
     model = ir.load(source)
     if precision != "fp32":
-        InlinePass()(model)
-        if precision == "bf16":
-            convert_version(model, max(BF16_OPSET, model.opset_imports[""]))
-        LiftConstantsToInitializersPass(lift_all_constants=True)(model)
-        ShapeInferencePass()(model)
-        _Typing(model.graph, NARROW_TYPES[precision]).apply()
+        _typing(model, precision, fp32_tensors).apply()
     _save(model, target)
     onnx.checker.check_model(str(target), full_check=True)
     return target
+
+
+def narrow_tensors(source: Path, precision: TypedPrecision) -> frozenset[str]:
+    """Names of the tensors that the rule alone would compute in a narrow type, or round to it on their way."""
+    return frozenset() if precision == "fp32" else _typing(ir.load(source), precision, ()).narrow_names()
+
+
+def _typing(model: ir.Model, precision: TypedPrecision, fp32_tensors: Collection[str]) -> _Typing:
+    InlinePass()(model)
+    if precision == "bf16":
+        convert_version(model, max(BF16_OPSET, model.opset_imports[""]))
+    LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    ShapeInferencePass()(model)
+    return _Typing(model.graph, NARROW_TYPES[precision], fp32_tensors)
 
 
 def onnx_files(path: Path) -> tuple[Path, ...]:
@@ -94,25 +104,29 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
 
 
 class _Typing:
-    """One pass over one graph: decides where it runs narrow, then puts casts on the borders."""
+    """Decides where a graph runs narrow; `apply` then puts casts on the borders."""
 
-    def __init__(self, graph: ir.Graph, narrow: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, narrow: ir.DataType, fp32_tensors: Collection[str]) -> None:
         self.graph = graph
         self.narrow = narrow
+        self.fp32_tensors = frozenset(fp32_tensors)
         self.narrow_values: set[ir.Value] = set()
         self.narrow_nodes: set[ir.Node] = set()
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.fitting: dict[ir.Value, bool] = {}
-        self.before_logarithms: set[ir.Node] = set()
-
-    def apply(self) -> None:
-        nodes = list(self.graph.all_nodes())
-        self.before_logarithms = _with_all_before(node for node in nodes if node.op_type == "Log")
-        for node in nodes:
-            if node.graph is self.graph and self._runs_narrow(node):
+        self.nodes = list(graph.all_nodes())
+        self.before_logarithms = _with_all_before(node for node in self.nodes if node.op_type == "Log")
+        for node in self.nodes:
+            if node.graph is graph and self._runs_narrow(node):
                 self.narrow_nodes.add(node)
                 self.narrow_values.update(_floats(node.outputs))
-        for node in nodes:
+
+    def narrow_names(self) -> frozenset[str]:
+        rounded = {value for node in self.narrow_nodes for value in _floats(node.inputs) if not value.is_initializer()}
+        return frozenset(value.name or "" for value in self.narrow_values | rounded)
+
+    def apply(self) -> None:
+        for node in self.nodes:
             if node.op_type in TYPELESS:
                 continue
             target_type = self.narrow if node in self.narrow_nodes else ir.DataType.FLOAT
@@ -128,7 +142,7 @@ class _Typing:
     def _runs_narrow(self, node: ir.Node) -> bool:
         floats = _floats(node.inputs)
         computed = [value for value in floats if not value.is_initializer()]
-        if node in self.before_logarithms:
+        if node in self.before_logarithms or any(v.name in self.fp32_tensors for v in (*floats, *node.outputs)):
             return False
         if node.domain not in ("", "ai.onnx") or not (computed or _looks_up_embedding(node)):
             return False

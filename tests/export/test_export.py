@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cmt_cli.export import golden_sample, run_export
+from cmt_cli.export import golden_sample, kept_in_fp32, run_export
 from cmt_cli.state import State
 from cmt_engine import tensorrt_build, tensorrt_engine
 from cmt_engine.engine import ENGINES, EngineSidecar, Precision, keep, sha256_of
@@ -186,6 +186,7 @@ def test_the_same_recipe_is_not_built_twice(fp32: Release, recipe: ExportOptions
 def quick(recipe: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
     """An export that compares one short item alone."""
     monkeypatch.setattr(export_module, "PARITY_BATCHES", (1,))
+    monkeypatch.setattr(export_module, "CALIBRATION_ITEMS", 1)
     return replace(recipe, engine="onnxruntime")
 
 
@@ -228,6 +229,12 @@ def test_tensorrt_plans_are_built_and_keep_the_contract(
     assert (f"no parity of tensorrt: {closed}" in " ".join(capsys.readouterr().out.split())) is bool(closed)
     for release in (plans, graphs):
         release.verify()
+        assert kept_in_fp32(release) == []  # these weights hold no outliers
+    folder = plans.stage_folder("encode_text")
+    replace(EngineSidecar.read(folder), fp32_tensors={"gelu": 225_172.0, "linear_3": 80_000.0}).write(folder)
+    assert kept_in_fp32(plans) == [
+        "encode_text: stay in fp32, since fp16 doesn't hold what samples make of them (up to 2.25e+05): gelu, linear_3"
+    ]
 
 
 def test_an_export_that_misses_its_tolerance_leaves_no_release(
