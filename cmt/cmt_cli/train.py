@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.presets import with_encoders
 from cmt_training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -67,32 +68,59 @@ def train(
     preset: Annotated[str, typer.Option(help="Encoders and sizes: mini, base, or the path of a TOML file.")] = DEFAULTS[
         "preset"
     ],
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(help="Published encoder in place of the preset's: a folder, or a hub's name.", show_default=False),
+    ] = None,
+    audio_encoder: Annotated[str | None, typer.Option(help="The same of sound.", show_default=False)] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="The same of text.", show_default=False)] = None,
     label_set: LabelSetOption = None,
     epochs: Annotated[int, typer.Option(help="Most epochs.")] = DEFAULTS["epochs"],
     encoder_epochs: Annotated[
         int, typer.Option(help="Epochs before those for encoders without published weights.")
     ] = DEFAULTS["encoder_epochs"],
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = DEFAULTS["seed"],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where the last state was kept.")] = False,
     batch_size: Annotated[int, typer.Option(help="Batch size of all processes together.")] = DEFAULTS["batch_size"],
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of everything but the next three.")] = DEFAULTS[
-        "learning_rate"
+    accumulate: Annotated[int, typer.Option(help="Parts that a batch is computed in, one after another.")] = DEFAULTS[
+        "accumulate"
     ],
+    tune: Annotated[
+        str,
+        typer.Option(help="What of published encoders is trained: frozen, last-N (layers), full or lora."),
+    ] = DEFAULTS["tune"],
+    tune_learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of that; 5e-4 for lora, else 3e-5 at the last layer.", show_default=False),
+    ] = DEFAULTS["tune_learning_rate"],
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the fusion; 1e-4 beside encoders that are tuned, else 3e-4.", show_default=False
+        ),
+    ] = DEFAULTS["learning_rate"],
     head_learning_rate: Annotated[
-        float, typer.Option(help="Learning rate of the heads that read images and sounds.")
+        float, typer.Option(help="Learning rate of heads on image and audio encoders that aren't tuned.")
     ] = DEFAULTS["head_learning_rate"],
     encoder_learning_rate: Annotated[
-        float, typer.Option(help="Learning rate of the image and audio encoders.")
+        float, typer.Option(help="Learning rate of image and audio encoders without published weights.")
     ] = DEFAULTS["encoder_learning_rate"],
-    text_layers: Annotated[int, typer.Option(help="Number of last layers of the text encoder to train.")] = DEFAULTS[
-        "text_layers"
-    ],
-    text_learning_rate: Annotated[float, typer.Option(help="Learning rate of those layers.")] = DEFAULTS[
-        "text_learning_rate"
-    ],
-    tune_encoders: Annotated[
-        bool, typer.Option("--tune-encoders", help="Train published image and audio encoders too; else they stay.")
-    ] = DEFAULTS["tune_encoders"],
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the average of weights that is evaluated and saved; 0.999 where encoders are tuned, else 0.",
+            show_default=False,
+        ),
+    ] = DEFAULTS["ema"],
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time, for encoders being tuned.")
+    ] = DEFAULTS["gradient_checkpointing"],
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun, keep a part of the encoders in each process (FSDP2).")
+    ] = DEFAULTS["shard"],
+    save_every: Annotated[
+        int, typer.Option(help="Steps between states that --resume finds; 0 means after each epoch only.")
+    ] = DEFAULTS["save_every"],
     modality_dropout: Annotated[float, typer.Option(help="Probability of dropping a modality.")] = DEFAULTS[
         "modality_dropout"
     ],
@@ -103,7 +131,7 @@ def train(
     patience: Annotated[int, typer.Option(help="Epochs without progress before training stops.")] = DEFAULTS[
         "patience"
     ],
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = DEFAULTS["precision"],
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or, on a GPU, fp16.")] = DEFAULTS["precision"],
     threads: Annotated[int, typer.Option(help="Threads; 0 means one for each core.")] = DEFAULTS["threads"],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -115,6 +143,7 @@ def train(
     """
     from cmt_cli.show import console, progress_bar
 
+    preset = with_encoders(preset, {"image": image_encoder, "audio": audio_encoder, "text": text_encoder})
     options = TrainOptions(
         preset=preset,
         model=model,  # type: ignore[arg-type]  # checked by TrainOptions
@@ -122,12 +151,16 @@ def train(
         encoder_epochs=encoder_epochs,
         seed=seed,
         batch_size=batch_size,
+        accumulate=accumulate,
+        tune=tune,
+        tune_learning_rate=tune_learning_rate,
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
         encoder_learning_rate=encoder_learning_rate,
-        text_layers=text_layers,
-        text_learning_rate=text_learning_rate,
-        tune_encoders=tune_encoders,
+        ema=ema,
+        gradient_checkpointing=gradient_checkpointing,
+        shard=shard,
+        save_every=save_every,
         modality_dropout=modality_dropout,
         class_weighting=class_weighting,
         label_smoothing=label_smoothing,

@@ -13,14 +13,16 @@ plain cores, `mini` fits a laptop and the tests. One of a user's own is a TOML f
     kind = "cross_attention"
     layers = 1
 
+Either with published encoders in place of some of its own: `base,image=models/my-vit,text=FacebookAI/roberta-base`.
 Encoder configurations are Hugging Face's own keys (ViTConfig, Wav2Vec2Config, BertConfig); only what differs from
 their defaults is named. The paper's abstract gives no dimensions: the fusion's are our choice.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +122,23 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+IN_PLACE = re.compile(rf",(?=(?:{'|'.join(MODALITIES)})=)")
 REGISTRY: Registry[Preset] = Registry("preset", "cmt_triton.presets", Preset, PRESETS)
 
 
 def preset_of(name: str) -> Preset:
-    """By its name, or the path of a TOML file. ValueError for an unknown preset, or a file that is none."""
-    return _preset_in(Path(name)) if name.endswith(".toml") else REGISTRY[name]
+    """By its name, or the path of a TOML file; encoders after commas. ValueError for an unknown preset, or a file that
+    is none."""
+    first, *replaced = IN_PLACE.split(name)
+    preset = _preset_in(Path(first)) if first.endswith(".toml") else REGISTRY[first]
+    sources = {m: EncoderPreset(pretrained=source) for m, _, source in (one.partition("=") for one in replaced)}
+    encoders = {m: sources.get(m, encoder) for m, encoder in preset.encoders.items()}
+    return replace(preset, name=f"{preset.name}-own", encoders=encoders) if sources else preset
+
+
+def with_encoders(name: str, sources: Mapping[Modality, str | None]) -> str:
+    """The name of a preset with published encoders in place of some of its own."""
+    return name + "".join(f",{m}={source}" for m, source in sources.items() if source is not None)
 
 
 def _preset_in(path: Path) -> Preset:

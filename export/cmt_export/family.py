@@ -20,6 +20,10 @@ class EncoderFamily(ABC):
     its architecture besides the configuration, such as those that leave out what no encoder needs; expects: of
     PreprocessConfig, where its files say nothing; renamed: patterns of names in published weights -> what its
     architecture has instead; beside: parts in published weights that it doesn't read, besides those of every family.
+
+    How it is tuned: layers_in: where in the backbone its layers are, in their order; layer_decay: how much slower each
+    layer learns than the one above it; untuned: parts of the backbone that stay as published even so; lora_targets:
+    linear layers that LoRA adds to.
     """
 
     model_type: ClassVar[str]
@@ -29,6 +33,10 @@ class EncoderFamily(ABC):
     expects: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
     beside: ClassVar[tuple[str, ...]] = ()
+    layers_in: ClassVar[str] = "encoder.layer"
+    layer_decay: ClassVar[float] = 1.0
+    untuned: ClassVar[tuple[str, ...]] = ()
+    lora_targets: ClassVar[tuple[str, ...]] = ("query", "value")
 
     @abstractmethod
     def architecture(self) -> Any:

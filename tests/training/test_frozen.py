@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import cmt_training.evaluate
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_export.sources import WEIGHTS_FILE
+from cmt_pipeline.modality import MODALITIES
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.evaluate import evaluate, reading
 from cmt_training.examples import DataSet
@@ -42,7 +43,7 @@ def data(corpus: DataSet, options: TrainOptions, tmp_path_factory: pytest.TempPa
 def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: TrainOptions, tmp_path: Path) -> None:
     train(data, options, tmp_path / "one", silent)
     kept = {path: path.stat().st_mtime_ns for path in data.folder.glob("frozen-*/*.npy")}
-    assert {path.name for path in kept} == {"image.npy", "image-spans.npy", "audio.npy", "audio-spans.npy"}
+    assert {path.name for path in kept} == {f"{m}{end}.npy" for m in MODALITIES for end in ("", "-spans")}
     train(data, replace(options, seed=1), tmp_path / "two", silent)
     assert {path: path.stat().st_mtime_ns for path in data.folder.glob("frozen-*/*.npy")} == kept
 
@@ -51,7 +52,7 @@ def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: Tr
     checkpoint, raw = load_checkpoint(tmp_path / "one"), Reader(data, raw_sources(data))
     assert checkpoint.config.trained
     untrained = checkpoint_from_preset(options.preset, "meld").model
-    for m in ("image", "audio"):
+    for m in MODALITIES:
         before, after = (model.encoders[m].state_dict() for model in (untrained, checkpoint.model))
         assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("projection."))
         assert not torch.equal(before["projection.weight"], after["projection.weight"])
@@ -64,11 +65,3 @@ def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: Tr
     np.testing.assert_allclose(again.logits, anew.logits, atol=2e-2)
     assert predict(checkpoint.model, raw, data.of("test")).logits.tolist() == anew.logits.tolist()
     assert "precision" in evaluate(checkpoint, data, silent).conditions
-
-
-def test_they_are_trained_where_asked(data: Prepared, options: TrainOptions, tmp_path: Path) -> None:
-    train(data, replace(options, epochs=1, tune_encoders=True), tmp_path / "out", silent)
-    names = load_file(tmp_path / "out" / WEIGHTS_FILE)
-    assert any(name.startswith("encoders.image.backbone.") for name in names)
-    encoders = load_checkpoint(tmp_path / "out").config.encoders
-    assert (encoders["image"].weights_from, encoders["audio"].weights_from) == (None, None)

@@ -17,11 +17,12 @@ from cmt_export.sources import WEIGHTS_FILE
 from cmt_pipeline.tensors import IMAGE_SIDE
 from cmt_training.batches import Randomness, Reader, epoch_order, raw_sources
 from cmt_training.examples import DataError
+from cmt_training.fitting import finished, share_of_peak
 from cmt_training.initial import start_from_scratch
 from cmt_training.options import MODELS, Model
 from cmt_training.prepare import Prepared
 from cmt_training.state import TrainState
-from cmt_training.train import finished, learns_encoders_first, share_of_peak, train
+from cmt_training.train import learns_encoders_first, train
 from cmt_training.trainee import class_weights
 from small_training import OPTIONS, silent
 from tiny_model import TINY
@@ -47,11 +48,11 @@ def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) ->
 
 def test_published_weights_stay_out_unless_they_were_trained(prepared: Prepared, tmp_path: Path) -> None:
     text = replace(OPTIONS, model="text", epochs=1)
-    for layers in (0, 1):
-        train(prepared, replace(text, text_layers=layers, text_learning_rate=1e-2), tmp_path / str(layers), silent)
-    frozen, trained = (load_checkpoint(tmp_path / name) for name in ("0", "1"))
+    for tune in ("frozen", "last-1"):
+        train(prepared, replace(text, tune=tune, tune_learning_rate=1e-2), tmp_path / tune, silent)
+    frozen, trained = (load_checkpoint(tmp_path / name) for name in ("frozen", "last-1"))
     assert frozen.config.encoders["text"].weights_sha256 is not None
-    assert not [k for k in load_file(tmp_path / "0" / WEIGHTS_FILE) if k.startswith("encoders.text.backbone")]
+    assert not [k for k in load_file(tmp_path / "frozen" / WEIGHTS_FILE) if k.startswith("encoders.text.backbone")]
     assert trained.config.encoders["text"].weights_from is None
     states = [c.model.encoders["text"].backbone.state_dict() for c in (frozen, trained)]
     moved = {k for k in states[0] if (states[0][k] - states[1][k]).abs().max() > 5e-3}
@@ -81,8 +82,12 @@ def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tm
         train(prepared, OPTIONS, tmp_path / "b", silent)
     with pytest.raises(ValueError, match="holds a training with other options"):
         train(prepared, OPTIONS, tmp_path / "b", silent, resume=True)
-    with pytest.raises(ValueError, match="text_layers: got 9; expected 0 to 2"):
-        train(prepared, replace(OPTIONS, text_layers=9), tmp_path / "c", silent)
+    with pytest.raises(ValueError, match="tune: got last-9; expected last-2 at most"):
+        train(prepared, replace(OPTIONS, tune="last-9"), tmp_path / "c", silent)
+    with pytest.raises(ValueError, match="precision: got fp16 on a CPU"):
+        train(prepared, replace(OPTIONS, precision="fp16"), tmp_path / "c", silent)
+    with pytest.raises(ValueError, match="tune: got 'last'; expected frozen, last-N"):
+        replace(OPTIONS, tune="last")
     with pytest.raises(ValueError, match="epochs: got 0"):
         replace(OPTIONS, epochs=0)
 

@@ -1,8 +1,8 @@
 """Batches of a prepared data set.
 
 Whatever is random about an item (what of it is dropped, how it is changed) follows from seed, epoch and item alone, and
-the order from seed and epoch: an epoch is the same whoever runs it, how often it was interrupted before, and in however
-many processes.
+the order from seed and epoch: a step is the same whoever runs it, how often training was interrupted before, and in
+however many processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_pipeline.buckets import HOP
+from cmt_pipeline.buckets import HOP, RECEPTIVE_FIELD
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.tensors import Array
@@ -91,30 +91,34 @@ class Sounds:
                 sounds.append(changed_sound(part, generators[row]))
             else:
                 sounds.append(sound)
-        padded, counts = padded_rows(sounds)
+        padded, counts = padded_rows(sounds, RECEPTIVE_FIELD)
         return {"input_values": padded, "num_samples": counts[:, None]}
 
 
-class Rows:
-    """Rows of an array, as long as an item's tokens are many: token ids, or what a frozen encoder made of them."""
+class Words:
+    """Token ids."""
 
-    def __init__(self, rows: Array) -> None:
-        self._rows = rows
+    def __init__(self, prepared: Prepared) -> None:
+        self._ids = prepared.array(TOKENS_FILE)
 
     def read(self, items: Sequence[Item | None], _: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
         spans = [item.text if item is not None and item.text else (0, 0) for item in items]
-        dtype = np.int64 if self._rows.dtype.kind == "i" else np.float32
-        padded, counts = padded_rows([self._rows[start : start + count].astype(dtype) for start, count in spans])
+        padded, counts = padded_rows([self._ids[start : start + count].astype(np.int64) for start, count in spans])
         # One token of an absent text stays open: its features are masked later, and a softmax needs one to be defined.
         mask = torch.arange(padded.shape[1])[None, :] < counts[:, None].clamp(min=1)
         return {"input_ids": padded, "attention_mask": mask.to(torch.int64)}
 
 
 class Reader:
-    """Reads batches out of one source a modality."""
+    """Reads batches out of one source a modality.
+
+    Of a modality that any item of the data has, every batch has tensors, so that every step gives a gradient to every
+    encoder, and every process runs each of them equally often.
+    """
 
     def __init__(self, prepared: Prepared, sources: Mapping[Modality, Source]) -> None:
         self.items, self.sources = prepared.items, sources
+        self._there = [any(item.has(m) for item in prepared.items) for m in MODALITIES]
         names = labels_of(prepared.label_set)
         self._cues = {m: found for m in MODALITIES if (found := standard_cues(prepared.items, m)) is not None}
         self._labels = np.array([names.index(item.label) for item in prepared.items], np.int64)
@@ -133,7 +137,7 @@ class Reader:
         changing = generators if randomness is not None and randomness.augment else None
         inputs: dict[str, Tensor] = {}
         for column, m in enumerate(MODALITIES):
-            if presence[:, column].any():
+            if self._there[column] and (only is None or only[column]):
                 present = [item if there else None for item, there in zip(items, presence[:, column], strict=True)]
                 inputs |= self.sources[m].read(present, changing)
         targets = [[_or_nan(item.valence), _or_nan(item.arousal)] for item in items]
@@ -164,10 +168,9 @@ class Reader:
         ]
 
 
-def raw_sources(prepared: Prepared, text: Array | None = None, share: float = 1.0) -> dict[Modality, Source]:
-    """The prepared media. text: rows beside tokens.npy that stand for the token ids; share: as of Sounds."""
-    tokens = text if text is not None else prepared.array(TOKENS_FILE)
-    return {"image": Pixels(prepared), "audio": Sounds(prepared, share), "text": Rows(tokens)}
+def raw_sources(prepared: Prepared, share: float = 1.0) -> dict[Modality, Source]:
+    """The prepared media. share: as of Sounds."""
+    return {"image": Pixels(prepared), "audio": Sounds(prepared, share), "text": Words(prepared)}
 
 
 def epoch_order(indices: Sequence[int], lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -187,9 +190,9 @@ def by_length(indices: Sequence[int], lengths: Sequence[int], size: int) -> list
     return [[indices[p] for p in order[first : first + size]] for first in range(0, len(order), size)]
 
 
-def padded_rows(rows: Sequence[Array]) -> tuple[Tensor, Tensor]:
-    """Rows [length, …] -> [n, longest, …] with zeros behind, and the lengths [n]."""
-    longest = max(1, *(len(row) for row in rows))
+def padded_rows(rows: Sequence[Array], least: int = 1) -> tuple[Tensor, Tensor]:
+    """Rows [length, …] -> [n, longest, …] with zeros behind, at least so long, and the lengths [n]."""
+    longest = max(least, *(len(row) for row in rows))
     padded = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row

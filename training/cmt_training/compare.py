@@ -32,12 +32,13 @@ from cmt_training.batches import Reader
 from cmt_training.comparison import Comparison
 from cmt_training.conditions import conditions
 from cmt_training.encoded import given_encoders
+from cmt_training.fitting import fit, task_of
 from cmt_training.metrics import Metrics, metrics_of, softmax
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict
 from cmt_training.prepare import Prepared
 from cmt_training.statistics import Difference, Interval, claim_of, interval_of, paired, percent
-from cmt_training.train import FEATURES, calibrate, encoders_first, fit, opened, start_as, task_of, trainee_of
+from cmt_training.train import FEATURES, calibrate, encoders_first, opened, start_as, trainee_of
 from cmt_training.trainee import modalities_of
 
 #: What the paper's abstract claims over strong multimodal baselines (arXiv 2601.14259).
@@ -151,8 +152,8 @@ class _Seed:
         options = self.options
         checkpoint = checkpoint_from_preset(options.preset, self.data.label_set, model="late", seed=options.seed)
         report = part_of(self.progress, 0, 0.5, "encoders")
-        reader, _ = opened(checkpoint, self.data, options, report)
-        return encoders_first(checkpoint.model, reader, self.data, options, self.folder, report, resume=True)
+        ready = opened(checkpoint, self.data, options, report)
+        return encoders_first(checkpoint.model, ready, self.data, options, self.folder, report, resume=True)
 
     def _run(self, model: Model, reader: Reader, heads: LateFusion) -> Run:
         options = replace(self.options, model=model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from cmt_training.batches import Reader, raw_sources
 from cmt_training.conditions import conditions
 from cmt_training.evaluation import Evaluation
 from cmt_training.examples import DataError, Split
-from cmt_training.frozen import fast_precision, frozen_modalities, frozen_sources, without_backbones
-from cmt_training.layer_cache import hidden_rows, without_lower_layers
+from cmt_training.frozen import fast_precision, frozen_sources, without_backbones
 from cmt_training.metrics import Floats, Metrics, confusion_matrix, f1_per_label, metrics_of, reliability, softmax
 from cmt_training.predict import Predictions, predict, predict_each
 from cmt_training.prepare import Prepared
+from cmt_training.tuning import published
 
 #: Name of a curve (`noise`, `missing`, …) -> the data at each of its rates.
 Curves = Mapping[str, Sequence[tuple[float, Prepared]]]
@@ -84,23 +84,21 @@ def evaluate(
 
 @contextlib.contextmanager
 def reading(checkpoint: Checkpoint, data: Prepared, progress: Progress) -> Iterator[Reader]:
-    """A reader for the checkpoint's model; what its text encoder and published ones say is meanwhile read from disk."""
+    """A reader for the checkpoint's model; what its published encoders say is meanwhile read from disk."""
     if checkpoint.config.model == COMPOSED:
         yield Reader(data, raw_sources(data))
         return
-    frozen = frozen_modalities(checkpoint)
+    frozen = published(checkpoint, checkpoint.config.model)
     kept = frozen_sources(checkpoint.model, frozen, data, fast_precision(), progress)
-    backbone = without_lower_layers(checkpoint.model, 0)
     restore = without_backbones(checkpoint.model, kept)
     try:
-        yield Reader(data, {**raw_sources(data, hidden_rows(backbone, data, 0, progress)), **kept})
+        yield Reader(data, {**raw_sources(data), **kept})
     finally:
         restore()
-        cast(Any, checkpoint.model.encoders["text"]).backbone = backbone
 
 
 def _precision(checkpoint: Checkpoint) -> str:
-    if "image" not in frozen_modalities(checkpoint) or fast_precision() == torch.float32:
+    if "image" not in published(checkpoint, checkpoint.config.model) or fast_precision() == torch.float32:
         return "fp32"
     return "bf16 for the published image encoder, fp32 for all else"
 

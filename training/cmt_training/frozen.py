@@ -1,7 +1,4 @@
-"""Published encoders that stay as they are: run once over a data set; training learns what comes after them.
-
-The text encoder's frozen layers are `cmt_training.layer_cache`'s.
-"""
+"""Published encoders that stay as they are: run once over a data set; training learns what comes after them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from torch import Tensor, nn
 
 from cmt_export.attention import Pool
 from cmt_export.baselines import SingleFusion
-from cmt_export.checkpoint import Checkpoint
 from cmt_export.encoders import Features
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
@@ -60,12 +56,6 @@ class Projected(nn.Module):
         """Writes mean and deviation into the projection."""
         self.projection.weight.div_(self.deviation.to(self.projection.weight.device))
         self.projection.bias.sub_(self.projection.weight @ self.mean.to(self.projection.weight.device))
-
-
-def frozen_modalities(checkpoint: Checkpoint) -> list[Modality]:
-    """Whose encoders, but for the text's, are used as they were published."""
-    encoders = checkpoint.config.encoders
-    return [m for m in MODALITIES if m != "text" and m in encoders and encoders[m].weights_from is not None]
 
 
 def frozen_sources(

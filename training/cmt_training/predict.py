@@ -59,14 +59,18 @@ def predict_each(
     position = {index: row for row, index in enumerate(indices)}
     answers = [torch.zeros(len(indices), _width(model, world)) for _ in onlys]
     every = np.max(onlys, axis=0)
-    for batch_indices in by_length(indices, reader.lengths(indices, every), BATCH)[world.rank :: world.size]:
+    batches = by_length(indices, reader.lengths(indices, every), BATCH)
+    for number in range(world.rank, -(-len(batches) // world.size) * world.size, world.size):
+        # Encoders in shards are run by all processes at once: one that has no batch left repeats the last.
+        batch_indices = batches[min(number, len(batches) - 1)]
         batch = on_device(reader.batch(batch_indices, only=every), world.device)
-        rows = [position[index] for index in batch_indices]
+        rows = [position[index] for index in batch_indices] if number < len(batches) else []
         with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
             encoded = model.encode(batch.inputs, batch.presence) if batch.inputs else stand_ins(batch.presence)
             for answer, only in zip(answers, onlys, strict=True):
                 logits, _, valence_arousal, _ = model.fusion(*_with(encoded, only))
-                answer[rows] = torch.cat([logits, valence_arousal], dim=1).float().cpu()
+                if rows:
+                    answer[rows] = torch.cat([logits, valence_arousal], dim=1).float().cpu()
     model.train(was_training)
     labels = reader.labels(indices)
     answers = [world.total(answer.to(world.device)).cpu() for answer in answers]

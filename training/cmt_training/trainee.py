@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from cmt_export.attention import Pool, presence_of
@@ -52,10 +53,14 @@ class Trainee(nn.Module):
         *,
         features: bool,
         cues: Mapping[Modality, int] | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
-        """features: the encoders' work was done before, nothing of them is trained; cues: how many a modality has."""
+        """features: the encoders' work was done before, nothing of them is trained; cues: how many a modality has;
+        shares: parameters of published encoders that are tuned -> share of the learning rate."""
         super().__init__()
         self.model = model
+        self.shares = shares or {}
+        self.tuned = {name.split(".")[1] for name in self.shares}
         needed = options.model not in (*MODALITIES, "late") and options.auxiliary > 0 and not features
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
@@ -65,7 +70,7 @@ class Trainee(nn.Module):
         self.features = features
         self._dropout = options.token_dropout
         image = cast(Any, model.encoders["image"])
-        if not features and options.token_dropout and hasattr(image, "backbone"):
+        if not features and options.token_dropout and hasattr(image, "backbone") and "image" not in self.tuned:
             image.backbone.embeddings.register_forward_hook(self._without_patches)
 
     def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Any, ...]:
@@ -145,23 +150,26 @@ class Loss(nn.Module):
         self.options = options
         self.register_buffer("class_weights", class_weights(labels, count, options.class_weighting))
 
-    def forward(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums [4] and counts [4]: of the answer's loss, each modality's alone, valence and arousal, cues."""
+    def forward(self, answers: Answers, batch: Batch) -> Tensor:
+        """Sums [4]: of the answer's loss, each modality's alone, valence and arousal, cues."""
         weights = self.class_weights[batch.labels]  # [n]
-        terms = [self._cross_entropy(answers.logits, batch.labels, weights)]
+        sums = [self._cross_entropy(answers.logits, batch.labels, weights), weights.new_zeros(())]
         if answers.separate is not None:
             heads = answers.separate.shape[1]
-            presence = answers.presence.repeat(1, heads // len(MODALITIES))
-            each = presence.to(weights.dtype) * weights[:, None]  # [n, heads]
+            repeats = heads // len(MODALITIES)
+            each = answers.presence.repeat(1, repeats).to(weights.dtype) * weights[:, None]  # [n, heads]
             repeated = batch.labels[:, None].expand(-1, heads).flatten()
-            terms.append(self._cross_entropy(answers.separate.flatten(0, 1), repeated, each.flatten()))
-        else:
-            terms.append((weights.new_zeros(()), weights.new_zeros(())))
+            sums[1] = self._cross_entropy(answers.separate.flatten(0, 1), repeated, each.flatten()) / repeats
         known = torch.isfinite(batch.valence_arousal)
         error = (answers.valence_arousal.float() - batch.valence_arousal.nan_to_num()) ** 2
-        terms.append(((error * known).sum(), known.sum().to(weights.dtype)))
-        terms.append(self._cues(answers, batch))
-        return torch.stack([term[0] for term in terms]), torch.stack([term[1] for term in terms])
+        return torch.stack([*sums, (error * known).sum(), self._cues(answers, batch)])
+
+    def counts(self, batch: Batch) -> Tensor:
+        """[4]: what the sums are to be divided by."""
+        weights = self.class_weights.to(batch.labels.device)[batch.labels]
+        known = torch.isfinite(batch.valence_arousal).sum().to(weights.dtype)
+        cues = sum((known.sum() for known in _known_cues(batch).values()), weights.new_zeros(()))
+        return torch.stack([weights.sum(), (batch.presence * weights[:, None]).sum(), known, cues])
 
     def weigh(self, sums: Tensor, counts: Tensor) -> Tensor:
         """One number of sums [4] and counts [4]."""
@@ -169,20 +177,27 @@ class Loss(nn.Module):
         factors = sums.new_tensor([own, alone, self.options.valence_arousal, self.options.cues])
         return (factors * sums / counts.clamp(min=1e-6)).sum()
 
-    def _cues(self, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum over items of the mean squared errors, where a modality is there and has cues, and how many those are."""
-        error = count = answers.logits.new_zeros((), dtype=torch.float32)
+    def _cues(self, answers: Answers, batch: Batch) -> Tensor:
+        """Sum over items of the mean squared errors, where a modality is there and has cues."""
+        error = answers.logits.new_zeros((), dtype=torch.float32)
+        known = _known_cues(batch)
         for found, (m, target) in zip(answers.cues, batch.cues.items(), strict=bool(answers.cues)):
-            known = torch.isfinite(target[:, 0]) * answers.presence[:, MODALITIES.index(m)]
             each = ((found.float() - target.nan_to_num()) ** 2).mean(dim=1)
-            error, count = error + (each * known).sum(), count + known.sum()
-        return error, count
+            error = error + (each * known[m]).sum()
+        return error
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         each = functional.cross_entropy(
             logits.float(), labels, reduction="none", label_smoothing=self.options.label_smoothing
         )
-        return (each * weights).sum(), weights.sum()
+        return (each * weights).sum()
+
+
+def _known_cues(batch: Batch) -> dict[Modality, Tensor]:
+    """[n] for each modality that has cues: 1 where an item has both."""
+    return {
+        m: torch.isfinite(target[:, 0]) * batch.presence[:, MODALITIES.index(m)] for m, target in batch.cues.items()
+    }
 
 
 def modalities_of(model: str) -> NDArray[np.int64]:
@@ -205,34 +220,34 @@ def stand_ins(presence: Tensor) -> list[Tensor]:
 
 def groups_of(trainee: Trainee, options: TrainOptions) -> Iterator[dict[str, Any]]:
     """AdamW's parameter groups, by their learning rates; vectors and norms don't decay."""
-    rates = {
-        "heads": options.head_learning_rate,
-        "encoder": options.encoder_learning_rate,
-        "text": options.text_learning_rate,
-        "rest": options.learning_rate,
-    }
-    parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    rates = options.rates()
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trainee.named_parameters():
         if parameter.requires_grad:
-            part = "rest" if trainee.features else _part_of(name, options.model)
-            parts.setdefault((part, parameter.ndim > 1), []).append(parameter)
-    for (part, decays), chosen in parts.items():
-        decay = options.weight_decay if decays else 0.0
-        yield {"params": chosen, "lr": rates[part], "peak": rates[part], "weight_decay": decay}
+            share = trainee.shares.get(name.removeprefix("model."))
+            rate = rates["tuned"] * share if share else rates[_part_of(name, trainee, options.model)]
+            # Tensors in shards and whole ones don't go together.
+            groups.setdefault((rate, parameter.ndim > 1, isinstance(parameter, DTensor)), []).append(parameter)
+    for (rate, decays, _), chosen in groups.items():
+        yield {"params": chosen, "lr": rate, "peak": rate, "weight_decay": options.weight_decay if decays else 0.0}
 
 
-def _part_of(name: str, model: str) -> str:
-    """Of a parameter of a Trainee: heads (of images and sounds), encoder (theirs), text (its encoder) or rest."""
+def _part_of(name: str, trainee: Trainee, model: str) -> str:
+    """Of a parameter: encoder, one that nobody published; heads, that read one which isn't tuned; rest."""
     path = name.split(".")
+    if trainee.features:
+        return "rest"
     if path[:2] == ["model", "encoders"]:
-        if path[3] == "projection":
-            return "rest" if path[2] == "text" else "heads"
-        return "text" if path[2] == "text" else "encoder"
-    if path[0] == "cues":
-        return "heads"
-    if path[0] == "auxiliary" or (path[:2] == ["model", "fusion"] and model == "late"):
-        return "rest" if path[path.index("heads") + 1] == str(MODALITIES.index("text")) else "heads"
-    return "heads" if model in ("image", "audio") else "rest"
+        modality = path[2]
+        if path[3] != "projection":
+            return "encoder"
+    elif path[0] == "cues":
+        modality = path[1]
+    elif path[0] == "auxiliary" or (path[:2] == ["model", "fusion"] and model == "late"):
+        modality = MODALITIES[int(path[path.index("heads") + 1])]
+    else:
+        modality = model
+    return "heads" if modality in {"image", "audio"} - trainee.tuned else "rest"
 
 
 def _random_part(count: int, dropout: float) -> Tensor:

@@ -11,6 +11,7 @@ from cmt_export.families.text import TextFamily
 
 class Albert(TextFamily):
     model_type = "albert"
+    layers_in = "encoder.albert_layer_groups"  # one, which all layers share
     arguments = {"add_pooling_layer": False}  # noqa: RUF012
 
     def architecture(self) -> Any:

@@ -4,7 +4,7 @@ second's form: attention to what a token is and to how far away it stands."""
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ FARTHEST = TEXT_TOKENS[-1] - 1  # that one token may be from another
 
 class Deberta(TextFamily):
     model_type = "deberta"
+    lora_targets: ClassVar[tuple[str, ...]] = ("in_proj",)
 
     def architecture(self) -> Any:
         return DebertaModel
@@ -39,6 +40,7 @@ class Deberta(TextFamily):
 
 class DebertaV2(Deberta):
     model_type = "deberta-v2"
+    lora_targets = ("query_proj", "value_proj")
 
     def architecture(self) -> Any:
         return DebertaV2Model

@@ -19,6 +19,7 @@ class Dinov2(ViT):
     done once here."""
 
     model_type = "dinov2"
+    layers_in = "encoder.layer"
     arguments = {}  # noqa: RUF012
     expects = {**IMAGENET, "image_fit": Fit(resize=256, keeps_ratio=True, resample="bicubic")}  # noqa: RUF012
 

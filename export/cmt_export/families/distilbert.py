@@ -11,6 +11,8 @@ from cmt_export.families.text import TextFamily
 
 class DistilBert(TextFamily):
     model_type = "distilbert"
+    layers_in = "transformer.layer"
+    lora_targets = ("q_lin", "v_lin")
 
     def architecture(self) -> Any:
         return DistilBertModel

@@ -12,6 +12,7 @@ from cmt_export.families.text import PositionedTextEncoder, TextFamily
 
 class MPNet(TextFamily):
     model_type = "mpnet"
+    lora_targets = ("q", "v")
     arguments = {"add_pooling_layer": False}  # noqa: RUF012
     before_first_position = 2
 

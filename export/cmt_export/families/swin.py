@@ -17,6 +17,7 @@ class Swin(ViT):
     """Features are those of its last stage, which has no class token: 49 for patches of 4 and four stages."""
 
     model_type = "swin"
+    layers_in = "encoder.layers"  # its stages
     expects = {**IMAGENET, "image_fit": Fit(resample="bicubic")}  # noqa: RUF012
 
     def architecture(self) -> Any:

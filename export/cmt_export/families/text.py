@@ -17,6 +17,7 @@ class TextFamily(EncoderFamily):
     token ever takes."""
 
     modality = "text"
+    layer_decay = 0.95  # Sun et al. 2019, arXiv 1905.05583
     before_first_position: ClassVar[int] = 0
 
     def check(self, config: Any) -> None:

@@ -21,6 +21,9 @@ class ViT(EncoderFamily):
     modality = "image"
     arguments = {"add_pooling_layer": False}  # noqa: RUF012
     beside = ("decoder",)  # of pretraining by masked pixels
+    layers_in = "layers"
+    layer_decay = 0.75  # as He et al. 2022, arXiv 2111.06377
+    lora_targets = ("q_proj", "v_proj")
 
     def architecture(self) -> Any:
         return ViTModel

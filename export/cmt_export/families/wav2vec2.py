@@ -15,6 +15,9 @@ from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES
 class Wav2Vec2(EncoderFamily):
     model_type = "wav2vec2"
     modality = "audio"
+    layers_in = "encoder.layers"
+    untuned = ("feature_extractor",)  # its convolutions (as Wang et al. 2021, arXiv 2111.02735)
+    lora_targets = ("q_proj", "v_proj")
 
     def architecture(self) -> Any:
         return Wav2Vec2Model

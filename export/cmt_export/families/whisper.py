@@ -40,6 +40,8 @@ class Whisper(EncoderFamily):
     expects = {"normalize_audio": False}  # noqa: RUF012
     renamed = {r"^(model\.)?encoder\.": ""}  # noqa: RUF012
     beside = ("decoder", "proj_out")
+    layers_in = "layers"
+    lora_targets = ("q_proj", "v_proj")
 
     def architecture(self) -> Any:
         return Backbone
