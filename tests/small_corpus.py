@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def small_corpus(folder: Path, counts: tuple[int, int, int] = (24, 9, 9), seed: 
                 )
             )
     return DataSet("small", "meld", tuple(examples))
+
+
+def table_of(data: DataSet, path: Path, names: Mapping[str, str] | None = None) -> Path:
+    """A table of examples whose media lie in one folder. names: other ones for the labels."""
+    rows = [["image", "audio", "text", "label", "split"]]
+    for e in data.examples:
+        files = [media.path.name if media else "" for media in (e.image, e.audio)]
+        rows.append([*files, e.text or "", names[e.label] if names else e.label, e.split])
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    return path
 
 
 def _image(label: str, rng: np.random.Generator) -> Image.Image:

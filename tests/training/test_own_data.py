@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cmt_cli.main import app
 from cmt_export.checkpoint import load_checkpoint
 from cmt_training.examples import DataSet
-from small_corpus import small_corpus
+from small_corpus import small_corpus, table_of
 
 NAMES = {"neutral": "calm", "joy": "glad", "anger": "wild"}
 
@@ -20,11 +20,7 @@ NAMES = {"neutral": "calm", "joy": "glad", "anger": "wild"}
 def own(tmp_path: Path) -> DataSet:
     """Media of a corpus, and a table of them with labels of one's own."""
     made = small_corpus(tmp_path / "media", (12, 6, 6))
-    rows = [["image", "audio", "text", "label", "split"]]
-    for e in made.examples:
-        files = [media.path.name if media else "" for media in (e.image, e.audio)]
-        rows.append([*files, e.text or "", NAMES[e.label], e.split])
-    (tmp_path / "moods.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    table_of(made, tmp_path / "moods.csv", NAMES)
     return made
 
 

@@ -17,7 +17,7 @@ from cmt_training.prepare import Prepared
 from cmt_training.train import train
 from small_training import OPTIONS, command, environment, silent, without_times
 
-LONGER = replace(OPTIONS, epochs=6, patience=6)
+LONGER = replace(OPTIONS, epochs=6, patience=6, save_every=1)
 
 
 def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: Path) -> None:

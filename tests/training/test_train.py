@@ -33,6 +33,7 @@ def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) ->
     epochs = {"image": 10, "audio": 10, "conventional": 12}.get(model, 3)
     steps = 150 if model == "audio" else 0
     options = replace(OPTIONS, model=model, epochs=epochs, patience=epochs, audio_pretraining_steps=steps)
+    options = replace(options, learning_rate=1e-3) if model == "conventional" else options
     state = train(prepared, options, tmp_path / "out", silent)
     best = state.history[state.best_epoch - 1]
     assert best["validation_weighted_f1"] > 0.6
