@@ -1,4 +1,4 @@
-"""Published encoders are tuned as asked: what learns and how fast, and what becomes of it in `cmt train` and an export."""
+"""Published encoders are tuned as asked: what learns and how fast, and what `cmt train` and an export make of it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cmt_training.tuning import masked_in_time, merge_lora, tune_published
 from published import ENCODERS, backbone, published
 from small_corpus import small_corpus, table_of
 
-SLOW = pytest.mark.slow
 WAYS = ("frozen", "last-2", "lora", "full")
+EXPORTED = [pytest.param(way, marks=() if way == "lora" else pytest.mark.slow) for way in WAYS]
 
 
 def one_encoder(name: str) -> tuple[Checkpoint, Any]:
@@ -128,9 +128,7 @@ def test_the_loss_falls_and_what_was_tuned_is_kept(trained: tuple[str, Path, lis
     assert kept == dict(zip(("image", "audio", "text"), expected, strict=True))
 
 
-@pytest.mark.parametrize(
-    "trained", [pytest.param(way, marks=() if way == "lora" else SLOW) for way in WAYS], indirect=True
-)
+@pytest.mark.parametrize("trained", EXPORTED, indirect=True)
 def test_the_checkpoint_is_exported_with_parity(trained: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     checkpoint, engine = load_checkpoint(trained[1]), ENGINES["onnxruntime"]
     samples = batches(make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer), (1, 2))

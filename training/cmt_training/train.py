@@ -109,7 +109,8 @@ def opened(
     """Sets the first weights of encoders that nobody published, and readies those that somebody did."""
     model = checkpoint.model
     start_from_scratch(checkpoint, options.seed)
-    world.first_alone(lambda: pretrain_audio(checkpoint, data, options.audio_pretraining_steps, options.seed, progress))
+    steps = options.audio_pretraining_steps if options.model not in ("image", "text") else 0
+    world.first_alone(lambda: pretrain_audio(checkpoint, data, steps, options.seed, progress))
     shares = tune_published(checkpoint, options)
     frozen = published(checkpoint, options.model) if options.tune == FROZEN else []
     precision = precision_of(options, world.device)
