@@ -115,6 +115,9 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; an hour
 	$(BIN)/python -m cmt_perf.real.trial .cmt/real $(or $(DATA),../shared/data)
 
+bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 hours
+	$(BIN)/python -m cmt_training.ablation .cmt/ablation
+
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done
 	$(BIN)/python -m cmt_perf.upgrade .cmt/upgrade

@@ -40,8 +40,9 @@ class TrainOptions:
     encoder_learning_rate: theirs; head_learning_rate: of heads that read them alone, frozen published ones too, and of
     the projections before. token_dropout: share of image patches that training leaves out at random (PatchDropout, Liu
     et al. 2022, arXiv 2208.07220), and of a sound, of which one stretch stays: cheaper, and a regulariser.
-    audio_pretraining_steps: `cmt_training.audio_pretraining`. encoder_epochs: under heads of their own, before a fusion
-    learns from their features: encoders that learn beside it leave the answer to the text. 0: everything learns
+    first_weights: whether they start as filters (`cmt_training.initial`). audio_pretraining_steps: of
+    `cmt_training.audio_pretraining`; 0: none, nor its wavelets. encoder_epochs: under heads of their own, before a
+    fusion learns from their features: encoders that learn beside it leave the answer to the text. 0: everything learns
     together, as published encoders do, and as an encoder alone always does.
 
     modality_dropout: chance of an item to lose a modality that it has, never its last. augment: whether media are
@@ -77,6 +78,7 @@ class TrainOptions:
     valence_arousal: float = 0.2
     cues: float = 1.0
     augment: bool = True
+    first_weights: bool = True
     audio_pretraining_steps: int = 700
     encoder_epochs: int = 10
     patience: int = 5

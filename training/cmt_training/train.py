@@ -108,7 +108,8 @@ def opened(
 ) -> Opened:
     """Sets the first weights of encoders that nobody published, and readies those that somebody did."""
     model = checkpoint.model
-    start_from_scratch(checkpoint, options.seed)
+    if options.first_weights:
+        start_from_scratch(checkpoint, options.seed)
     steps = options.audio_pretraining_steps if options.model not in ("image", "text") else 0
     world.first_alone(lambda: pretrain_audio(checkpoint, data, steps, options.seed, progress))
     shares = tune_published(checkpoint, options)

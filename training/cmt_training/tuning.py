@@ -51,7 +51,8 @@ def tune_published(checkpoint: Checkpoint, options: TrainOptions) -> dict[str, f
         if found and getattr(backbone, "masked_spec_embed", None) is not None:
             backbone.feature_projection.register_forward_hook(partial(masked_in_time, backbone))
         if found and options.gradient_checkpointing and backbone.supports_gradient_checkpointing:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            backbone.config.use_cache = False  # of decoders; with it, transformers warns
+            backbone.activation_checkpointing_enable({"use_reentrant": False})
         shares |= {f"encoders.{m}.backbone.{name}": share for name, share in found.items()}
     return shares
 
