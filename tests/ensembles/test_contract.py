@@ -28,7 +28,7 @@ from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.labels import LABEL_SETS, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, ordered
 from cmt_pipeline.pipelines import ENTRANCES, PIPELINES, Pipeline, Step, pipeline_name
-from cmt_pipeline.presets import preset_of
+from cmt_pipeline.presets import EncoderPreset, preset_of, with_encoders
 from cmt_pipeline.registry import Registry
 from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.stages import FUSE, STAGES
@@ -251,6 +251,15 @@ def test_label_sets_and_presets_are_known_by_name() -> None:
             labels_of(wrong)
     with pytest.raises(ValueError, match="preset: got 'huge'; expected one of base, fast, mini"):
         preset_of("huge")
+
+
+def test_a_preset_takes_other_published_encoders() -> None:
+    name = with_encoders("base", {"image": "models/a,b", "audio": None, "text": "own/bert@1"})
+    made, base = preset_of(name), preset_of("base")
+    assert made.encoders["image"] == EncoderPreset(pretrained="models/a,b")
+    assert made.encoders["text"] == EncoderPreset(pretrained="own/bert@1")
+    assert (made.encoders["audio"], made.fusion, made.name) == (base.encoders["audio"], base.fusion, "base-own")
+    assert preset_of(with_encoders("base", {"image": None})) == base
 
 
 def test_a_registry_is_a_mapping_of_what_it_knows() -> None:

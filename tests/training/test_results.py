@@ -62,7 +62,8 @@ def test_the_docs_show_the_figure_of_meld() -> None:
     assert found["data"] == "meld"
     assert found["split"] == "test"
     assert f"weighted F1 {found['weighted_f1']:.3f}" in PAGE
-    assert found["conditions"]["training"]["conditions"]["command"] in PAGE
+    assert found["conditions"]["training"]["options"]["text_layers"] == 4
+    assert "cmt train meld --model text --tune last-4" in PAGE
 
 
 def test_the_docs_show_the_figures_on_real_media() -> None:

@@ -52,7 +52,7 @@ def fit(
     if not resume and any(run.glob("epoch-*")):
         raise ValueError(f"{run} holds a training; go on with --resume, or name another folder")
     loss = Loss(options, task.reader.labels(task.training), task.labels)
-    without_idle(task, loss, options)
+    without_idle(task, loss)
     fitting = _Fitting(task, options, loss.to(world.device), world)
     state = (load_state(run, task.recipe, fitting.learning) if resume else None) or TrainState(task.recipe)
     with _logger(run, state.epoch, world) as log:
@@ -79,9 +79,9 @@ def finished(state: TrainState, options: TrainOptions) -> bool:
     return state.epoch >= options.epochs or state.epoch - state.best_epoch >= options.patience
 
 
-def without_idle(task: Task, loss: Loss, options: TrainOptions) -> None:
+def without_idle(task: Task, loss: Loss) -> None:
     """Lets no parameter ask for a gradient that an item can't give it: all others then get one in every step."""
-    only = modalities_of(options.model)
+    only = modalities_of(loss.options.model)
     with torch.random.fork_rng():
         batch = task.reader.batch(task.training[:1], Randomness(0, 0, 0.0, False), only)
         sums = loss(Answers(*task.trainee.train()(batch.inputs, batch.presence)), batch)
