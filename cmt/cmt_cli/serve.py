@@ -79,7 +79,6 @@ def serve(
 
     Example: [bold]cmt serve --release 1 --limit max_audio_s=8[/]
     """
-    from cmt_engine.engine import ENGINES
     from cmt_pipeline.triton_config import DEFAULT_TUNING
     from cmt_server.options import Tls, Traces
     from cmt_server.repository import InstallOptions
@@ -102,7 +101,7 @@ def serve(
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            model_config_name=model_config_name or ENGINES[served.manifest.info.engine].variant,
+            model_config_name=model_config_name,
             drain_timeout_s=drain_timeout_s,
             control_token=os.environ.get(TOKEN_VARIABLE) or new_token(),
             expose_vulnerable=expose_vulnerable_triton,

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from cmt_client import EmotionClient, EmotionError, Item
-from cmt_engine.engine import ENGINES
 from cmt_perf.processes import memory_mb
 from cmt_perf.traffic import Asked, Outcome, TrafficPlan, traffic_items
 from cmt_pipeline.constants import TOKEN_VARIABLE, TRITON_CONFIG_FILE
@@ -120,10 +119,7 @@ def rig_on(
     """A rig that serves a release on free ports until the block ends; `state`/releases is its driver's store."""
     served = repository or folder / "repository"
     Repository(served).install(release, install)
-    variant = ENGINES[release.manifest.info.engine].variant
-    options = ServerOptions(
-        served, folder / "server", http_port=0, grpc_port=0, metrics_port=0, model_config_name=variant
-    )
+    options = ServerOptions(served, folder / "server", http_port=0, grpc_port=0, metrics_port=0)
     server = TritonServer(replace(options, control_token=token) if token else options)
     rig = Rig(server, state or folder)
     with server:

@@ -74,8 +74,9 @@ class ServerOptions:
     """A port of 0 takes a free one. work: a folder of the server's own, for its log and backends. trace: file that
     gets the times of every request and of its steps once the server has ended; for measurements, never for long.
 
-    expose_vulnerable: listen beyond this machine though the tritonserver has published faults.
-    latency_quantiles: told in the metrics beside the sums; none costs nothing. verbose: Triton's own --log-verbose.
+    model_config_name: by default the one for the live release's engine. expose_vulnerable: listen beyond this machine
+    though the tritonserver has published faults. latency_quantiles: told in the metrics beside the sums; none costs
+    nothing. verbose: Triton's own --log-verbose.
     """
 
     repository: Path
@@ -152,8 +153,8 @@ def command_line(options: ServerOptions, ports: Mapping[str, int], name: str, re
         "log-warning": options.log_level != "error",
         "log-verbose": options.verbose,
     }
-    if options.model_config_name:
-        flags["model-config-name"] = options.model_config_name
+    if variant := options.model_config_name or Repository(options.repository).variant():
+        flags["model-config-name"] = variant
     if options.tls:
         flags |= {
             "grpc-use-ssl": True,

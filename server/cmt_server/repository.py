@@ -134,6 +134,12 @@ class Repository:
         except (OSError, ValueError, ParseError) as error:
             raise RepositoryError(f"{path} can't be read ({error}); serve a release afresh: --release N") from error
 
+    def variant(self) -> str | None:
+        """The name of the configurations that the live release is served with; None for the usual ones."""
+        live = self.live()
+        manifest = self.manifests().get(live.release) if live else None
+        return ENGINES[manifest.info.engine].variant if manifest else None
+
     def manifests(self) -> dict[int, Manifest]:
         """Of every release that lies here, by number. Raises ReleaseError."""
         found = (read_manifest(path) for path in (self.root / "releases").glob("*.json"))

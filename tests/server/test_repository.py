@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from cmt_pipeline.pipelines import PIPELINES
 from cmt_pipeline.release_info import ReleaseStamp
 from cmt_pipeline.stages import STAGES
-from cmt_pipeline.triton_config import from_pbtxt
+from cmt_pipeline.triton_config import StageTuning, from_pbtxt
 from cmt_release.release import Release, ReleaseError
 from cmt_server.errors import RepositoryBusy, RepositoryError
-from cmt_server.repository import Live, Repository
+from cmt_server.options import ServerOptions, command_line
+from cmt_server.repository import InstallOptions, Live, Repository
 from small_releases import make, rewrite
 
 
@@ -251,3 +254,19 @@ def test_a_kill_at_any_moment_leaves_a_repository_to_start_from(
         repository.add(second)  # and the next upgrade goes its way
         repository.flip(2, 1)
     assert pins(repository) == {(2, 2)}
+
+
+def test_plans_are_served_with_configurations_of_their_own(store: Path, repository: Repository) -> None:
+    release = make(store)
+    repository.install(release)
+    assert repository.variant() is None
+    manifest = replace(release.manifest, info=replace(release.manifest.info, engine="tensorrt"))
+    rewrite(release.folder / "manifest.json", manifest.to_json().encode())
+    tuning = {"encode_audio": StageTuning(instances=3, queue_delay_us=700)}
+    repository.install(replace(release, manifest=manifest), InstallOptions(tuning=tuning))
+    assert repository.variant() == "tensorrt"
+    options = ServerOptions(repository.root, store / "work")
+    assert "--model-config-name=tensorrt" in command_line(options, {"HTTP": 1, "gRPC": 2, "metrics": 3}, "me", "-")
+    config = from_pbtxt((repository.stages / "encode_audio" / "configs" / "tensorrt.pbtxt").read_text())
+    ((group,), batching) = config.instance_group, config.dynamic_batching
+    assert (group.count, group.kind, batching.max_queue_delay_microseconds) == (3, ModelInstanceGroup.KIND_GPU, 700)
