@@ -15,7 +15,7 @@ from cmt_engine.tensorrt_library import library_version
 from cmt_pipeline import __version__
 from cmt_server.binary import tritonserver_version
 
-PACKAGES = ("tensorrt", "tensorrt_rtx", "torch", "onnx", "tritonclient", "numpy")
+PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "onnx", "tritonclient", "numpy")
 IMAGE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"  # of NVIDIA's images, such as 26.09
 DRIVER_QUESTION = "--query-gpu=name,driver_version,memory.total,compute_cap"
 TIMEOUT_S = 30.0
