@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 CPU = torch.device("cpu")
+LONGEST = timedelta(days=1)  # that processes wait for the first to prepare data and run frozen encoders
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def world_of_environment() -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST)
     try:
         yield World(distributed.get_rank(), size, device)
     finally:
