@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import sys
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 from torch.distributed import TCPStore
 
 import cmt_training.tuning
@@ -13,9 +18,9 @@ from cmt_training.distributed import world_of_environment
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import open_prepared
 from cmt_training.train import train
-from small_training import environment
 
 TIMEOUT_S = 240
+PRELOADED = [__name__, "tiny_model", "peft", "torch.utils.tensorboard.writer", "torch.distributed.fsdp"]
 
 
 class Stopped(Exception):
@@ -26,28 +31,32 @@ def train_in(
     size: int, data: Path, out: Path, options: TrainOptions, *, resume: bool = False, stop: float | None = None
 ) -> None:
     """Trains in so many processes, as if torchrun had started them; and until this share of all steps, if any."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "peft", "torch.utils.tensorboard.writer", "torch.distributed.fsdp"])
-    kept = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]  # of the process that forks
-    try:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        processes = [
-            context.Process(target=_train, args=(rank, size, store.port, data, out, options, resume, stop))
-            for rank in range(size)
-        ]
-        for process in processes:
-            process.start()
-    finally:
-        os.environ.pop("PYTHONPATH") if kept is None else os.environ.update(PYTHONPATH=kept)
-    try:
+    with training_in(size, data, out, options, resume=resume, stop=stop) as processes:
         for process in processes:
             process.join(TIMEOUT_S)
+        assert [process.exitcode for process in processes] == [0] * size
+
+
+@contextlib.contextmanager
+def training_in(
+    size: int, data: Path, out: Path, options: TrainOptions, *, resume: bool = False, stop: float | None = None
+) -> Iterator[list[BaseProcess]]:
+    """The processes of such a training; killed in the end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = (size, store.port, data, out, options, resume, stop)
+    processes: list[BaseProcess] = [context.Process(target=_train, args=(rank, *arguments)) for rank in range(size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that forks
+        for process in processes:
+            process.start()
+    try:
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.join()
-    assert [process.exitcode for process in processes] == [0] * size
 
 
 def _train(

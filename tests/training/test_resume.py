@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,21 +13,18 @@ from safetensors.torch import load_file
 from cmt_export.sources import WEIGHTS_FILE
 from cmt_training.prepare import Prepared
 from cmt_training.train import train
-from small_training import OPTIONS, command, environment, silent, without_times
+from several_processes import training_in
+from small_training import OPTIONS, silent, without_times
 
 LONGER = replace(OPTIONS, epochs=6, patience=6, save_every=1)
 
 
 def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: Path) -> None:
-    child = subprocess.Popen(command(prepared, tmp_path / "killed", LONGER), env=environment())
     run = tmp_path / "killed.run"
-    try:
+    with training_in(1, prepared.folder, tmp_path / "killed", LONGER) as (child,):
         deadline = time.monotonic() + 600
-        while not [*run.glob("epoch-*")] and child.poll() is None and time.monotonic() < deadline:
+        while not [*run.glob("epoch-*")] and child.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
     assert [*run.glob("epoch-*")]
     assert not (tmp_path / "killed").exists()
     threads = torch.get_num_threads()
