@@ -14,13 +14,14 @@ import pytest
 from torch.distributed import TCPStore
 
 import cmt_training.tuning
+import tiny_model  # noqa: F401  # a preset that is known by its name
 from cmt_training.distributed import world_of_environment
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import open_prepared
 from cmt_training.train import train
 
 TIMEOUT_S = 240
-PRELOADED = [__name__, "tiny_model", "peft", "torch.utils.tensorboard.writer", "torch.distributed.fsdp"]
+PRELOADED = [__name__, "peft", "torch.utils.tensorboard.writer", "torch.distributed.fsdp"]
 
 
 class Stopped(Exception):
