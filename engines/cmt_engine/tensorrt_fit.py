@@ -47,6 +47,7 @@ def misfits(path: Path, profile: Profile) -> list[str]:
         found += [f"{_name(node)}: {misfit}" for misfit in _node_misfits(node, of_data)]
         if _reads_data(node, of_data):
             of_data.update(node.outputs)
+        of_data.update(value for body in _bodies(node) for value in body.inputs)
     return found
 
 
@@ -114,6 +115,12 @@ def _reads_data(node: ir.Node, of_data: Collection[ir.Value]) -> bool:
     if node.op_type in SHAPES:
         return False
     return node.op_type in CONTROL_FLOW or any(value in of_data for value in node.inputs)
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -181,6 +181,23 @@ def test_what_is_wrong_in_a_body_is_told(tmp_path: Path) -> None:
     assert [misfit.split(":")[0] for misfit in misfits(path, PROFILE)] == ["Det Det_made"]
 
 
+def test_a_shape_that_a_loop_carries_counts_as_of_values(tmp_path: Path) -> None:
+    counted = [helper.make_tensor_value_info(name, INT64, [1]) for name in ("step", "carried", "next")]
+    going, still = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("going", "still"))
+    body = helper.make_graph(
+        [
+            node("Identity", ["going"], ["still"]),
+            node("Expand", ["one", "carried"], ["bad"]),
+            node("Identity", ["carried"], ["next"]),
+        ],
+        "body",
+        [counted[0], going, counted[1]],
+        [still, counted[2]],
+    )
+    path = saved([node("Loop", ["first", "", "axis"], ["made"], body=body)], tmp_path)
+    assert [misfit.split(":")[0] for misfit in misfits(path, PROFILE)] == ["Expand bad"]
+
+
 def test_opsets_are_those_that_have_a_layer_norm_and_that_the_parser_knows(tmp_path: Path) -> None:
     assert "LayerNormalization" in {schema.name for schema in onnx.defs.get_all_schemas() if schema.since_version == 17}
     for opset, fits in ((OPSETS[0] - 1, False), (OPSETS[0], True), (OPSETS[-1], True), (OPSETS[-1] + 1, False)):

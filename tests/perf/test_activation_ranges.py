@@ -14,6 +14,7 @@ from cmt_pipeline.stages import COMPILED_STAGES
 from tiny_model import TINY
 
 ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "cmt" / "cmt_cli" / "samples"  # one file of each modality
 
 
 def test_the_page_shows_what_was_measured() -> None:
@@ -48,7 +49,7 @@ def test_rows_are_of_what_is_held_in_fp16() -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(checkpoint_from_preset(TINY.name, "meld"), tmp_path / "tiny")
-    main([f"tiny={tmp_path / 'tiny'}", "--out", str(tmp_path / "out.json")])
+    main([f"tiny={tmp_path / 'tiny'}", "--media", str(SAMPLES), "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert {row["stage"] for row in found["layers"]} == {stage.name for stage in COMPILED_STAGES}
     assert found["models"]["tiny"]["families"] == {"image": "vit", "audio": "wav2vec2", "text": "bert"}
