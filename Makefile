@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -117,6 +117,9 @@ bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real med
 
 bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 hours
 	$(BIN)/python -m cmt_training.ablation .cmt/ablation
+
+bench-binding: $(VENV)/.installed  ## a ladder of fusions on tokens that must be bound: writes training/results/binding.*; 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.binding
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done

@@ -1,0 +1,76 @@
+"""`python -m cmt_training.binding`: the ladder on the family, into binding.json and binding.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+from cmt_release.typed_json import typed
+from cmt_training.binding.family import BOUND, KINDS
+from cmt_training.binding.figure import figure_of
+from cmt_training.binding.fit import Budget
+from cmt_training.binding.ladder import MODELS
+from cmt_training.binding.results import Results
+from cmt_training.binding.run import Cell, Trained, on_one_thread, run
+from cmt_training.conditions import conditions
+
+WORK = Path(".cmt/binding/trained.jsonl")
+RESULTS = Path(__file__).parents[2] / "results"
+LENGTHS = (4, 8)
+CONTROL_LENGTH = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cmt_training.binding", description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of binding.json and binding.png")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of what has to be bound; controls: 4")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, two or more")
+    parser.add_argument("--steps", type=int, default=Budget.steps, help="of every training")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, each on one core")
+    parser.add_argument("--device", default="cpu", help="as PyTorch names it")
+    parser.add_argument("--work", type=Path, default=WORK, help="file of what is trained; that isn't done again")
+    given = parser.parse_args()
+    budget, seeds = Budget(steps=given.steps), tuple(range(given.seeds))
+    cells = [Cell(kind, n) for kind in given.kinds for n in (given.lengths if kind in BOUND else [CONTROL_LENGTH])]
+    jobs = [(cell, model) for cell in cells for model in MODELS]
+    trained = _trained(jobs, budget, seeds, given.device, given.workers, given.work)
+    results = Results.of(trained, conditions(seeds=list(seeds), budget=asdict(budget), trained_on=_machines(trained)))
+    (given.out / "binding.json").write_text(results.to_json())
+    (given.out / "binding.png").write_bytes(figure_of(results))
+    print(results.markdown())
+
+
+def _trained(
+    jobs: Sequence[tuple[Cell, str]], budget: Budget, seeds: Sequence[int], device: str, workers: int, work: Path
+) -> list[Trained]:
+    """What each job came to, and what else of the same recipe is in the file: a line for each."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    work.touch()
+    recipe = json.dumps([asdict(budget), list(seeds)])
+    lines = [json.loads(line) for line in work.read_text().splitlines()]
+    found = [typed(Trained, line["trained"], str(work)) for line in lines if line["recipe"] == recipe]
+    known = {(each.cell, each.model) for each in found}
+    left = [job for job in jobs if job not in known]
+    left.sort(key=lambda job: -job[0].length)  # the longest first, so that none is left alone in the end
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), on_one_thread) as pool:
+        futures = [pool.submit(run, *job, budget, seeds, device) for job in left]
+        for count, done in enumerate(as_completed(futures), 1):
+            found.append(each := done.result())
+            with work.open("a") as file:
+                file.write(json.dumps({"recipe": recipe, "trained": asdict(each)}) + "\n")
+            print(f"{count} of {len(left)}: {each.cell.kind} {each.cell.length}, {each.accuracies}", flush=True)
+    return found
+
+
+def _machines(trained: Sequence[Trained]) -> list[str]:
+    return sorted({each.machine for each in trained})
+
+
+if __name__ == "__main__":
+    main()

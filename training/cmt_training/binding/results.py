@@ -1,0 +1,101 @@
+"""What the ladder found on the family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cmt_release.typed_json import parsed, typed
+from cmt_training.binding.family import KINDS, Kind, ceiling
+from cmt_training.binding.ladder import MODELS, RUNGS, made, parameters_of
+from cmt_training.binding.run import Cell, Trained
+from cmt_training.statistics import Interval, interval_of
+
+METHOD = (
+    "Every rung reads the same tokens and has about the parameters of cross-attention; each net trains on new items in "
+    "every step, at the learning rate that is best on validation items; accuracies are of test "
+    "items, intervals 95 %, Student's t over seeds. emap: the best trained rung's additive projection over modalities "
+    "(Hessel & Lee 2020), beside that rung on the same items."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one kind at one length: each rung's accuracy, the best trained rung, and what is left of it without
+    interactions."""
+
+    kind: Kind
+    length: int
+    accuracies: Mapping[str, Interval]
+    learning_rates: Mapping[str, float]
+    winner: str
+    winner_on_emap_items: Interval
+    emap: Interval
+
+
+@dataclass(frozen=True)
+class Results:
+    """ceilings: the accuracy of who knows what every token shows, by kind; parameters: of each net."""
+
+    method: str
+    ceilings: Mapping[str, float]
+    parameters: Mapping[str, int]
+    cells: tuple[Found, ...]
+    conditions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, trained: Sequence[Trained], conditions: Mapping[str, Any]) -> Results:
+        """Of the cells in which every model is trained."""
+        parameters = {model: parameters_of(made(model)) for model in MODELS}
+        cells = sorted({each.cell for each in trained}, key=lambda cell: (KINDS.index(cell.kind), cell.length))
+        parts = {cell: [each for each in trained if each.cell == cell] for cell in cells}
+        found = tuple(
+            _found(cell, part) for cell, part in parts.items() if {each.model for each in part} == set(MODELS)
+        )
+        return cls(METHOD, {kind: ceiling(kind) for kind in KINDS}, parameters, found, conditions)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """ValueError for what isn't one."""
+        values = parsed(text)
+        known = values.pop("conditions", {})
+        stored = typed(_Stored, values, "binding")
+        return cls(stored.method, stored.ceilings, stored.parameters, stored.cells, known)
+
+    def markdown(self) -> str:
+        """A table: a row a rung, a column a kind and length."""
+        names = [f"{each.kind} {each.length}" for each in self.cells]
+        lines = [f"| rung | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+        for rung in RUNGS:
+            lines.append(f"| {rung} | {' | '.join(f'{each.accuracies[rung].mean:.2f}' for each in self.cells)} |")
+        lines.append(f"| *EMAP of the best* | {' | '.join(f'{each.emap.mean:.2f}' for each in self.cells)} |")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What of Results has a type throughout."""
+
+    method: str
+    ceilings: Mapping[str, float]
+    parameters: Mapping[str, int]
+    cells: tuple[Found, ...]
+
+
+def _found(cell: Cell, trained: Sequence[Trained]) -> Found:
+    accuracies = {rung: interval_of(values) for each in trained for rung, values in each.accuracies.items()}
+    winner = max((each for each in trained if each.model in RUNGS), key=lambda each: accuracies[each.model].mean)
+    return Found(
+        cell.kind,
+        cell.length,
+        {rung: accuracies[rung] for rung in RUNGS},
+        {each.model: each.learning_rate for each in trained},
+        winner.model,
+        interval_of(winner.own),
+        interval_of(winner.emap),
+    )

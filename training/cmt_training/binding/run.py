@@ -1,0 +1,141 @@
+"""The ladder on the family, cell by cell: one kind at one length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cmt_export.attention import perceptron
+from cmt_export.log_linear import Expert, LogLinearFusion
+from cmt_pipeline.modality import MODALITIES
+from cmt_training.binding.family import WIDTH, Drawn, Items, Kind, drawn, items
+from cmt_training.binding.fit import Budget, answers, fit, loss_of, stacked
+from cmt_training.binding.ladder import LABELS, made
+from cmt_training.calibration import CalibrationItems, fitted
+from cmt_training.conditions import conditions
+
+LATE: tuple[str, ...] = ("log-linear", "stacked")
+EMAP_ITEMS, EMAP_OTHERS = 256, 32  # projected, and pairs of others that each is averaged over
+
+
+@dataclass(frozen=True)
+class Cell:
+    kind: Kind
+    length: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model (of `ladder.MODELS`) reached in a cell. accuracies: on the test items, one a seed, by rung; emap: of
+    its additive projection, one a seed, beside own: the model's on the same items."""
+
+    cell: Cell
+    model: str
+    accuracies: Mapping[str, tuple[float, ...]]
+    learning_rate: float
+    own: tuple[float, ...]
+    emap: tuple[float, ...]
+    machine: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Of a seed."""
+
+    training: Drawn
+    validation: Items
+    test: Items
+
+
+def run(cell: Cell, model: str, budget: Budget, seeds: Sequence[int], device: str = "cpu") -> Trained:
+    """Trains a model for every seed at every learning rate, and keeps the best rate."""
+    data = [_data(cell, budget, seed, device) for seed in seeds]
+    nets, rate = _tuned(model, data, budget, seeds)
+    tests = [given.test.of(slice(EMAP_ITEMS)) for given in data]
+    if model == "late":
+        late = [_late(net, given, seed) for net, given, seed in zip(nets, data, seeds, strict=True)]
+        accuracies = {rung: tuple(each[rung] for each in late) for rung in LATE}
+        own = emap = tuple(0.0 for _ in seeds)
+    else:
+        pairs = list(zip(nets, data, strict=True))
+        accuracies = {model: tuple(_accuracy(answers(net, given.test), given.test.labels) for net, given in pairs)}
+        own = tuple(_accuracy(answers(net, t), t.labels) for net, t in zip(nets, tests, strict=True))
+        emap = tuple(_accuracy(additive(net, t), t.labels) for net, t in zip(nets, tests, strict=True))
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else str(conditions()["machine"])
+    where = f"{where}, PyTorch {torch.__version__}"
+    return Trained(cell, model, accuracies, rate, own, emap, where)
+
+
+def on_one_thread() -> None:
+    """How a process that trains beside others begins."""
+    torch.set_num_threads(1)
+
+
+def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
+    """The net's logits [items, labels] without interactions of modalities (EMAP, Hessel & Lee 2020, arXiv 2010.06572):
+    the sum of what each modality says on average over the others, which are drawn from the items each by itself."""
+    generator = torch.Generator(given.labels.device).manual_seed(seed)
+    count, parts, device = len(given), [], given.labels.device
+    for own in range(len(MODALITIES)):
+        rows = [torch.randint(count, (count * EMAP_OTHERS,), generator=generator, device=device) for _ in MODALITIES]
+        rows[own] = torch.arange(count, device=device).repeat_interleave(EMAP_OTHERS)
+        mixed = Items(
+            tuple(f[r] for f, r in zip(given.features, rows, strict=True)),
+            tuple(m[r] for m, r in zip(given.masks, rows, strict=True)),
+            given.labels[rows[own]],
+        )
+        parts.append(answers(net, mixed).reshape(count, EMAP_OTHERS, LABELS).mean(dim=1))
+    means = torch.stack([part.mean(dim=0) for part in parts])
+    return torch.stack(parts).sum(dim=0) - (len(MODALITIES) - 1) * means.mean(dim=0)
+
+
+def _data(cell: Cell, budget: Budget, seed: int, device: str) -> _Data:
+    count = budget.steps * budget.batch_size
+    whole = drawn(cell.kind, cell.length, count + budget.validation + budget.test, seed)
+    whole = Drawn(whole.marks.to(device), whole.labels.to(device))
+    held_out = items(whole.of(slice(count, None)), seed)
+    return _Data(
+        whole.of(slice(count)), held_out.of(slice(budget.validation)), held_out.of(slice(budget.validation, None))
+    )
+
+
+def _tuned(
+    model: str, data: Sequence[_Data], budget: Budget, seeds: Sequence[int]
+) -> tuple[Sequence[nn.Module], float]:
+    """A net for each seed, of the learning rate that is best on average; all are trained at once."""
+    rates = budget.learning_rates
+    nets = [_net(model, seed, given) for _ in rates for seed, given in zip(seeds, data, strict=True)]
+    fit(nets, [given.training for given in data] * len(rates), [r for r in rates for _ in seeds], budget, seeds[0])
+    tried = [nets[start : start + len(seeds)] for start in range(0, len(nets), len(seeds))]
+    losses = [
+        sum(float(loss_of(answers(net, g.validation), g.validation.labels)) for net, g in zip(each, data, strict=True))
+        for each in tried
+    ]
+    best = losses.index(min(losses))
+    return tried[best], rates[best]
+
+
+def _net(model: str, seed: int, data: _Data) -> nn.Module:
+    torch.manual_seed(seed)
+    return made(model).to(data.test.labels.device)
+
+
+def _late(experts: nn.Module, data: _Data, seed: int) -> dict[str, float]:
+    """Accuracies of the two rungs that read three experts, fitted on the validation items."""
+    validation, test = answers(experts, data.validation).double().cpu(), answers(experts, data.test).double().cpu()
+    fusion = LogLinearFusion({m: Expert("softmax", tuple(range(LABELS))) for m in MODALITIES}, LABELS).double()
+    there, labels = torch.ones(test.shape[:2], dtype=torch.float64), data.test.labels.cpu()
+    by = fitted(fusion, CalibrationItems(validation, there[: len(validation)], data.validation.labels.cpu()))
+    pooled, _ = fusion.pooled(list(test.unbind(dim=1)), there, by)
+    inputs = len(MODALITIES) * LABELS
+    net = stacked(
+        validation, data.validation.labels.cpu(), lambda: perceptron(inputs, 0.0, LABELS, WIDTH).double(), seed
+    )
+    return {"log-linear": _accuracy(pooled, labels), "stacked": _accuracy(net(test.flatten(1)), labels)}
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).double().mean())
