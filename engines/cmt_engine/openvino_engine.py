@@ -61,7 +61,7 @@ class OpenVino(Engine):
         if build.precision != "fp32":
             join_small_groups(model)
         if build.precision == "int8" and build.stage.kind == "fuse":
-            # a hundredth of the work, and the scores of its masked attention are wide
+            # a few hundredths of the work, and the scores of its masked attention are wide
             build = replace(build, precision="bf16")
         if build.precision == "int8":
             model = _quantized(model, build.stage, build.calibration())

@@ -62,7 +62,7 @@ def test_narrow_precisions_stay_within_their_tolerance(
 
 
 def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:
-    """It is a hundredth of the work; the sidecar says what was really done."""
+    """It is a few hundredths of the work; the sidecar says what was really done."""
     sidecar = OPENVINO.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, "int8"))
     assert sidecar.precision == "bf16"
     assert EngineSidecar.read(tmp_path) == sidecar

@@ -166,7 +166,8 @@ def test_the_committed_results_are_what_the_page_shows() -> None:
     assert results.parameters == counts
     for cell in results.cells:
         assert tuple(cell.accuracies) == RUNGS
-        assert cell.winner == max(MODELS.keys() & set(RUNGS), key=lambda rung: cell.accuracies[rung].mean)
+        best = max(found.mean for rung, found in cell.accuracies.items() if rung in MODELS)
+        assert cell.accuracies[cell.winner].mean == best
     assert figure_of(results).startswith(b"\x89PNG")
 
 

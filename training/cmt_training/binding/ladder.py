@@ -15,6 +15,7 @@ others are: an encoder's share, so that the rungs differ in where modalities mee
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, cast, get_args
@@ -84,13 +85,16 @@ class Reading(nn.Module):
 
 
 def made(model: str) -> Reading:
-    """A trained rung's net, its feed-forward nets as wide as it takes to have the parameters of cross-attention."""
+    """A net of random weights, its feed-forward nets as wide as it takes to have the parameters of cross-attention."""
+    return _of_size(model, replace(SIZE, feed_forward_width=_width_of(model)))
+
+
+@functools.cache
+def _width_of(model: str) -> int:
+    """A multiple of 8; the count of parameters is linear in it."""
     wanted = parameters_of(_of_size("cross-attention", SIZE))
-    widths = [SIZE.feed_forward_width] if model == "cross-attention" else range(8, 1024, 8)
-    return min(
-        (_of_size(model, replace(SIZE, feed_forward_width=width)) for width in widths),
-        key=lambda net: abs(parameters_of(net) - wanted),
-    )
+    one, two = (parameters_of(_of_size(model, replace(SIZE, feed_forward_width=width))) for width in (8, 16))
+    return 8 * max(1, 1 + round((wanted - one) / (two - one)))
 
 
 def parameters_of(net: nn.Module) -> int:
