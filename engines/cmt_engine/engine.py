@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from cmt_pipeline.registry import Registry
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
 
-if TYPE_CHECKING:  # gRPC must not load with this module
+if TYPE_CHECKING:  # neither torch nor gRPC must load with this module
+    import torch
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     from cmt_pipeline.triton_config import Served
@@ -60,20 +61,46 @@ def no_calibration() -> Sequence[Arrays]:
 
 
 @dataclass(frozen=True)
-class Build:
-    """What an engine is to build: the fp32 graph at `onnx`, its weights beside it, into `folder`.
+class Traceable:
+    """What `torch.export.export` takes of a stage: module, inputs to trace with, and which of their sizes vary."""
 
-    calibration: gives contract inputs to quantise by, or to measure ranges on; called where they are needed alone,
-    since they take a while.
-    cache: a folder that stays from one export to the next.
+    module: torch.nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    dynamic_shapes: Any
+
+
+@dataclass(frozen=True)
+class Build:
+    """What an engine is to build into `folder`.
+
+    source: the fp32 graph, an ONNX file with its weights beside it, or, of an engine that starts from PyTorch, what
+    gives the stage's module; calibration: gives contract inputs to quantise by, or to measure ranges on; called where
+    they are needed alone, since they take a while; cache: a folder that stays from one export to the next.
     """
 
-    onnx: Path
+    source: Path | Callable[[], Traceable]
     stage: Stage
     folder: Path
     precision: Precision
     calibration: Callable[[], Sequence[Arrays]] = no_calibration
     cache: Path | None = None
+
+    @property
+    def onnx(self) -> Path:
+        """EngineError where a module came."""
+        if isinstance(self.source, Path):
+            return self.source
+        raise EngineError(f"{self.stage.name} came as a PyTorch module; this engine starts from ONNX")
+
+    @property
+    def traceable(self) -> Traceable:
+        """EngineError where a graph came."""
+        if isinstance(self.source, Path):
+            raise EngineError(
+                f"{self.stage.name} came as ONNX ({self.source}); this engine compiles PyTorch modules: export with "
+                "--engine openvino, onnxruntime or tensorrt"
+            )
+        return self.source()
 
 
 @dataclass(frozen=True)
@@ -82,8 +109,9 @@ class EngineSidecar:
 
     model: the file to open; target: what it was compiled for (GPU and compute capability, or the CPU's features);
     profile: axis lengths it was tuned for, tensor -> {min, opt, max} shapes with batch; parity: how far it is from
-    PyTorch fp32 (a row of the parity table), empty where only another machine can run it; fp32_tensors: those that stay
-    in fp32 because samples showed that the precision doesn't hold them, and their largest magnitudes.
+    PyTorch fp32 (a row of the parity table), empty where only another machine can run it; onnx_sha256: empty where it
+    came from PyTorch itself; fp32_tensors: those that stay in fp32 because samples showed that the precision doesn't
+    hold them, and their largest magnitudes.
     """
 
     stage: str
@@ -137,7 +165,8 @@ class Engine(ABC):
     Its module imports its runtime where it uses it, so that a look-up costs nothing. `tolerances` names its precisions;
     `packages` are the Python distributions that decide what it builds; artefacts belong to one version of `runtime`,
     the one of them that runs here; `variant` is the `--model-config-name` under which Triton finds `stage_config`, and
-    `backend` Triton's own that then runs the stage: None where the python backend opens it in its own process.
+    `backend` Triton's own that then runs the stage: None where the python backend opens it in its own process;
+    `starts_from` is what a Build's source is to be.
     """
 
     name: ClassVar[str]
@@ -146,6 +175,7 @@ class Engine(ABC):
     runtime: ClassVar[str | None] = None
     variant: ClassVar[str | None] = None
     backend: ClassVar[str | None] = None
+    starts_from: ClassVar[Literal["onnx", "pytorch"]] = "onnx"
 
     @abstractmethod
     def compile(self, build: Build) -> EngineSidecar:
@@ -211,7 +241,7 @@ class Engine(ABC):
             engine=self.name,
             precision=build.precision,
             model=model,
-            onnx_sha256=sha256_of(*graph_files(build.onnx)),
+            onnx_sha256=sha256_of(*graph_files(build.source)) if isinstance(build.source, Path) else "",
             versions=self.versions() if versions is None else versions,
             target=self.target(),
         )
@@ -225,6 +255,8 @@ ENGINES: Registry[Engine] = Registry(
         "openvino": "cmt_engine.openvino_engine:OPENVINO",
         "tensorrt": "cmt_engine.tensorrt_engine:TENSORRT",
         "onnxruntime": "cmt_engine.onnxruntime_engine:ONNXRUNTIME",
+        "aotinductor": "cmt_engine.aotinductor_engine:AOTINDUCTOR",
+        "aotinductor_cuda": "cmt_engine.aotinductor_engine:AOTINDUCTOR_CUDA",
     },
 )
 

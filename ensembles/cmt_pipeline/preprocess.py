@@ -6,6 +6,7 @@ holds `preprocess.json`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -96,8 +97,12 @@ def everyday(modality: Modality, data: bytes) -> bool:
 
 
 def library_versions() -> dict[str, str]:
-    """Which versions prepare on this machine."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """Which versions prepare on this machine; what isn't installed refuses the formats that it reads."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def fingerprint(config: PreprocessConfig, tokenizer: Path) -> str:

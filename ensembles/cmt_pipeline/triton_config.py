@@ -2,7 +2,8 @@
 
 Built as Triton's own ModelConfig message (model_config.proto), so that a field that Triton doesn't know can't be
 written. Each stage has a CPU configuration (python backend) and, where an engine is served otherwise, a variant of it:
-TensorRT's is `configs/tensorrt.pbtxt`, chosen with `--model-config-name tensorrt`.
+TensorRT's is `configs/tensorrt.pbtxt`, chosen with `--model-config-name tensorrt`, AOTInductor's on a GPU
+`configs/gpu.pbtxt`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ LINE_WIDTH = 110  # of a configuration's text
 #: Requests that wait for a stage before the fan-out itself, which answers or refuses each in well under a millisecond.
 #: Only there may Triton 2.51 refuse any: when it does so at a step with others beside it, it crashes or leaks.
 MAX_FRONT_QUEUE = 64
+
+#: Beyond single requests, on a GPU, where a batch of another size is other code.
+WARM_UP_BATCHES = (2, 4, 8)
 
 DATA_TYPES = {"BYTES": DataType.TYPE_STRING, "FP32": DataType.TYPE_FP32, "INT64": DataType.TYPE_INT64}
 
@@ -84,6 +88,23 @@ def stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
         config.dynamic_batching.default_queue_policy.max_queue_size = MAX_FRONT_QUEUE
         for name, value in served.limits.changed().items():
             config.parameters[name].string_value = str(value)
+    return config
+
+
+def gpu_stage_config(stage: Stage, served: Served = REFERENCE) -> ModelConfig:
+    """The GPU configuration of a compiled stage that the python backend runs: GPU instance groups, larger batches, each
+    bucket warmed up at every batch of WARM_UP_BATCHES."""
+    tuning = served.tuning.get(stage.name, StageTuning())
+    config = _stage_base(stage, served, MAX_GPU_BATCH_SIZE, tuning)
+    config.backend = "python"
+    config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, count=tuning.instances)
+    config.parameters["threads"].string_value = str(tuning.threads)
+    singles = list(config.model_warmup)
+    for batch in WARM_UP_BATCHES:
+        for single in singles:
+            sample = config.model_warmup.add()
+            sample.CopyFrom(single)
+            sample.name, sample.batch_size = f"{single.name}_x{batch}", batch
     return config
 
 

@@ -165,6 +165,7 @@ def masked_group_norm(hidden: Tensor, norm: nn.GroupNorm, lengths: Tensor) -> Te
         raise ValueError(
             f"got {norm.num_groups} groups of {norm.num_channels} channels; Wav2Vec2 has a group a channel"
         )
+    hidden = hidden.float()  # sums over seconds of sound
     mask = positions_below(hidden.shape[2], lengths)[:, None, :].to(hidden.dtype)  # [batch, 1, time]
     count = lengths[:, :, None].to(hidden.dtype)  # [batch, 1, 1]
     mean = (hidden * mask).sum(dim=2, keepdim=True) / count

@@ -6,16 +6,21 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import multiprocessing
+import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import cmt_engine
 import cmt_export
 import cmt_pipeline
-from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, keep, open_engine
+from cmt_engine.engine import ENGINES, Build, EngineSidecar, Precision, Runner, Traceable, keep, open_engine
 from cmt_export.family import FAMILIES
 from cmt_export.sources import weights_digest
 from cmt_pipeline.constants import ADAPTER_FILE, LABELS_FILE
@@ -24,7 +29,7 @@ from cmt_pipeline.labels import DEFAULT_LABEL_SET, labels_of
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.preprocess import CONFIG_FILE, TOKENIZER_FILE, fingerprint, library_versions, make_preprocessors
 from cmt_pipeline.presets import preset_of
-from cmt_pipeline.progress import Progress
+from cmt_pipeline.progress import Progress, no_progress
 from cmt_pipeline.reference import adapter
 from cmt_pipeline.release_info import ReleaseInfo
 from cmt_pipeline.stages import COMPILED_STAGES, FUSE, STAGES, Stage, sized
@@ -50,6 +55,7 @@ if TYPE_CHECKING:  # torch must not load with this module
 
 PARITY_BATCHES = (1, 2, 3, 1, 2, 1, 2, 1, 1)  # one for each audio bucket
 CALIBRATION_ITEMS = 32
+CORES_A_COMPILER = 4  # that PyTorch's compiler keeps busy
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,10 @@ class _Build:
         runners: dict[str, Runner] = {}
         with draft_folder(self.store) as draft:
             self._write_sources(draft, labels)
-            for stage in (sized(stage, self.source.model.sizes) for stage in COMPILED_STAGES):
+            stages = [sized(stage, self.source.model.sizes) for stage in COMPILED_STAGES]
+            if engine.starts_from == "pytorch":
+                self._compile_side_by_side(stages)
+            for stage in stages:
                 self._engine(stage, draft / STAGES_FOLDER / stage.name, compared, rows, runners)
             self._step("comparing whole pipelines")
             if runners:
@@ -260,7 +269,11 @@ class _Build:
         from cmt_export.parity import references, stage_parity
 
         expected = references(self.source.model, stage, compared)
-        self._compile(stage, self._onnx(stage, expected, rows), folder)
+        if self.engine.starts_from == "onnx":
+            self._compile(stage, self._onnx(stage, expected, rows), folder)
+        else:
+            self._step(f"{stage.name}: PyTorch as it is")
+            self.compile_traced(stage, folder)
         if not self.engine.opens_here():
             return
         runner = runners[stage.name] = open_engine(folder)
@@ -293,6 +306,25 @@ class _Build:
         cache = self.store / f".{self.engine.name}"
         self.engine.build(Build(onnx, stage, folder, self.options.precision, lambda: self._calibration(stage), cache))
 
+    def _compile_side_by_side(self, stages: Sequence[Stage]) -> None:
+        """Into the cache, where this machine has cores for several of PyTorch's compiler at once."""
+        workers = min(len(stages), len(os.sched_getaffinity(0)) // CORES_A_COMPILER)
+        if workers > 1 and not self.options.onnx:
+            self.progress(f"{', '.join(stage.name for stage in stages)}: PyTorch to {self.engine.name}", 0.0)
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                compile_one = partial(_compile_into_cache, self.options, self.store, self.graphs)
+                list(pool.map(compile_one, [stage.name for stage in stages]))
+
+    def compile_traced(self, stage: Stage, folder: Path) -> None:
+        """Of an engine that starts from PyTorch. What it makes is kept beside the graphs, for this model alone."""
+        from cmt_export.onnx_from_checkpoint import traceable
+
+        self._step(f"{stage.name}: PyTorch to {self.engine.name} {self.options.precision}")
+        source: Path | Callable[[], Traceable] = self.graphs / stage.name / "model.onnx"
+        if not self.options.onnx:
+            source = partial(traceable, cast("Checkpoint", self.source).model, stage)
+        self.engine.build(Build(source, stage, folder, self.options.precision, cache=self.graphs))
+
     def _calibration(self, stage: Stage) -> list[Arrays]:
         from cmt_export.parity import stage_inputs
         from cmt_export.samples import batches, batches_from_folder
@@ -323,6 +355,13 @@ class _Build:
     def _step(self, what: str) -> None:
         self.progress(what, self.done / self.steps)
         self.done += 1
+
+
+def _compile_into_cache(options: ExportOptions, store: Path, graphs: Path, name: str) -> None:
+    """One stage, in a process of its own."""
+    build = _Build(options, store, graphs, GoldenSample(), no_progress)
+    with tempfile.TemporaryDirectory(prefix=".", dir=graphs) as folder:
+        build.compile_traced(sized(STAGES[name], build.source.model.sizes), Path(folder))
 
 
 @contextlib.contextmanager

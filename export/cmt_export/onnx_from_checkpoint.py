@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cmt_engine.engine import Traceable
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.stages import Stage, sized
 from cmt_pipeline.tensors import TensorSpec
@@ -50,6 +51,15 @@ def onnx_from_checkpoint(model: CrossModalTransformer, stage: Stage, folder: Pat
     onnx.checker.check_model(str(path), full_check=True)
     check_contract(path, stage)
     return path
+
+
+def traceable(model: CrossModalTransformer, stage: Stage) -> Traceable:
+    """The stage for engines that start from PyTorch."""
+    stage = sized(stage, model.sizes)
+    shapes = _dynamic_shapes(stage, torch.export.Dim("batch", min=1))
+    if stage.kind == "encode":
+        (shapes,) = shapes  # type: ignore[assignment]
+    return Traceable(model.stage(stage), tuple(example(spec) for spec in stage.inputs), shapes)
 
 
 def check_contract(path: Path, stage: Stage) -> None:

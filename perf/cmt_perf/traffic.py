@@ -196,17 +196,22 @@ class _Asker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
         async with contextlib.AsyncExitStack() as stack:
-            plain = await self._clients(stack, "off")
-            following = await self._clients(stack, self.plan.open_canary)
-            loops = [self._closed("grpc", plain["grpc"]) for _ in range(self.plan.closed_grpc)]
-            loops += [self._closed("http", plain["http"]) for _ in range(self.plan.closed_http)]
+            closed = {"grpc": self.plan.closed_grpc, "http": self.plan.closed_http}
+            plain = await self._clients(stack, "off", {name for name, count in closed.items() if count})
+            asked = set(self.plan.open_protocols) if self.plan.open_rate > 0 else set()
+            following = await self._clients(stack, self.plan.open_canary, asked)
+            loops = [self._closed(name, plain[name]) for name, count in closed.items() for _ in range(count)]
             await asyncio.gather(*loops, self._open(following))
 
-    async def _clients(self, stack: contextlib.AsyncExitStack, canary: CanaryMode) -> dict[str, Asks]:
+    async def _clients(
+        self, stack: contextlib.AsyncExitStack, canary: CanaryMode, protocols: set[str]
+    ) -> dict[str, Asks]:
+        """Of the protocols that are asked over: a machine may have the packages of one alone."""
         urls = {"grpc": self.plan.grpc_url, "http": self.plan.http_url}
         return {
             name: await stack.enter_async_context(client_of(self.plan.kind, url, self.plan.retries, canary))
             for name, url in urls.items()
+            if name in protocols
         }
 
     async def _closed(self, protocol: str, client: Asks) -> None:

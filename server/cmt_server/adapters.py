@@ -130,6 +130,8 @@ class EngineModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         self._stage, folder, parameters = opened(args)
         os.nice(int(parameters.get("niceness", "0")))  # its threads start with it
+        if args["model_instance_kind"] == "GPU":
+            see_one_gpu(int(args["model_instance_device_id"]))
         self._engine = open_engine(folder, threads=int(parameters.get("threads", "0")))
         self._busy = Busy()
 
@@ -163,6 +165,12 @@ class EngineModel:
             wanted = requests[index].requested_output_names()
             responses[index] = response({name: outputs[name][start:stop] for name in wanted})
             start = stop
+
+
+def see_one_gpu(index: int) -> None:
+    """An instance is a process: it sees its own GPU alone. index: among those that the server sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen != [""] else str(index)
 
 
 def _joined(arrays: list[Array]) -> Array:

@@ -1,0 +1,116 @@
+"""AOTInductor compiles PyTorch's own modules: on the CPU here, where the same code makes a GPU's packages."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_engine.aotinductor_engine import AOTINDUCTOR, AOTINDUCTOR_CUDA
+from cmt_engine.engine import Build, EngineError, EngineSidecar, Traceable, open_engine
+from cmt_engine.onnxruntime_engine import ONNXRUNTIME
+from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
+from cmt_export.export import PARITY_BATCHES
+from cmt_export.onnx_from_checkpoint import traceable
+from cmt_export.parity import references, stage_parity
+from cmt_export.samples import batches
+from cmt_pipeline.labels import DEFAULT_LABEL_SET
+from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
+from cmt_pipeline.preprocess import make_preprocessors
+from cmt_pipeline.stages import STAGES, sized
+from cmt_pipeline.triton_config import Served, StageTuning
+from small_graphs import small_graph
+from tiny_model import TINY
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler: g++")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Checkpoint:
+    return checkpoint_from_preset(TINY.name, DEFAULT_LABEL_SET, random_weights=True, seed=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        pytest.param("encode_audio", "bf16"),
+        pytest.param("encode_image", "bf16", marks=pytest.mark.slow),
+        pytest.param("encode_text", "fp32", marks=pytest.mark.slow),
+        pytest.param("fuse", "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_it_answers_as_pytorch_does(tiny: Checkpoint, stage: str, precision: str, tmp_path: Path) -> None:
+    """Every length and several batches through one package."""
+    model, folder = tiny.model, tmp_path / "stage"
+    compared = batches(make_preprocessors(tiny.config.preprocess, tiny.tokenizer), PARITY_BATCHES)
+    contract = sized(STAGES[stage], model.sizes)
+    build = Build(lambda: traceable(model, contract), contract, folder, precision, cache=tmp_path / "cache")
+    sidecar = AOTINDUCTOR.build(build)
+    assert sorted(path.name for path in folder.iterdir()) == ["engine.json", "model.pt2"]
+    assert EngineSidecar.read(folder) == sidecar
+    assert (sidecar.engine, sidecar.onnx_sha256, sidecar.versions) == ("aotinductor", "", {"torch": torch.__version__})
+    expected = references(model, contract, compared)
+    row = stage_parity(open_engine(folder, 1), AOTINDUCTOR, contract, precision, expected)
+    assert row.passed, row
+    second = AOTINDUCTOR.build(Build(never, contract, tmp_path / "again", precision, cache=tmp_path / "cache"))
+    assert second == sidecar, "the cache has it: nothing is compiled again"
+
+
+def never() -> Traceable:
+    raise AssertionError("it was asked for the module")
+
+
+def test_graphs_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError, match=r"fuse came as ONNX .* compiles PyTorch modules: export with --engine openvino"
+    ):
+        AOTINDUCTOR.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, "fp32"))
+
+
+def test_other_engines_refuse_modules(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="fuse came as a PyTorch module; this engine starts from ONNX"):
+        ONNXRUNTIME.build(Build(never, STAGES["fuse"], tmp_path, "fp32"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"torch .* sees none. Run this on such a machine .* or export with --engine"):
+        AOTINDUCTOR_CUDA.build(Build(never, STAGES["fuse"], tmp_path, "bf16"))
+    assert not AOTINDUCTOR_CUDA.opens_here()
+
+
+def test_a_compiler_is_needed(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fuse = STAGES["fuse"]
+    with pytest.raises(EngineError, match=r"needs a C\+\+ compiler, and found none: apt-get install g\+\+"):
+        AOTINDUCTOR.build(Build(lambda: traceable(tiny.model, fuse), fuse, tmp_path, "fp32"))
+
+
+def test_a_package_for_another_cpu_is_refused(tmp_path: Path) -> None:
+    target = AOTINDUCTOR.target()
+    target["instructions"] += " avx9000"
+    EngineSidecar("fuse", "aotinductor", "fp32", "model.pt2", "", {}, target).write(tmp_path)
+    with pytest.raises(
+        EngineError, match="fuse was compiled on a CPU with avx9000, which this one lacks: export it on"
+    ):
+        open_engine(tmp_path)
+
+
+def test_a_damaged_package_is_told(tmp_path: Path) -> None:
+    EngineSidecar("fuse", "aotinductor", "fp32", "model.pt2", "", {}, AOTINDUCTOR.target()).write(tmp_path)
+    (tmp_path / "model.pt2").write_bytes(b"no package")
+    with pytest.raises(EngineError, match=f"{tmp_path} doesn't open as an engine: "):
+        open_engine(tmp_path)
+
+
+def test_a_gpus_stages_have_gpu_instance_groups() -> None:
+    served = Served(tuning={"encode_text": StageTuning(instances=3)})
+    config = AOTINDUCTOR_CUDA.stage_config(STAGES["encode_text"], served)
+    assert config.backend == "python"
+    assert [(group.kind, group.count) for group in config.instance_group] == [(config.instance_group[0].KIND_GPU, 3)]
+    assert sorted({sample.batch_size for sample in config.model_warmup}) == [1, 2, 4, 8]
+    assert len({sample.name for sample in config.model_warmup}) == len(config.model_warmup)
+    assert config.max_batch_size == MAX_GPU_BATCH_SIZE
