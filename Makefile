@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -149,6 +149,21 @@ bench-drain: $(VENV)/.installed  ## stops under 400 loops, 20 times after 0, 1 a
 	$(BIN)/python -m cmt_perf.drain_trial .cmt/upgrade
 
 CHECK_IMAGE = cmt-triton-gpu-check:0.1.0
+bench-engines: $(VENV)/.installed  ## AOTInductor beside OpenVINO on the CPU: writes engines/results/engines.json; quiet machine, 17 minutes
+	$(BIN)/python -m cmt_perf.engine_trial .cmt/engines engines/results/engines.json
+
+bench-gpu-pack: $(VENV)/.installed  ## what `make bench-gpu` needs on a machine with a GPU and PyTorch alone: .cmt/bench-gpu/site.tar.xz
+	$(BIN)/python -m cmt_perf.gpu.pack .cmt/bench-gpu
+
+bench-gpu:  ## builds, measures and serves `base` on this machine's GPU: .cmt/bench-gpu/gpu.*; 8 minutes; DRY=1 tries it on the CPU
+ifdef DRY
+	$(BIN)/python -m cmt_perf.gpu.run .cmt/bench-gpu/state $(or $(OUT),.cmt/bench-gpu) --dry
+else
+	$(PYTHON) perf/cmt_perf/gpu/environments.py .cmt/bench-gpu/site.tar.xz .cmt/bench-gpu/environments
+	.cmt/bench-gpu/environments/build/bin/python -m cmt_perf.gpu.run .cmt/bench-gpu/state $(or $(OUT),.cmt/bench-gpu) \
+		--serve .cmt/bench-gpu/environments/serve/bin/python
+endif
+
 check-gpu: $(if $(DRY),$(VENV)/.installed)  ## all that only a GPU can show, in the Triton image: gpu-check.json to send back; DRY=1 tries it on the CPU
 ifdef DRY
 	$(BIN)/python -m cmt_perf.gpu_check --dry --out $(or $(OUT),.cmt/gpu/gpu-check.json)

@@ -33,7 +33,9 @@ def export(
         str | None, typer.Option(help="Cut the face out of a picture: never, auto (where there is one) or always.")
     ] = None,
     label_set: Annotated[str, typer.Option(help="A label set, such as meld, or labels: calm,angry,sad.")] = "meld",
-    engine: Annotated[str, typer.Option(help="openvino, tensorrt, onnxruntime, or one of a package.")] = "openvino",
+    engine: Annotated[
+        str, typer.Option(help="openvino, onnxruntime, aotinductor, tensorrt, or a package's.")
+    ] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
     calibration: Annotated[Path | None, typer.Option(help="Folder of example files to calibrate int8 with.")] = None,
     seed: Annotated[

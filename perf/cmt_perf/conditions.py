@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmt_pipeline.presets import PRESETS
 from cmt_release.release import Release
 
 PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "torch", "numpy", "tritonclient")
@@ -37,6 +38,8 @@ def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
     if release is not None:
         info = release.manifest.info
         found["release"] = {name: getattr(info, name) for name in ("preset", "engine", "precision", "trained")}
+        if info.preset in PRESETS:
+            found["release"]["fusion"] = PRESETS[info.preset].fusion.kind
     return found | more
 
 

@@ -33,7 +33,9 @@ def rows_of(root: Path) -> Iterator[tuple[str, str, str]]:
 
 def _speed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     low, high = summary["ratio_p50_interval"]
-    told = f"`base` int8, one request at a time, 4 s of sound; {_where(summary['conditions'], 'bench.html')}"
+    fusion = summary["conditions"]["release"]["fusion"]
+    where = _where(summary["conditions"], "bench.html")
+    told = f"`base` int8 with `{fusion}` fusion, one request at a time, 4 s of sound; {where}"
     yield (
         "latency beside a conventional fusion in eager PyTorch",
         f"p50 {summary['p50_ms']:.0f} ms against {summary['baseline_p50_ms']:.0f} ms: "

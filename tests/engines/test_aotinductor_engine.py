@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cmt_cli.export import golden_sample
+from cmt_client import Emotion, EmotionClient
 from cmt_engine.aotinductor_engine import AOTINDUCTOR, AOTINDUCTOR_CUDA
 from cmt_engine.engine import Build, EngineError, EngineSidecar, Traceable, open_engine
 from cmt_engine.onnxruntime_engine import ONNXRUNTIME
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
-from cmt_export.export import PARITY_BATCHES
+from cmt_export.export import PARITY_BATCHES, ExportOptions, export
 from cmt_export.onnx_from_checkpoint import traceable
 from cmt_export.parity import references, stage_parity
 from cmt_export.samples import batches
 from cmt_pipeline.labels import DEFAULT_LABEL_SET
 from cmt_pipeline.limits import MAX_GPU_BATCH_SIZE
 from cmt_pipeline.preprocess import make_preprocessors
+from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import STAGES, sized
 from cmt_pipeline.triton_config import Served, StageTuning
+from serving import server_on
 from small_graphs import small_graph
 from tiny_model import TINY
 
@@ -33,17 +38,10 @@ def tiny() -> Checkpoint:
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [
-        pytest.param("encode_audio", "bf16"),
-        pytest.param("encode_image", "bf16", marks=pytest.mark.slow),
-        pytest.param("encode_text", "fp32", marks=pytest.mark.slow),
-        pytest.param("fuse", "bf16", marks=pytest.mark.slow),
-    ],
-)
-def test_it_answers_as_pytorch_does(tiny: Checkpoint, stage: str, precision: str, tmp_path: Path) -> None:
-    """Every length and several batches through one package."""
+@pytest.mark.slow
+def test_it_answers_as_pytorch_does(tiny: Checkpoint, tmp_path: Path) -> None:
+    """Every length and several batches through one package, in bf16, where a small grouped convolution stays wide."""
+    stage, precision = "encode_audio", "bf16"
     model, folder = tiny.model, tmp_path / "stage"
     compared = batches(make_preprocessors(tiny.config.preprocess, tiny.tokenizer), PARITY_BATCHES)
     contract = sized(STAGES[stage], model.sizes)
@@ -57,6 +55,27 @@ def test_it_answers_as_pytorch_does(tiny: Checkpoint, stage: str, precision: str
     assert row.passed, row
     second = AOTINDUCTOR.build(Build(never, contract, tmp_path / "again", precision, cache=tmp_path / "cache"))
     assert second == sidecar, "the cache has it: nothing is compiled again"
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.triton
+def test_a_release_of_it_is_served(tmp_path: Path) -> None:
+    """Its parity is in the manifest; Triton gives the golden answers of all seven subsets; a batch answers as one."""
+    options = ExportOptions(preset=TINY.name, random_weights=True, engine="aotinductor")
+    release, _ = export(options, tmp_path / "releases", golden_sample(), no_progress)
+    assert {row["what"] for row in release.manifest.parity} >= {"encode_image", "encode_audio", "encode_text", "fuse"}
+    files: dict[str, Any] = dict(release.golden_files())
+    files["text"] = files["text"].decode()
+    with server_on(release, tmp_path / "served") as server, EmotionClient(server.grpc_url) as client:
+        for golden in release.manifest.golden:
+            got = client.predict(**{m: files[m] for m in golden.modalities})
+            assert got.probabilities == pytest.approx(golden.probabilities, abs=1e-4)
+        items = [files, {**files, "text": "No."}, files]
+        together = client.predict_many(items)
+        for item, one in zip(items, together, strict=True):
+            assert isinstance(one, Emotion)
+            assert one.probabilities == pytest.approx(client.predict(**item).probabilities, abs=1e-4)
 
 
 def never() -> Traceable:

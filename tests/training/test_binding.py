@@ -140,6 +140,7 @@ def small_emap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmt_training.binding.run.EMAP_OTHERS", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_emap")
 def test_tokens_that_attend_to_each_other_bind_what_pooled_ones_dont() -> None:
     budget = Budget(steps=300, learning_rates=(5e-3,), validation=512, test=512)

@@ -3,8 +3,8 @@
     python -m cmt_perf.gpu.run STATE OUT [--serve PYTHON] [--until SECONDS] [--dry]
 
 Every section is written as soon as it is done, so that a machine that is taken away leaves what was found by then. A
-section that fails says why in its place, and the next one goes on. --dry: the same on the CPU with the `mini` preset,
-random weights and few requests.
+section that fails says why in its place, and the next one goes on. --dry: the same on the CPU, with the `mini` preset
+and few requests.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.gpu import served, stages
+from cmt_perf.gpu.page import write_page
 from cmt_release.release import Release, newest_release
 
-RESULT = "gpu.json"
+RESULT, PAGE = "gpu.json", "gpu.html"
 BUDGET_S = 460.0
 INSTANCES = (1, 2, 4)
 
@@ -44,7 +45,7 @@ class Scale:
 
 
 GPU = Scale("base", "aotinductor_cuda", "cuda", ("bf16", "fp16"), stages.BATCHES, served.CONCURRENCIES, 300, INSTANCES)
-DRY = Scale("mini", "aotinductor", "cpu", ("bf16", "fp32"), (1, 2), (1, 2), 20, (1,))
+DRY = Scale("mini", "aotinductor", "cpu", ("bf16",), (1, 2), (1, 2), 20, (1, 2))
 
 
 class Bench:
@@ -70,6 +71,7 @@ class Bench:
                 traceback.print_exc()
         self.result.setdefault("seconds", {})[name] = round(time.monotonic() - began, 1)
         (self.out / RESULT).write_text(to_text(self.result))
+        (self.out / PAGE).write_text(write_page(self.result))
         print(f"{time.monotonic() - self.start:6.1f} s  {name}: {str(self.result[name])[:300]}", flush=True)
 
     def run(self) -> None:

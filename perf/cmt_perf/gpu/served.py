@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import statistics
 import subprocess
 import time
@@ -32,8 +33,6 @@ AUDIO_S, TEXT_TOKENS, IMAGE_PX = 4.0, 64, 512
 SINGLE, WARM_UP = 200, 20
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 START_S, STOP_S = 180.0, 60.0
-PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
-SUBSET_TOLERANCE = 4e-2
 
 
 class Server:
@@ -43,12 +42,13 @@ class Server:
         tuning = {name: replace(one, instances=instances) for name, one in DEFAULT_TUNING.items()}
         write_tuning(work / "tuning.json", tuning)
         self.python, self.state, self.log = python, state, work / f"serve-{instances}.log"
-        ports = [part for name, port in PORTS.items() for part in (f"--{name}-port", str(port))]
+        free = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+        ports = [part for name, port in free.items() for part in (f"--{name}-port", str(port))]
         self.command = [str(python), "-m", "cmt_cli.main", "serve", "--state", str(state), "--release", str(release)]
         self.command += ["--tuning", str(work / "tuning.json"), *ports]
         self.plan = TrafficPlan(
-            grpc_url=f"grpc://127.0.0.1:{PORTS['grpc']}",
-            http_url=f"http://127.0.0.1:{PORTS['http']}",
+            grpc_url=f"grpc://127.0.0.1:{free['grpc']}",
+            http_url=f"http://127.0.0.1:{free['http']}",
             closed_grpc=1,
             closed_http=0,
             open_rate=0.0,
@@ -94,6 +94,13 @@ class Server:
                 ns, count = (sum(s["inference_stats"]["compute_infer"][key] for s in stats) for key in ("ns", "count"))
                 found[stage] = round(ns / 1e6 / count, 3) if count else 0.0
         return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Of this machine, different ones."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
 
 
 def single_stream(server: Server) -> dict[str, Any]:
