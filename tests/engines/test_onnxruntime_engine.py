@@ -67,7 +67,7 @@ def test_a_damaged_engine_doesnt_open(damage: str, tmp_path: Path) -> None:
 
 
 def test_every_engine_says_what_it_is() -> None:
-    assert tuple(ENGINES) == ("openvino", "tensorrt", "onnxruntime")
+    assert tuple(ENGINES) == ("openvino", "tensorrt", "onnxruntime", "aotinductor", "aotinductor_cuda")
     for name, engine in ENGINES.items():
         assert engine.name == name
         assert "fp32" in engine.tolerances
