@@ -29,6 +29,7 @@ def test_every_section_on_a_real_triton(
 ) -> None:
     monkeypatch.setattr(served, "SINGLE", 5)
     monkeypatch.setattr(served, "WARM_UP", 1)
+    monkeypatch.setattr(served, "TEXT_TOKENS", 6)  # the tiny tokenizer takes most words letter by letter
     bench = Bench(SMALL, tiny_state.root, tmp_path, Path(sys.executable), 600.0)
     bench.section("conditions", bench._conditions)
     bench.section("parity", bench._parity)
@@ -38,6 +39,7 @@ def test_every_section_on_a_real_triton(
     result = json.loads((tmp_path / RESULT).read_text())
     assert "failed" in result["broken"]
     one = result["served_1"]
+    assert "failed" not in one, one
     assert set(one["subsets"]) == {"+".join(golden.modalities) for golden in tinies[1].manifest.golden}
     assert max(one["subsets"].values()) < 1e-3
     assert one["single_stream"]["files"]["requests"] == 5
@@ -46,16 +48,6 @@ def test_every_section_on_a_real_triton(
     assert {row["stage"] for row in result["stages"]["rows"]} == {"encode_image", "encode_audio", "encode_text", "fuse"}
     assert all(row["served_ms"] > 0 and row["gflop"] > 0 for row in result["stages"]["rows"][:3])
     assert "encode_audio" in (tmp_path / PAGE).read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.triton
-def test_an_upgrade_under_its_load(tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path) -> None:
-    server = served.Server(Path(sys.executable), tiny_state.root, tinies[0].number, 1, tmp_path)
-    with server.running():
-        found = served.upgrade(server, tinies[1], tmp_path)
-    assert (found["rc"], found["failed"], found["lost"]) == (0, 0, 0), found
-    assert set(found["answers_of_release"]) == {release.number for release in tinies}
 
 
 def test_over_time_a_section_is_skipped(tmp_path: Path) -> None:
