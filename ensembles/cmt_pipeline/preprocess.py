@@ -6,9 +6,7 @@ holds `preprocess.json`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +20,7 @@ from cmt_pipeline.faces import FaceMode
 from cmt_pipeline.ffmpeg_audio import MP3, reader_of
 from cmt_pipeline.image import DecodingRoom, Fit, ImagePreprocessor
 from cmt_pipeline.image_formats import format_of
+from cmt_pipeline.installed import installed_versions
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.stages import FACE, READY
@@ -98,11 +97,7 @@ def everyday(modality: Modality, data: bytes) -> bool:
 
 def library_versions() -> dict[str, str]:
     """Which versions prepare on this machine; what isn't installed refuses the formats that it reads."""
-    found = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return installed_versions(LIBRARIES)
 
 
 def fingerprint(config: PreprocessConfig, tokenizer: Path) -> str:

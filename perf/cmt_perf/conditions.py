@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -14,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmt_pipeline.installed import installed_versions
 from cmt_pipeline.presets import PRESETS
 from cmt_release.release import Release
 
@@ -33,7 +32,7 @@ def conditions(release: Release | None = None, **more: Any) -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": installed_versions(PACKAGES),
     }
     if release is not None:
         info = release.manifest.info
@@ -53,15 +52,6 @@ def to_text(result: Mapping[str, Any]) -> str:
             text = json.dumps(value)
         lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _versions() -> dict[str, str]:
-    """Of what is installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _commit() -> str:

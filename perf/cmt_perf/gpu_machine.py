@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,11 +12,12 @@ from typing import Any
 from cmt_engine.gpu import find_gpus
 from cmt_engine.tensorrt_library import library_version
 from cmt_pipeline import __version__
+from cmt_pipeline.installed import installed_versions
 from cmt_server.binary import tritonserver_version
 
 PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch", "onnx", "tritonclient", "numpy")
 IMAGE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"  # of NVIDIA's images, such as 26.09
-DRIVER_QUESTION = "--query-gpu=name,driver_version,memory.total,compute_cap"
+DRIVER_QUESTION = "name,driver_version,memory.total,compute_cap"
 TIMEOUT_S = 30.0
 
 
@@ -26,7 +26,7 @@ def gpu_machine() -> dict[str, Any]:
     triton = tritonserver_version()
     return {
         "gpus": [{"name": gpu.name, "compute_capability": gpu.compute_capability} for gpu in find_gpus()],
-        "nvidia_smi": _nvidia_smi(),
+        "nvidia_smi": nvidia_smi(DRIVER_QUESTION),
         "tensorrt": library_version(),
         "triton": ".".join(map(str, triton)) if triton else None,
         "tritonserver": shutil.which("tritonserver"),
@@ -34,22 +34,14 @@ def gpu_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]),
         "python": platform.python_version(),
-        "versions": {"cmt-triton": __version__, **_versions()},
+        "versions": {"cmt-triton": __version__, **installed_versions(PACKAGES)},
     }
 
 
-def _nvidia_smi() -> list[str]:
-    """A line for each GPU: name, driver, memory, compute capability."""
+def nvidia_smi(question: str) -> list[str]:
+    """A line for each GPU with what is asked, as `name,driver_version`; none where there is no driver."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        asked = ["nvidia-smi", DRIVER_QUESTION, "--format=csv,noheader"]
+        asked = ["nvidia-smi", f"--query-gpu={question}", "--format=csv,noheader"]
         said = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT_S)
         return said.stdout.splitlines() if said.returncode == 0 else []
     return []
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

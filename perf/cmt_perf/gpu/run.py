@@ -23,6 +23,7 @@ from typing import Any
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.gpu import served, stages
 from cmt_perf.gpu.page import write_page
+from cmt_perf.gpu_machine import DRIVER_QUESTION, nvidia_smi
 from cmt_release.release import Release, newest_release
 
 RESULT, PAGE = "gpu.json", "gpu.html"
@@ -87,7 +88,11 @@ class Bench:
             self.section(f"served_{instances}", partial(self._served, instances))
 
     def _conditions(self) -> dict[str, Any]:
-        found = conditions(gpu=_gpu(), request=served.sizes(), scale=asdict(self.scale))
+        found = conditions(
+            gpu="; ".join(nvidia_smi(f"{DRIVER_QUESTION},clocks.max.sm")) or "none",
+            request=served.sizes(),
+            scale=asdict(self.scale),
+        )
         return found | {"peaks": "measured on the spot: large matrix products, and a copy read and written"}
 
     def _build(self) -> dict[str, Any]:
@@ -129,7 +134,7 @@ class Bench:
         release = self._release(self.scale.precisions[0])
         server = served.Server(self.serve, self.state, release.number, instances, self.out)
         with server.running() as ready_s:
-            found: dict[str, Any] = {"ready_s": round(ready_s, 1), "memory": _gpu_memory()}
+            found: dict[str, Any] = {"ready_s": round(ready_s, 1), "memory": nvidia_smi("memory.used")}
             if first:
                 found["subsets"] = served.subsets(server, release)
                 found["single_stream"] = served.single_stream(server)
@@ -137,22 +142,6 @@ class Bench:
             if first and len(self.scale.precisions) > 1 and time.monotonic() < self.until:
                 found["upgrade"] = served.upgrade(server, self._release(self.scale.precisions[1]), self.out)
         return found
-
-
-def _gpu() -> str:
-    return _nvidia_smi("name,driver_version,memory.total,clocks.max.sm") or "none"
-
-
-def _gpu_memory() -> str:
-    return _nvidia_smi("memory.used")
-
-
-def _nvidia_smi(query: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except OSError:
-        return ""
 
 
 def main() -> None:
