@@ -156,12 +156,12 @@ class CrossModalLayer(nn.Module):
 
     def forward(self, streams: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """Streams [batch, tokens, width] and masks [batch, tokens], of each modality."""
-        told = [stream.told(tokens) for stream, tokens in zip(self._streams, streams, strict=True)]
+        projected = [stream.project(tokens) for stream, tokens in zip(self._streams, streams, strict=True)]
         return [
             stream(
                 streams[own],
-                told[own].queries,
-                [told[other].keys_values[OTHERS[other].index(own)] for other in OTHERS[own]],
+                projected[own].queries,
+                [projected[other].keys_values[OTHERS[other].index(own)] for other in OTHERS[own]],
                 [masks[other] for other in OTHERS[own]],
             )
             for own, stream in enumerate(self._streams)
@@ -171,9 +171,9 @@ class CrossModalLayer(nn.Module):
         """As `forward`, of each modality without the others."""
         updated = []
         for stream, tokens in zip(self._streams, streams, strict=True):
-            told, nothing = stream.told(tokens), tokens.new_zeros(tokens.shape[0], 0)
-            contexts = [(keys[:, :, :0], values[:, :, :0]) for keys, values in told.keys_values]
-            updated.append(stream(tokens, told.queries, contexts, [nothing, nothing]))
+            projected, nothing = stream.project(tokens), tokens.new_zeros(tokens.shape[0], 0)
+            contexts = [(keys[:, :, :0], values[:, :, :0]) for keys, values in projected.keys_values]
+            updated.append(stream(tokens, projected.queries, contexts, [nothing, nothing]))
         return updated
 
     @property
@@ -182,8 +182,11 @@ class CrossModalLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a modality asks the other two, and what it has for each of them: [batch, heads, tokens, width of a head]."""
+class Projected:
+    """A modality's queries to the other two, and its keys and values for each of them.
+
+    Each [batch, heads, tokens, width of a head].
+    """
 
     queries: tuple[Tensor, Tensor]
     keys_values: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -199,19 +202,19 @@ class CrossModalStream(nn.Module):
             raise ValueError(f"heads: got {size.heads}; expected an even number: half look at each other modality")
         self.heads = size.heads // 2
         self.norm = nn.LayerNorm(width)
-        self.tell = nn.Linear(width, 3 * width)
+        self.query_key_value = nn.Linear(width, 3 * width)
         self.sinks = nn.Parameter(torch.randn(2, 2, 1, self.heads, 1, width // size.heads) * SINK)  # keys and values
         self.output = nn.Linear(width, width)
         self.feed_forward = feed_forward(size, width)
         self.dropout = nn.Dropout(size.dropout)
         small_at_first(self.output, self.feed_forward[-1])
 
-    def told(self, tokens: Tensor) -> Told:
+    def project(self, tokens: Tensor) -> Projected:
         """Of tokens [batch, n, width]."""
-        parts = self.tell(self.norm(tokens)).reshape(*tokens.shape[:2], 6, self.heads, -1)
+        parts = self.query_key_value(self.norm(tokens)).reshape(*tokens.shape[:2], 6, self.heads, -1)
         first, second, *keys_values = parts.permute(2, 0, 3, 1, 4).unbind(0)
         keys, values, other_keys, other_values = keys_values
-        return Told((first, second), ((keys, values), (other_keys, other_values)))
+        return Projected((first, second), ((keys, values), (other_keys, other_values)))
 
     def forward(
         self,
