@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cmt_pipeline.preprocess import make_preprocessors
 from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import STAGES, sized
 from cmt_pipeline.triton_config import Served, StageTuning
+from cmt_server.supervise import stage_processes
 from serving import server_on
 from small_graphs import small_graph
 from tiny_model import TINY
@@ -68,6 +70,8 @@ def test_a_release_of_it_is_served(tmp_path: Path) -> None:
     files: dict[str, Any] = dict(release.golden_files())
     files["text"] = files["text"].decode()
     with server_on(release, tmp_path / "served") as server, EmotionClient(server.grpc_url) as client:
+        for process in chain.from_iterable(stage_processes(server.pid or 0).values()):
+            assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{process}/environ").read_bytes()
         for golden in release.manifest.golden:
             got = client.predict(**{m: files[m] for m in golden.modalities})
             assert got.probabilities == pytest.approx(golden.probabilities, abs=1e-4)
