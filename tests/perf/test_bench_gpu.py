@@ -1,4 +1,4 @@
-"""`make bench-gpu`: what travels, the environments, the time, the page."""
+"""`make bench-gpu` on the CPU: what travels, the environments, and every section on a real Triton."""
 
 from __future__ import annotations
 
@@ -7,16 +7,47 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cmt_perf.gpu import pack
+from cmt_cli.state import State
+from cmt_perf.gpu import pack, served
 from cmt_perf.gpu.environments import make
 from cmt_perf.gpu.page import write_page
 from cmt_perf.gpu.run import PAGE, RESULT, Bench, Scale
+from cmt_release.release import Release
 
 SMALL = Scale("tiny", "openvino", "cpu", ("fp32",), (1,), (1, 2), 10, (1,))
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_every_section_on_a_real_triton(
+    tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "SINGLE", 5)
+    monkeypatch.setattr(served, "WARM_UP", 1)
+    monkeypatch.setattr(served, "TEXT_TOKENS", 6)  # the tiny tokenizer takes most words letter by letter
+    bench = Bench(SMALL, tiny_state.root, tmp_path, Path(sys.executable), 600.0)
+    bench.section("conditions", bench._conditions)
+    bench.section("parity", bench._parity)
+    bench.section("stages", bench._stages)
+    bench.section("served_1", partial(bench._served, 1))
+    bench.section("broken", partial(bench._served, "many"))
+    result = json.loads((tmp_path / RESULT).read_text())
+    assert "failed" in result["broken"]
+    one = result["served_1"]
+    assert "failed" not in one, one
+    assert set(one["subsets"]) == {"+".join(golden.modalities) for golden in tinies[1].manifest.golden}
+    assert max(one["subsets"].values()) < 1e-3
+    assert one["single_stream"]["files"]["requests"] == 5
+    assert one["single_stream"]["stage_ms"]["encode_audio"] > 0
+    assert [point["concurrency"] for point in one["load"]] == [1, 2]
+    assert {row["stage"] for row in result["stages"]["rows"]} == {"encode_image", "encode_audio", "encode_text", "fuse"}
+    assert all(row["served_ms"] > 0 and row["gflop"] > 0 for row in result["stages"]["rows"][:3])
+    assert "encode_audio" in (tmp_path / PAGE).read_text()
 
 
 def test_over_time_a_section_is_skipped(tmp_path: Path) -> None:
