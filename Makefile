@@ -166,7 +166,7 @@ endif
 
 check-gpu: $(if $(DRY),$(VENV)/.installed)  ## all that only a GPU can show, in the Triton image: gpu-check.json to send back; DRY=1 tries it on the CPU
 ifdef DRY
-	$(BIN)/python -m cmt_perf.gpu_check --dry --out $(or $(OUT),.cmt/gpu/gpu-check.json)
+	$(BIN)/python -m cmt_perf.gpu.check --dry --out $(or $(OUT),.cmt/gpu/gpu-check.json)
 else
 	docker build --file k8s/images/gpu.Dockerfile --target check --tag $(CHECK_IMAGE) .
 	mkdir -p .cmt/gpu

@@ -46,4 +46,4 @@ RUN version="$(python3 -m cmt_engine.tensorrt_library)" \
 USER 10001:10001
 WORKDIR /check
 ENV HOME=/tmp
-ENTRYPOINT ["python3", "-m", "cmt_perf.gpu_check", "--state", "/check/state", "--out", "/check/gpu-check.json"]
+ENTRYPOINT ["python3", "-m", "cmt_perf.gpu.check", "--state", "/check/state", "--out", "/check/gpu-check.json"]

@@ -13,7 +13,7 @@ import pytest
 
 from cmt_cli.state import State
 from cmt_engine.gpu import find_gpus
-from cmt_perf.gpu_check import DRY, CheckOptions, Report, check
+from cmt_perf.gpu.check import DRY, CheckOptions, Report, check
 from cmt_release.release import Release
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_a_dry_run_goes_all_the_way(tinies: tuple[Release, Release], tiny_state:
 
 
 def test_it_helps() -> None:
-    command = [sys.executable, "-m", "cmt_perf.gpu_check", "--help"]
+    command = [sys.executable, "-m", "cmt_perf.gpu.check", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert said.returncode == 0, said.stderr
     assert all(option in said.stdout for option in ("--preset", "--dry", "--state", "--out"))

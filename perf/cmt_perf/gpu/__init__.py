@@ -1,1 +1,1 @@
-"""`make bench-gpu`: this project on one GPU, from a folder that travels to it."""
+"""This project on a GPU: `make bench-gpu` out of an archive that travels, `make check-gpu` in the Triton image."""

@@ -22,8 +22,8 @@ from typing import Any
 
 from cmt_perf.conditions import conditions, to_text
 from cmt_perf.gpu import served, stages
+from cmt_perf.gpu.machine import DRIVER_QUESTION, nvidia_smi
 from cmt_perf.gpu.page import write_page
-from cmt_perf.gpu_machine import DRIVER_QUESTION, nvidia_smi
 from cmt_release.release import Release, newest_release
 
 RESULT, PAGE = "gpu.json", "gpu.html"

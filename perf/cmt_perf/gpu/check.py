@@ -1,6 +1,6 @@
 """`make check-gpu`: what only a GPU can show, on the machine of whoever has one, and one JSON file to send back.
 
-    python -m cmt_perf.gpu_check --preset base --out gpu-check.json
+    python -m cmt_perf.gpu.check --preset base --out gpu-check.json
 
 Builds plans of every precision with their parity, serves one in the tritonserver on PATH, asks it golden requests at
 all seven subsets, and moves it to another release under load. What fails is written down with its reason, and the steps
@@ -26,7 +26,7 @@ import typer
 
 from cmt_client import EmotionClient
 from cmt_engine.engine import ENGINES
-from cmt_perf.gpu_machine import gpu_machine
+from cmt_perf.gpu.machine import gpu_machine
 from cmt_perf.traffic import Traffic, TrafficPlan, traffic_items
 from cmt_perf.upgrade_faults import BARE, SHORT
 from cmt_perf.upgrade_rig import Rig, rig_on, separation, verdict_on
