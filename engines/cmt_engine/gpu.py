@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 # CUdevice_attribute in cuda.h
 COMPUTE_CAPABILITY_MAJOR = 75
@@ -42,3 +45,9 @@ def _gpu(cuda: Any, index: int) -> Gpu:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device)
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+
+
+def see_one_gpu(index: int) -> None:
+    """Shows this process one GPU alone, before CUDA is initialised. index: among those that it sees by now."""
+    visible = os.environ.get(VISIBLE, "").split(",")
+    os.environ[VISIBLE] = visible[index] if visible != [""] else str(index)

@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from cmt_engine.engine import open_engine
+from cmt_engine.gpu import see_one_gpu
 from cmt_pipeline.errors import InvalidInput
 from cmt_pipeline.face_note import FaceNote
 from cmt_pipeline.limits import Limits
@@ -165,12 +166,6 @@ class EngineModel:
             wanted = requests[index].requested_output_names()
             responses[index] = response({name: outputs[name][start:stop] for name in wanted})
             start = stop
-
-
-def see_one_gpu(index: int) -> None:
-    """An instance is a process: it sees its own GPU alone. index: among those that the server sees."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen != [""] else str(index)
 
 
 def _joined(arrays: list[Array]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from cmt_cli.export import golden_sample
 from cmt_client import Emotion, EmotionClient
 from cmt_engine.aotinductor_engine import AOTINDUCTOR, AOTINDUCTOR_CUDA
 from cmt_engine.engine import Build, EngineError, EngineSidecar, Traceable, open_engine
+from cmt_engine.gpu import VISIBLE, see_one_gpu
 from cmt_engine.onnxruntime_engine import ONNXRUNTIME
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset
 from cmt_export.export import PARITY_BATCHES, ExportOptions, export
@@ -137,3 +139,10 @@ def test_a_gpus_stages_have_gpu_instance_groups() -> None:
     assert sorted({sample.batch_size for sample in config.model_warmup}) == [1, 2, 4, 8]
     assert len({sample.name for sample in config.model_warmup}) == len(config.model_warmup)
     assert config.max_batch_size == MAX_GPU_BATCH_SIZE
+
+
+@pytest.mark.parametrize(("seen", "index", "shown"), [("", 1, "1"), ("3,5", 1, "5"), ("GPU-ab", 0, "GPU-ab")])
+def test_an_instance_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch, seen: str, index: int, shown: str) -> None:
+    monkeypatch.setenv(VISIBLE, seen)
+    see_one_gpu(index)
+    assert os.environ[VISIBLE] == shown
