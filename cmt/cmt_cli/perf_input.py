@@ -51,4 +51,5 @@ def _items(given: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with file.open(encoding="utf-8") as lines:
+        return [line.rstrip("\n") for line in lines if line.strip()]

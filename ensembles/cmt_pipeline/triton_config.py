@@ -164,7 +164,8 @@ def bucket_shapes(stage: Stage, sizes: Sizes = DEFAULT_SIZES) -> list[dict[str, 
 def to_pbtxt(config: ModelConfig) -> str:
     """The configuration as text, one tensor, step or sample a line where it fits."""
     note = "# Generated from the tensor contract in ensembles/ (`make model-repository`); edit the contract instead.\n"
-    unindented = "\n".join(line.strip() for line in text_format.MessageToString(config).splitlines())
+    ascii_text = text_format.MessageToString(config, as_utf8=False)  # no other line ends than its own are in it
+    unindented = "\n".join(line.strip() for line in ascii_text.splitlines())
     return note + _compact(unindented)
 
 

@@ -46,8 +46,11 @@ def test_requests_hold_the_files_and_texts(tmp_path: Path) -> None:
 
 def test_one_modality_alone_and_a_file_of_texts(tmp_path: Path) -> None:
     lines = tmp_path / "texts.txt"
-    lines.write_text("Sch\N{LATIN SMALL LETTER O WITH DIAERESIS}n!\n\nOh no.\n", encoding="utf-8")
-    assert written(tmp_path, "--text-file", lines) == [{"text": "Sch\u00f6n!".encode()}, {"text": b"Oh no."}]
+    lines.write_text("Sch\N{LATIN SMALL LETTER O WITH DIAERESIS}n!\n\nOh\u2028no.\n", encoding="utf-8")
+    assert written(tmp_path, "--text-file", lines) == [
+        {"text": "Sch\u00f6n!".encode()},
+        {"text": "Oh\u2028no.".encode()},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -243,9 +243,9 @@ def test_labels_are_those_of_the_set() -> None:
     assert files["fuse/labels.txt"] == b"anger\nhappiness\nneutral\nsadness\n"
 
 
-hostile = st.text() | st.lists(st.sampled_from(["{", "}", " }\n", '"', "\\", "\n}\n", "name: 1", "é", "\x00"])).map(
-    "".join
-)
+hostile = st.text() | st.lists(
+    st.sampled_from(["{", "}", " }\n", '"', "\\", "\n}\n", "name: 1", "é", "\x00", "\x85", "\u2028"])
+).map("".join)
 by_stage = st.sampled_from(list(STAGES))
 served = st.builds(
     Served,

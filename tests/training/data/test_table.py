@@ -30,7 +30,7 @@ def write(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> 
     """In the format of the path's suffix; None is a cell without a value."""
     found = [dict(zip(columns, row, strict=True)) for row in rows]
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     elif path.suffix == ".parquet":
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow.parquet import write_table
@@ -55,7 +55,7 @@ def by_split(data: DataSet) -> dict[str, set[str]]:
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_examples(folder: Path, suffix: str) -> None:
     rows: list[Row] = [
-        ("face.png", None, "Oh really?", "calm", "train", "ann", -0.5, 1),
+        ("face.png", None, "Oh\u2028really?", "calm", "train", "ann", -0.5, 1),
         (None, "tone.wav", None, "wild", "VAL", "ben", None, None),
         ("face.png", "tone.wav", None, "wild", "test", "eva", None, None),
     ]
@@ -65,7 +65,7 @@ def test_every_format_gives_the_same_examples(folder: Path, suffix: str) -> None
     data = open_data_set(write(folder / f"moods{suffix}", rows))
     assert (data.name, data.label_set, data.skipped, data.notes) == (f"moods{suffix}", "calm,wild", {}, ())
     first, second, third = data.examples
-    assert (first.split, first.label, first.text, first.speaker) == ("train", "calm", "Oh really?", "ann")
+    assert (first.split, first.label, first.text, first.speaker) == ("train", "calm", "Oh\u2028really?", "ann")
     assert (first.image.path, first.audio) == (folder / "face.png", None)  # type: ignore[union-attr]
     assert (first.valence, first.arousal) == (-0.5, 1.0)
     assert (second.split, second.audio.path) == ("validation", folder / "tone.wav")  # type: ignore[union-attr]

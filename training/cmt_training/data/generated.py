@@ -10,7 +10,7 @@ from typing import Any
 
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
-from cmt_training.data.reading import finite, read_text, require_examples, require_folder
+from cmt_training.data.reading import finite, lines_of, read_text, require_examples, require_folder
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Media, Split
 
 CORPUS_FILE = "corpus.json"
@@ -37,7 +37,7 @@ def load_generated(folder: Path) -> DataSet:
     examples = []
     for split in splits:
         table = folder / table_of(split)
-        for number, line in enumerate(read_text(table).splitlines(), 1):
+        for number, line in enumerate(lines_of(read_text(table)), 1):
             examples.append(_example(line, folder, split, labels, counts, f"{table}, line {number}"))
     return require_examples(DataSet(NAME, label_set, tuple(examples)), folder, splits)
 

@@ -12,6 +12,7 @@ from cmt_training.data.reading import (
     Tally,
     check_label_set,
     finite,
+    lines_of,
     read_text,
     require_examples,
     require_folder,
@@ -131,7 +132,7 @@ def _example(
 
 def _evaluations(path: Path, tally: Tally) -> Iterator[_Evaluation]:
     """The majority votes: the lines that start with `[`; single raters' lines and headers don't."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.startswith("["):
             continue
         where = f"{path}, line {number}"
@@ -150,7 +151,7 @@ def _transcriptions(path: Path, tally: Tally) -> dict[str, str]:
         tally.skip("transcription file is absent", path.name)
         return {}
     texts = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         match = _TRANSCRIPTION.fullmatch(line.strip())
         if match is not None:
             if words := " ".join(_NO_SPEECH.sub(" ", match[2]).split()):

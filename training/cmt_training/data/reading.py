@@ -42,6 +42,11 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} can't be read ({error}); expected UTF-8 text: unpack it again") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """Split at CR, LF and CRLF alone, as files of lines are; str.splitlines would cut an utterance at its U+2028."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
     """The rows of a CSV file, each with the number of its last line; None for one with too few or too many fields.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cmt_pipeline.modality import MODALITIES
 from cmt_training.data.names import label_set_of
-from cmt_training.data.reading import Tally, finite, read_text
+from cmt_training.data.reading import Tally, finite, lines_of, read_text
 from cmt_training.data.splits import NAMED, NAMES, check_apart, completed, with_splits
 from cmt_training.examples import DataError, DataSet, Example, Media, Split
 
@@ -153,7 +153,7 @@ def _read_separated(delimiter: str) -> Callable[[Path], Iterator[Row]]:
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(lines_of(_read(path)), 1):
         where = f"{path.name}, line {number}"
         if not line.strip():
             continue
