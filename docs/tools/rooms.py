@@ -28,16 +28,27 @@ MAY_IMPORT = {
         "cmt_export",
         "cmt_release",
         "cmt_engine",
+        "cmt_session",
         "cmt_pipeline",
     },
     "cmt_rollout": {"cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
-    "cmt_perf": {"cmt_training", "cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
+    "cmt_perf": {
+        "cmt_training",
+        "cmt_client",
+        "cmt_server",
+        "cmt_export",
+        "cmt_release",
+        "cmt_engine",
+        "cmt_session",
+        "cmt_pipeline",
+    },
     "cmt_training": {"cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_server": {"cmt_client", "cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
     "cmt_export": {"cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_release": {"cmt_engine", "cmt_pipeline"},
     "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
     "cmt_engine": {"cmt_pipeline"},
+    "cmt_session": {"cmt_pipeline"},  # decides for others' answers: it needs neither a client nor a server
     "cmt_pipeline": set[str](),
 }
 FOLDERS = {
@@ -50,6 +61,7 @@ FOLDERS = {
     "cmt_export": "export",
     "cmt_release": "releases",
     "cmt_engine": "engines",
+    "cmt_session": "sessions",
     "cmt_pipeline": "ensembles",
 }
 
@@ -59,11 +71,12 @@ COLUMNS = {
     "cmt_rollout": 1.0,
     "cmt_perf": 2.2,
     "cmt_training": 3.0,
-    "cmt_client": 0.0,
+    "cmt_client": 0.75,
     "cmt_server": 0.9,
     "cmt_export": 2.4,
     "cmt_release": 1.6,
     "cmt_engine": 1.6,
+    "cmt_session": 0.0,
     "cmt_pipeline": 0.8,
 }
 COLUMN_WIDTH, FLOOR_HEIGHT, BOX_WIDTH, BOX_HEIGHT, MARGIN = 190, 80, 140, 46, 16  # px

@@ -16,6 +16,7 @@ COPY server server
 COPY export export
 COPY releases releases
 COPY engines engines
+COPY sessions sessions
 COPY ensembles ensembles
 
 # Stores in S3 and Google Cloud Storage, since an init container with this image pulls the release.

@@ -18,6 +18,7 @@ COPY server server
 COPY export export
 COPY releases releases
 COPY engines engines
+COPY sessions sessions
 COPY ensembles ensembles
 
 # hadolint ignore=DL3013

@@ -50,7 +50,7 @@ def test_the_readme_is_short_and_shows_what_is_measured() -> None:
 def codes_in_source() -> set[str]:
     """Every code that an InvalidInput is made with, where the code stands there as text."""
     found = {code for _, code in TENSOR_FAULTS}
-    for folder in ("ensembles", "client", "server"):
+    for folder in ("ensembles", "client", "server", "sessions"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if (

@@ -15,7 +15,7 @@ import tarfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-ROOMS = ("cmt", "k8s", "perf", "training", "client", "server", "export", "releases", "engines", "ensembles")
+ROOMS = ("cmt", "k8s", "perf", "training", "client", "server", "export", "releases", "engines", "sessions", "ensembles")
 
 
 def make(archive: Path, folder: Path) -> None:
