@@ -19,7 +19,7 @@ from cmt_training.binding.figure import figure_of
 from cmt_training.binding.fit import Budget
 from cmt_training.binding.ladder import MATCHED, MODELS, RUNGS, made, parameters_of
 from cmt_training.binding.results import Results
-from cmt_training.binding.run import LATE, Cell, Trained, run
+from cmt_training.binding.run import LATE, Reached, Task, Trained, run
 
 LENGTH = 4
 ROOT = Path(__file__).parents[2]
@@ -130,8 +130,8 @@ def test_rungs_have_the_same_parameters() -> None:
 
 def accuracies(kind: Kind, length: int, model: str, steps: int, learning_rate: float) -> dict[str, float]:
     budget = Budget(steps, learning_rates=(learning_rate,), validation=512, test=512)
-    trained = run(Cell(kind, length), model, budget, seeds=(0,))
-    return {rung: values[0] for rung, values in trained.accuracies.items()}
+    (tested,) = run(Task(kind, (length,)), model, budget, seeds=(0,)).reached
+    return {rung: values[0] for rung, values in tested.accuracies.items()}
 
 
 @pytest.fixture
@@ -144,8 +144,9 @@ def small_emap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_emap")
 def test_tokens_that_attend_to_each_other_bind_what_pooled_ones_dont() -> None:
     budget = Budget(steps=300, learning_rates=(5e-3,), validation=512, test=512)
-    found = run(Cell("binding", 6), "cross-attention", budget, seeds=(0,))
+    shorter, found = run(Task("binding", (4, 6)), "cross-attention", budget, seeds=(0,)).reached
     (reached,) = found.accuracies["cross-attention"]
+    assert (shorter.length, found.length) == (4, 6)
     assert reached > 0.9
     assert found.emap[0] < 0.65 < 0.9 < found.own[0], "all of it is interaction"
     assert accuracies("binding", 6, "concat", 300, 3e-3)["concat"] < reached - 0.1
@@ -174,16 +175,25 @@ def test_the_committed_results_are_what_the_page_shows() -> None:
 
 def test_what_is_trained_isnt_trained_again(tmp_path: Path) -> None:
     """And a work file may end before all is done: only whole cells are shown."""
-    budget, seeds, cells = Budget(), (0, 1), [Cell("binding", 4), Cell("xor", 4)]
+    budget, seeds, tasks = Budget(), (0, 1), [Task("binding", (4, 8)), Task("xor", (4,))]
     two = (0.5, 0.6)
     made_up = [
-        Trained(cell, model, dict.fromkeys(LATE if model == "late" else [model], two), 1e-3, two, two, "nowhere")
-        for cell in cells
+        Trained(
+            task,
+            model,
+            1e-3,
+            tuple(
+                Reached(length, dict.fromkeys(LATE if model == "late" else [model], two), two, two)
+                for length in task.lengths
+            ),
+            "nowhere",
+        )
+        for task in tasks
         for model in MODELS
     ]
     recipe = json.dumps([asdict(budget), list(seeds)])
     lines = [json.dumps({"recipe": recipe, "trained": asdict(each)}) + "\n" for each in made_up[:-1]]
-    (tmp_path / "trained.jsonl").write_text("".join(lines) + lines[0].replace("600", "601"))
-    found = _trained([(cells[0], model) for model in MODELS], budget, seeds, "cpu", 1, tmp_path / "trained.jsonl")
+    (tmp_path / "trained.jsonl").write_text("".join(lines) + lines[0].replace("1000", "1001"))
+    found = _trained([(tasks[0], model) for model in MODELS], budget, seeds, "cpu", 1, tmp_path / "trained.jsonl")
     assert found == made_up[:-1]
-    assert [(cell.kind, cell.length) for cell in Results.of(found, {}).cells] == [("binding", 4)]
+    assert [(cell.kind, cell.length) for cell in Results.of(found, {}).cells] == [("binding", 4), ("binding", 8)]

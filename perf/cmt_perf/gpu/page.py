@@ -10,8 +10,9 @@ from cmt_training.html_page import Part, heading, page, paragraph, preformatted,
 
 def write_page(result: Mapping[str, Any]) -> str:
     """One self-contained page; sections that failed or were skipped say so."""
-    gpu = result.get("conditions", {}).get("gpu", "no GPU")
-    return page(f"bench-gpu: {gpu}", [heading(f"On {gpu}", 1), *_sections(result)])
+    known = result.get("conditions", {})
+    where = known.get("gpu") or f"no GPU, {known.get('cores')} cores of {known.get('cpu')}"
+    return page(f"bench-gpu: {where}", [heading(f"On {where}", 1), *_sections(result)])
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[Part]:
@@ -30,13 +31,22 @@ def _sections(result: Mapping[str, Any]) -> Iterator[Part]:
         elif "rows" in found:
             yield _rows(_with_shares(found["rows"], result.get("peaks", {})))
         yield from (_rows(rows) for key, rows in found.items() if key == "load")
-        yield preformatted({key: value for key, value in found.items() if key not in ("rows", "load", *_lists(found))})
+        yield table(["", ""], _flat({key: value for key, value in found.items() if not isinstance(value, list)}))
     yield heading("Conditions")
     yield preformatted({"seconds": result.get("seconds"), **result.get("conditions", {})})
 
 
-def _lists(found: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in found.items() if isinstance(value, list)]
+def _flat(values: Mapping[str, Any], before: str = "") -> list[list[str]]:
+    """Names and figures, those within others named after them."""
+    rows = []
+    for key, value in values.items():
+        name = f"{before}{key}".replace("_", " ")
+        rows += _flat(value, f"{name}: ") if isinstance(value, Mapping) else [[name, _cell(value)]]
+    return rows
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _with_shares(rows: Sequence[Mapping[str, Any]], peaks: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -49,4 +59,4 @@ def _with_shares(rows: Sequence[Mapping[str, Any]], peaks: Mapping[str, float]) 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Part:
     head = list(dict.fromkeys(key for row in rows for key in row))
-    return table(head, [[str(row.get(key, "")) for key in head] for row in rows])
+    return table(head, [[_cell(row.get(key, "")) for key in head] for row in rows])

@@ -27,7 +27,7 @@ from cmt_perf.gpu.page import write_page
 from cmt_release.release import Release, newest_release
 
 RESULT, PAGE = "gpu.json", "gpu.html"
-BUDGET_S = 460.0
+BUDGET_S, DRY_BUDGET_S = 460.0, 1800.0
 INSTANCES = (1, 2, 4)
 
 
@@ -46,7 +46,7 @@ class Scale:
 
 
 GPU = Scale("base", "aotinductor_cuda", "cuda", ("bf16", "fp16"), stages.BATCHES, served.CONCURRENCIES, 300, INSTANCES)
-DRY = Scale("mini", "aotinductor", "cpu", ("bf16",), (1, 2), (1, 2), 20, (1, 2))
+DRY = Scale("mini", "aotinductor", "cpu", ("bf16", "fp32"), (1, 2), (1, 2), 20, (1, 2))
 
 
 class Bench:
@@ -89,7 +89,7 @@ class Bench:
 
     def _conditions(self) -> dict[str, Any]:
         found = conditions(
-            gpu="; ".join(nvidia_smi(f"{DRIVER_QUESTION},clocks.max.sm")) or "none",
+            gpu="; ".join(nvidia_smi(f"{DRIVER_QUESTION},clocks.max.sm")),
             request=served.sizes(),
             scale=asdict(self.scale),
         )
@@ -149,14 +149,15 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--serve", type=Path, default=Path(sys.executable))
-    parser.add_argument("--until", type=float, default=BUDGET_S)
+    parser.add_argument("--until", type=float, help=f"seconds; {BUDGET_S:.0f}, with --dry {DRY_BUDGET_S:.0f}")
     parser.add_argument("--precisions", default="", help="bf16,fp16: measured in the first, upgraded to the second")
     parser.add_argument("--dry", action="store_true")
     given = parser.parse_args()
     scale = DRY if given.dry else GPU
     if given.precisions:
         scale = replace(scale, precisions=tuple(given.precisions.split(",")))
-    Bench(scale, given.state, given.out, given.serve, given.until).run()
+    until = given.until or (DRY_BUDGET_S if given.dry else BUDGET_S)
+    Bench(scale, given.state, given.out, given.serve, until).run()
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from cmt_training.binding.figure import figure_of
 from cmt_training.binding.fit import Budget
 from cmt_training.binding.ladder import MODELS
 from cmt_training.binding.results import Results
-from cmt_training.binding.run import Cell, Trained, on_one_thread, run
+from cmt_training.binding.run import Task, Trained, on_one_thread, run
 from cmt_training.conditions import conditions
 
 WORK = Path(".cmt/binding/trained.jsonl")
 RESULTS = Path(__file__).parents[2] / "results"
-LENGTHS = (4, 8)
-CONTROL_LENGTH = 4
+LENGTHS = (4, 8, 16)
+CONTROL_LENGTHS = (4,)
 
 
 def main() -> None:
@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of what has to be bound; controls: 4")
     parser.add_argument("--seeds", type=int, default=3, help="how many, two or more")
-    parser.add_argument("--steps", type=int, default=Budget.steps, help="of every training")
+    parser.add_argument("--steps", type=int, default=Budget.steps, help="of every training at each length")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, each on one core")
     parser.add_argument("--device", default="cpu", help="as PyTorch names it")
     parser.add_argument("--work", type=Path, default=WORK, help="file of what is trained; that isn't done again")
     given = parser.parse_args()
     budget, seeds = Budget(steps=given.steps), tuple(range(given.seeds))
-    cells = [Cell(kind, n) for kind in given.kinds for n in (given.lengths if kind in BOUND else [CONTROL_LENGTH])]
-    jobs = [(cell, model) for cell in cells for model in MODELS]
+    tasks = [Task(kind, tuple(given.lengths) if kind in BOUND else CONTROL_LENGTHS) for kind in given.kinds]
+    jobs = [(task, model) for task in tasks for model in MODELS]
     trained = _trained(jobs, budget, seeds, given.device, given.workers, given.work)
     results = Results.of(trained, conditions(seeds=list(seeds), budget=asdict(budget), trained_on=_machines(trained)))
     (given.out / "binding.json").write_text(results.to_json())
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _trained(
-    jobs: Sequence[tuple[Cell, str]], budget: Budget, seeds: Sequence[int], device: str, workers: int, work: Path
+    jobs: Sequence[tuple[Task, str]], budget: Budget, seeds: Sequence[int], device: str, workers: int, work: Path
 ) -> list[Trained]:
     """What each job came to, and what else of the same recipe is in the file: a line for each."""
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +55,16 @@ def _trained(
     recipe = json.dumps([asdict(budget), list(seeds)])
     lines = [json.loads(line) for line in work.read_text().splitlines()]
     found = [typed(Trained, line["trained"], str(work)) for line in lines if line["recipe"] == recipe]
-    known = {(each.cell, each.model) for each in found}
+    known = {(each.task, each.model) for each in found}
     left = [job for job in jobs if job not in known]
-    left.sort(key=lambda job: -job[0].length)  # the longest first, so that none is left alone in the end
+    left.sort(key=lambda job: -sum(job[0].lengths))  # the longest first, so that none is left alone in the end
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), on_one_thread) as pool:
         futures = [pool.submit(run, *job, budget, seeds, device) for job in left]
         for count, done in enumerate(as_completed(futures), 1):
             found.append(each := done.result())
             with work.open("a") as file:
                 file.write(json.dumps({"recipe": recipe, "trained": asdict(each)}) + "\n")
-            print(f"{count} of {len(left)}: {each.cell.kind} {each.cell.length}, {each.accuracies}", flush=True)
+            print(f"{count} of {len(left)}: {each.task.kind}, {[test.accuracies for test in each.reached]}", flush=True)
     return found
 
 

@@ -21,39 +21,46 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Of every rung alike. learning_rates: each is tried for every seed, the best on their validation items kept."""
+    """Of every rung alike. steps: at each length; learning_rates: each is tried for every seed, the best on their
+    validation items kept."""
 
-    steps: int = 600
+    steps: int = 1000
     batch_size: int = 64
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
     warm_up: float = 0.1
     validation: int = 1024
     test: int = 2048
 
 
 def fit(
-    nets: Sequence[nn.Module], given: Sequence[Drawn], rates: Sequence[float], budget: Budget, seed: int
+    nets: Sequence[nn.Module], given: Sequence[Sequence[Drawn]], rates: Sequence[float], budget: Budget, seed: int
 ) -> Sequence[nn.Module]:
-    """Trains the nets in place, without dropout, by AdamW: linear warm-up, then half a cosine to 0. Every step has new
-    items."""
-    device = given[0].marks.device
+    """Trains the nets in place, without dropout, by AdamW: linear warm-up, then half a cosine to 0.
+
+    given: of each net, the items of each length. Lengths take turns, so that what is learnt of short sentences serves
+    for longer ones; every step has new items.
+    """
+    device = given[0][0].marks.device
     base, generator = nets[0].eval(), torch.Generator(device).manual_seed(seed)
     stacked_parameters, buffers = stack_module_state([net.eval() for net in nets])
     flat, parameters = _flat(stacked_parameters)
-    masks = [torch.ones(budget.batch_size, given[0].length, dtype=torch.int64, device=device)] * len(MODALITIES)
 
     def loss(own: dict[str, Tensor], rest: dict[str, Tensor], features: Tensor, labels: Tensor) -> Tensor:
+        masks = [torch.ones(features.shape[0], features.shape[2], dtype=torch.int64, device=device)] * len(MODALITIES)
         return loss_of(functional_call(base, (own, rest), (features.unbind(dim=1), masks)), labels)
 
     gradients_of = vmap(grad(loss))
     adam = _Adam(flat, torch.tensor(rates, device=device))
-    for step in range(budget.steps):
-        rows = slice(step * budget.batch_size, (step + 1) * budget.batch_size)
-        features = shown(torch.stack([each.marks[rows] for each in given]), generator)
-        labels = torch.stack([each.labels[rows] for each in given])
+    steps = budget.steps * len(given[0])
+    for step in range(steps):
+        turn, length = divmod(step, len(given[0]))
+        rows = slice(turn * budget.batch_size, (turn + 1) * budget.batch_size)
+        features = shown(torch.stack([each[length].marks[rows] for each in given]), generator)
+        labels = torch.stack([each[length].labels[rows] for each in given])
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on a CPU
             gradients = gradients_of(parameters, buffers, features, labels)
-        adam.step(torch.cat([gradients[name].flatten(1) for name in parameters], dim=1), _share_of_peak(step, budget))
+        share = _share_of_peak(step, steps, budget.warm_up)
+        adam.step(torch.cat([gradients[name].flatten(1) for name in parameters], dim=1), share)
     for index, net in enumerate(nets):
         net.load_state_dict({name: tensor[index] for name, tensor in {**parameters, **buffers}.items()})
     return nets
@@ -66,9 +73,8 @@ def _flat(parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     return flat, {n: part.view(p.shape) for (n, p), part in zip(parameters.items(), parts, strict=True)}
 
 
-def _share_of_peak(step: int, budget: Budget) -> float:
-    warm_up = max(1, round(budget.warm_up * budget.steps))
-    return min((step + 1) / warm_up, (1 + math.cos(math.pi * step / budget.steps)) / 2)
+def _share_of_peak(step: int, steps: int, warm_up: float) -> float:
+    return min((step + 1) / max(1, round(warm_up * steps)), (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 class _Adam:

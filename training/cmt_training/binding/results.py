@@ -10,14 +10,14 @@ from typing import Any
 from cmt_release.typed_json import parsed, typed
 from cmt_training.binding.family import KINDS, Kind, ceiling
 from cmt_training.binding.ladder import MODELS, RUNGS, made, parameters_of
-from cmt_training.binding.run import Cell, Trained
+from cmt_training.binding.run import Reached, Trained
 from cmt_training.statistics import Interval, interval_of
 
 METHOD = (
     "Every rung reads the same tokens and has about the parameters of cross-attention; each net trains on new items in "
-    "every step, at the learning rate that is best on validation items; accuracies are of test "
-    "items, intervals 95 %, Student's t over seeds. emap: the best trained rung's additive projection over modalities "
-    "(Hessel & Lee 2020), beside that rung on the same items."
+    "every step, lengths of a kind in turns, at the learning rate that is best on validation items; accuracies are of "
+    "test items, intervals 95 %, Student's t over seeds. emap: the best trained rung's additive projection over "
+    "modalities (Hessel & Lee 2020), beside that rung on the same items."
 )
 
 
@@ -47,12 +47,15 @@ class Results:
 
     @classmethod
     def of(cls, trained: Sequence[Trained], conditions: Mapping[str, Any]) -> Results:
-        """Of the cells in which every model is trained."""
+        """Of the kinds in which every model is trained."""
         parameters = {model: parameters_of(made(model)) for model in MODELS}
-        cells = sorted({each.cell for each in trained}, key=lambda cell: (KINDS.index(cell.kind), cell.length))
-        parts = {cell: [each for each in trained if each.cell == cell] for cell in cells}
+        tasks = sorted({each.task for each in trained}, key=lambda task: (KINDS.index(task.kind), task.lengths))
+        parts = {task: [each for each in trained if each.task == task] for task in tasks}
         found = tuple(
-            _found(cell, part) for cell, part in parts.items() if {each.model for each in part} == set(MODELS)
+            _found(task.kind, number, part)
+            for task, part in parts.items()
+            if {each.model for each in part} == set(MODELS)
+            for number in range(len(task.lengths))
         )
         return cls(METHOD, {kind: ceiling(kind) for kind in KINDS}, parameters, found, conditions)
 
@@ -87,15 +90,17 @@ class _Stored:
     cells: tuple[Found, ...]
 
 
-def _found(cell: Cell, trained: Sequence[Trained]) -> Found:
-    accuracies = {rung: interval_of(values) for each in trained for rung, values in each.accuracies.items()}
-    winner = max((each for each in trained if each.model in RUNGS), key=lambda each: accuracies[each.model].mean)
+def _found(kind: Kind, number: int, trained: Sequence[Trained]) -> Found:
+    """number: of the length among those of the task."""
+    tested: dict[str, Reached] = {each.model: each.reached[number] for each in trained}
+    accuracies = {rung: interval_of(values) for each in tested.values() for rung, values in each.accuracies.items()}
+    winner = max((model for model in tested if model in RUNGS), key=lambda model: accuracies[model].mean)
     return Found(
-        cell.kind,
-        cell.length,
+        kind,
+        trained[0].reached[number].length,
         {rung: accuracies[rung] for rung in RUNGS},
         {each.model: each.learning_rate for each in trained},
-        winner.model,
-        interval_of(winner.own),
-        interval_of(winner.emap),
+        winner,
+        interval_of(tested[winner].own),
+        interval_of(tested[winner].emap),
     )

@@ -1,4 +1,4 @@
-"""The ladder on the family, cell by cell: one kind at one length."""
+"""The ladder on the family: a net learns a kind at all its lengths, and is tested at each."""
 
 from __future__ import annotations
 
@@ -22,38 +22,58 @@ EMAP_ITEMS, EMAP_OTHERS = 256, 32  # projected, and pairs of others that each is
 
 
 @dataclass(frozen=True)
-class Cell:
+class Task:
+    """A kind at the lengths that a net is trained on."""
+
     kind: Kind
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a model reached at a length. accuracies: on the test items, one a seed, by rung; emap: of its additive
+    projection, one a seed, beside own: the model's on the same items."""
+
     length: int
+    accuracies: Mapping[str, tuple[float, ...]]
+    own: tuple[float, ...]
+    emap: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a model (of `ladder.MODELS`) reached in a cell. accuracies: on the test items, one a seed, by rung; emap: of
-    its additive projection, one a seed, beside own: the model's on the same items."""
+    """A model (of `ladder.MODELS`), trained on a task."""
 
-    cell: Cell
+    task: Task
     model: str
-    accuracies: Mapping[str, tuple[float, ...]]
     learning_rate: float
-    own: tuple[float, ...]
-    emap: tuple[float, ...]
+    reached: tuple[Reached, ...]
     machine: str
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Of a seed."""
+    """Of a seed, at a length."""
 
     training: Drawn
     validation: Items
     test: Items
 
 
-def run(cell: Cell, model: str, budget: Budget, seeds: Sequence[int], device: str = "cpu") -> Trained:
+def run(task: Task, model: str, budget: Budget, seeds: Sequence[int], device: str = "cpu") -> Trained:
     """Trains a model for every seed at every learning rate, and keeps the best rate."""
-    data = [_data(cell, budget, seed, device) for seed in seeds]
+    data = [[_data(task.kind, length, budget, seed, device) for length in task.lengths] for seed in seeds]
     nets, rate = _tuned(model, data, budget, seeds)
+    by_length = zip(task.lengths, zip(*data, strict=True), strict=True)
+    tested = tuple(_reached(length, model, nets, each, seeds) for length, each in by_length)
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else str(conditions()["machine"])
+    return Trained(task, model, rate, tested, f"{where}, PyTorch {torch.__version__}")
+
+
+def _reached(
+    length: int, model: str, nets: Sequence[nn.Module], data: Sequence[_Data], seeds: Sequence[int]
+) -> Reached:
+    """A net and its items for each seed."""
     tests = [given.test.of(slice(EMAP_ITEMS)) for given in data]
     if model == "late":
         late = [_late(net, given, seed) for net, given, seed in zip(nets, data, seeds, strict=True)]
@@ -64,9 +84,7 @@ def run(cell: Cell, model: str, budget: Budget, seeds: Sequence[int], device: st
         accuracies = {model: tuple(_accuracy(answers(net, given.test), given.test.labels) for net, given in pairs)}
         own = tuple(_accuracy(answers(net, t), t.labels) for net, t in zip(nets, tests, strict=True))
         emap = tuple(_accuracy(additive(net, t), t.labels) for net, t in zip(nets, tests, strict=True))
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else str(conditions()["machine"])
-    where = f"{where}, PyTorch {torch.__version__}"
-    return Trained(cell, model, accuracies, rate, own, emap, where)
+    return Reached(length, accuracies, own, emap)
 
 
 def on_one_thread() -> None:
@@ -92,9 +110,9 @@ def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
     return torch.stack(parts).sum(dim=0) - (len(MODALITIES) - 1) * means.mean(dim=0)
 
 
-def _data(cell: Cell, budget: Budget, seed: int, device: str) -> _Data:
+def _data(kind: Kind, length: int, budget: Budget, seed: int, device: str) -> _Data:
     count = budget.steps * budget.batch_size
-    whole = drawn(cell.kind, cell.length, count + budget.validation + budget.test, seed)
+    whole = drawn(kind, length, count + budget.validation + budget.test, seed)
     whole = Drawn(whole.marks.to(device), whole.labels.to(device))
     held_out = items(whole.of(slice(count, None)), seed)
     return _Data(
@@ -103,19 +121,21 @@ def _data(cell: Cell, budget: Budget, seed: int, device: str) -> _Data:
 
 
 def _tuned(
-    model: str, data: Sequence[_Data], budget: Budget, seeds: Sequence[int]
+    model: str, data: Sequence[Sequence[_Data]], budget: Budget, seeds: Sequence[int]
 ) -> tuple[Sequence[nn.Module], float]:
     """A net for each seed, of the learning rate that is best on average; all are trained at once."""
     rates = budget.learning_rates
-    nets = [_net(model, seed, given) for _ in rates for seed, given in zip(seeds, data, strict=True)]
-    fit(nets, [given.training for given in data] * len(rates), [r for r in rates for _ in seeds], budget, seeds[0])
+    nets = [_net(model, seed, given[0]) for _ in rates for seed, given in zip(seeds, data, strict=True)]
+    training = [[each.training for each in given] for given in data]
+    fit(nets, training * len(rates), [r for r in rates for _ in seeds], budget, seeds[0])
     tried = [nets[start : start + len(seeds)] for start in range(0, len(nets), len(seeds))]
-    losses = [
-        sum(float(loss_of(answers(net, g.validation), g.validation.labels)) for net, g in zip(each, data, strict=True))
-        for each in tried
-    ]
+    losses = [sum(_loss(net, given) for net, given in zip(each, data, strict=True)) for each in tried]
     best = losses.index(min(losses))
     return tried[best], rates[best]
+
+
+def _loss(net: nn.Module, data: Sequence[_Data]) -> float:
+    return sum(float(loss_of(answers(net, each.validation), each.validation.labels)) for each in data)
 
 
 def _net(model: str, seed: int, data: _Data) -> nn.Module:
