@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,7 @@ class Sandbox:
     """Containers in mount, process and network namespaces: their own paths, ports and user, a read-only root.
 
     Process 1 reaps, as that of a pod with shareProcessNamespace. No seccomp and no cgroups: not a container runtime.
+    image: layers of a system of its own, topmost first; without them, what is installed here.
     """
 
     root: Path
@@ -99,6 +100,7 @@ class Sandbox:
     shm_bytes: int
     user: int
     process: int = 0
+    image: Sequence[Path] = ()
 
     @staticmethod
     def unavailable() -> str:
@@ -114,7 +116,7 @@ class Sandbox:
         script = self.root / f"{container['name']}.sh"
         script.write_text(self._script(container))
         # --kill-child: nothing of it outlives this process
-        command = ["unshare", "-m", "-n", "-p", "-f", "--kill-child", "bash", script]
+        command = ["unshare", "-m", "-n", "-u", "-p", "-f", "--kill-child", "bash", script]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         deadline = time.monotonic() + 10
@@ -140,13 +142,7 @@ class Sandbox:
         """Lays out a root of its own, then runs the container's command in it."""
         root = self.root / "rootfs"
         root.mkdir(exist_ok=True)
-        lines = ["set -e", "ip link set lo up", "mount --make-rprivate /", f"mount -t tmpfs -o mode=755 root {root}"]
-        for path in IMAGE:
-            if path.is_symlink() and path.parent == Path("/"):
-                lines += [f"cp -d {path} {root}{path}"]
-            elif path.exists() and not any(parent in IMAGE for parent in path.parents):
-                bind = "-t proc proc" if path == Path("/proc") else f"--bind -o ro {path}"
-                lines += [f"mkdir -p {root}{path}", f"mount {bind} {root}{path}"]
+        lines = ["set -e", *self._network(), "mount --make-rprivate /", *self._image(root)]
         lines += [f"mkdir -p {root}/dev", f"mount --rbind /dev {root}/dev"]
         mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
         for path, read_only in mounts.items():
@@ -157,13 +153,42 @@ class Sandbox:
                 lines += [f"mkdir -p {root}{path}", f"mount --bind {'-o ro' if read_only else ''} {here} {root}{path}"]
         lines += [f"mount -o remount,ro {root}"]
         user = f"setpriv --reuid {self.user} --regid {self.user} --clear-groups --no-new-privs --bounding-set=-all"
-        variables = {"PATH": f"{BINARIES}:/usr/bin:/bin", **environment_of(container)}
+        variables = {**self._variables(), **environment_of(container)}
         named = " ".join(f"'{name}={value}'" for name, value in variables.items())
         words = " ".join(f"'{word}'" for word in command_of(container))
         lines += [f"cd {root}", f"chroot . {user} env -i {named} {words} &", "child=$!"]
         lines += ["trap 'kill -TERM $child' TERM", "set +e", "wait $child", "code=$?"]
         lines += ["while kill -0 $child 2>/dev/null; do wait $child; code=$?; done", "exit $code"]
         return "\n".join(lines) + "\n"
+
+    def _network(self) -> list[str]:
+        """How a pod comes to its name and network: here, to loopback alone."""
+        return ["ip link set lo up"]
+
+    def _image(self, root: Path) -> list[str]:
+        """Puts the image's files at a root that nothing but volumes will be written to."""
+        if self.image:
+            layers, upper = ":".join(map(str, self.image)), self.root / "upper"
+            return [  # volumes' places are made as a container runtime does
+                f"mkdir -p {upper}; mount -t tmpfs upper {upper}; mkdir {upper}/files {upper}/work",
+                f"mount -t overlay -o lowerdir={layers},upperdir={upper}/files,workdir={upper}/work image {root}",
+                f"mount -t proc proc {root}/proc",
+            ]
+        lines = [f"mount -t tmpfs -o mode=755 root {root}"]
+        for path in IMAGE:
+            if path.is_symlink() and path.parent == Path("/"):
+                lines += [f"cp -d {path} {root}{path}"]
+            elif path.exists() and not any(parent in IMAGE for parent in path.parents):
+                bind = "-t proc proc" if path == Path("/proc") else f"--bind -o ro {path}"
+                lines += [f"mkdir -p {root}{path}", f"mount {bind} {root}{path}"]
+        return lines
+
+    def _variables(self) -> dict[str, str]:
+        """The image's own. Sources that this process was told to take are the image's here."""
+        if self.image:
+            return {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+        ours = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+        return {"PATH": f"{BINARIES}:/usr/bin:/bin", **ours}
 
 
 def http_status(port: int, path: str) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmt_cli.bench import bench
+from cmt_cli.checkpoint import checkpoint
 from cmt_cli.compose import compose
 from cmt_cli.corpus import corpus
 from cmt_cli.demo import demo
@@ -46,6 +47,7 @@ for panel, verbs in PANELS.items():
     for verb in verbs:
         app.command(rich_help_panel=panel)(verb)
 app.add_typer(release, rich_help_panel="Model")
+app.add_typer(checkpoint, rich_help_panel="Model")
 
 
 def _version(asked: bool) -> None:

@@ -40,6 +40,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
         "cmt_release.release": ("ReleaseError",),
         "cmt_export.checkpoint": ("CheckpointError",),
         "cmt_export.parity": ("ParityError",),
+        "cmt_training.distributed": ("PeerLost",),
     }.items():
         if module in sys.modules:
             kinds += [getattr(sys.modules[module], name) for name in names]
@@ -52,7 +53,7 @@ def fail(error: BaseException) -> int:
         LOG.error(_told(error), extra={"error": type(error).__name__})
     else:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        errors.print(_told(error), markup=False, highlight=False)
+        errors.print(_told(error), markup=False, highlight=False, soft_wrap=not errors.is_terminal)
     return EXIT_INPUT if isinstance(error, ValueError) else int(getattr(error, "exit_status", EXIT_SERVICE))
 
 

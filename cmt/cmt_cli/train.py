@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmt_cli.checkpoint import push_target, push_to
+from cmt_cli.on_cluster import DEFAULT_NAMESPACE, DEFAULT_READY_S, ContextOption, NamespaceOption, Place, ReadyOption
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_cli.train_on_cluster import (
+    DEFAULT_MANIFESTS,
+    ProcessesOption,
+    TrainManifestsOption,
+    TrainOnClusterOption,
+    TrainStoreOption,
+    options_given,
+    train_on_cluster,
+)
 from cmt_pipeline.presets import with_encoders
 from cmt_training.options import TrainOptions
 
@@ -56,6 +68,7 @@ NO_PAIRS: list[str] = []
 
 
 def train(
+    typed: typer.Context,
     out: Annotated[
         Path, typer.Option(help="Folder of the checkpoint; OUT.run beside it holds history, logs and state.")
     ],
@@ -134,15 +147,30 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or, on a GPU, fp16.")] = DEFAULTS["precision"],
     threads: Annotated[int, typer.Option(help="Threads; 0 means one for each core.")] = DEFAULTS["threads"],
     state: StateOption = DEFAULT_STATE,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send the checkpoint to the store, named as OUT's folder.")
+    ] = False,
+    store: TrainStoreOption = None,
+    kubernetes: TrainOnClusterOption = False,
+    processes: ProcessesOption = None,
+    manifests: TrainManifestsOption = DEFAULT_MANIFESTS,
+    context: ContextOption = None,
+    namespace: NamespaceOption = DEFAULT_NAMESPACE,
+    ready_timeout_s: ReadyOption = DEFAULT_READY_S,
 ) -> None:
     """Trains and calibrates a model, and writes a checkpoint for `cmt export`.
 
-    Under torchrun, every process takes its share of each batch.
+    Under torchrun, every process takes its share of each batch. With --kubernetes the pods of a Job do: paths and
+    options are theirs, and the checkpoint is fetched from their store. The same command again follows the same Job.
 
     Example: [bold]cmt train corpus --out runs/mini --epochs 12[/]
     """
     from cmt_cli.show import console, progress_bar
 
+    if kubernetes:
+        place = Place(context, namespace, ready_timeout_s)
+        train_on_cluster(place, manifests, out, data, options_given(typed), processes, store)
+        return
     preset = with_encoders(preset, {"image": image_encoder, "audio": audio_encoder, "text": text_encoder})
     options = TrainOptions(
         preset=preset,
@@ -171,8 +199,15 @@ def train(
     from cmt_pipeline.progress import no_progress
     from cmt_training.data import DataChoice
     from cmt_training.distributed import world_of_environment
+    from cmt_training.train import is_finished
     from cmt_training.train import train as run
 
+    target = push_target(store, out, resumed=resume and out.exists()) if push else None
+    if resume and is_finished(out, options):
+        console.print(f"{out} is there already, of these options", highlight=False)
+        if target is not None and is_first_process():
+            push_to(target, out)
+        return
     with world_of_environment() as world, progress_bar("train") as progress:
         report = progress if world.first else no_progress
         choice = DataChoice(data, root, tuple(pair))
@@ -185,6 +220,8 @@ def train(
             f"{best['validation_weighted_f1']:.4f}, cross-entropy {best['validation_cross_entropy']:.4f}",
             highlight=False,
         )
+        if target is not None:
+            push_to(target, out)
 
 
 def prepared_data(
@@ -209,6 +246,11 @@ def prepared_data(
     if world.first:
         _tell(opened, prepared)
     return prepared
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun started, before they meet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(opened: DataSet, prepared: Prepared) -> None:

@@ -3,6 +3,7 @@
 RolloutError
 ├── StepFailed      a step found a reason against the release; `step`, `target` and `reason` say which
 ├── RollbackFailed  a release was rejected and the rollback failed too: somebody must look
+├── TrainingFailed  a training's Job came to an end without a checkpoint
 └── ClusterError    a Kubernetes API server refuses, or can't be reached; has `status`, its HTTP code
     ├── ApplyConflict   others own the fields; `managers` names them
     └── Stuck           a rollout on the cluster doesn't come to its end
@@ -25,6 +26,10 @@ class StepFailed(RolloutError):
 
 class RollbackFailed(RolloutError):
     """The old release couldn't be brought back everywhere; the message names the targets."""
+
+
+class TrainingFailed(RolloutError):
+    """A training on the cluster failed; the message has its pods' reasons."""
 
 
 class ClusterError(RolloutError):

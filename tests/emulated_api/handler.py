@@ -53,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._forward(request, user)
             elif request.query.get("watch") == "true":
                 self._watch(request, user)
+            elif request.subresource == "log":
+                self._log(request, user)
             else:
                 self._send(200, self.api.answer(request, user))
         except Refused as refused:
@@ -91,6 +93,18 @@ class Handler(BaseHTTPRequestHandler):
             if self.api.cut.is_set():
                 return
         self.wfile.write(b"0\r\n\r\n")
+
+    def _log(self, request: Request, user: str) -> None:
+        self.api.authorize(request, user)
+        for hook in list(self.api.before):
+            hook(request)
+        with self.api.store.changed:
+            data = self.api.logs(request).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def _forward(self, request: Request, user: str) -> None:
         self.api.authorize(request, user)

@@ -8,6 +8,7 @@ forwarding, RBAC, restarts and refusals on demand. It hasn't: schemas, admission
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ from emulated_api.handler import Handler
 from emulated_api.ownership import Conflict, Owners, applied, dotted, merged, owned_leaves, updated
 from emulated_api.requests import KINDS, Refused, Request
 from emulated_api.rights import Rights
-from emulated_api.store import Key, Object, Store
+from emulated_api.store import Key, Object, Store, now_text
 
 BOOKMARK_S, STEP_S = 0.3, 0.02
 
@@ -35,6 +36,8 @@ class EmulatedApi:
         self.controllers = Controllers(self.store)
         self.users = {"admin": Rights()}
         self.backend: Callable[[Object, int], tuple[str, int]] | None = None
+        self.movers: list[Callable[[], None]] = [self.controllers.step]
+        self.logs: Callable[[Request], str] | None = None
         self.before: list[Callable[[Request], None]] = []  # may raise Refused, or change the store
         self.asked: list[str] = []
         self.owners: dict[Key, Owners] = {}
@@ -133,7 +136,10 @@ class EmulatedApi:
         group = request.version.rpartition("/")[0]
         resource = "/".join(filter(None, (request.plural, request.subresource)))
         name = request.name or request.query.get("fieldSelector", "").removeprefix("metadata.name=")
-        for verb in _verbs(request):
+        verbs = _verbs(request)
+        if _is_apply(request) and self.store.get(request.key) is None:
+            verbs.append("create")  # apiserver/pkg/endpoints/handlers/patch.go authorizes a create on update so
+        for verb in verbs:
             if not rights.allow(group, resource, verb, "" if verb == "create" and not request.name else name):
                 raise Refused(403, "Forbidden", f'{resource} "{name}" is forbidden: User "{user}" cannot {verb} it')
 
@@ -155,6 +161,9 @@ class EmulatedApi:
         item = self.there(request)
         if request.plural == "pods":
             self.controllers.remove_pod(item)
+        elif request.query.get("propagationPolicy") == "Foreground":  # a controller removes what it owns first
+            item["metadata"]["deletionTimestamp"] = now_text()
+            self.store.put(request.key, item)
         else:
             self.store.remove(request.key)
         if request.plural == "namespaces":
@@ -166,7 +175,7 @@ class EmulatedApi:
 
     def _change(self, request: Request) -> Object:
         kind = request.headers.get("Content-Type", "")
-        if kind.startswith("application/apply-patch"):
+        if _is_apply(request):
             return self._apply(request)
         before = self.there(request)
         if request.method == "PATCH" and not kind.startswith("application/merge-patch"):
@@ -237,12 +246,14 @@ class EmulatedApi:
     def _matches(self, request: Request, item: Object) -> bool:
         metadata = item["metadata"]
         pairs = [pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair]
-        name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        fields = [pair.split("=") for pair in request.query.get("fieldSelector", "").split(",") if pair]
         return (
             metadata.get("namespace", "")
             in (request.namespace, *([] if request.namespace else [metadata.get("namespace")]))
             and all(metadata.get("labels", {}).get(key) == value for key, value in pairs)
-            and (not name or metadata["name"] == name)
+            and all(
+                functools.reduce(lambda at, part: at[part], path.split("."), item) == value for path, value in fields
+            )
         )
 
     def _listen(self) -> None:
@@ -268,7 +279,8 @@ class EmulatedApi:
     def _move(self) -> None:
         while not self.over.wait(STEP_S):
             with self.store.changed:
-                self.controllers.step()
+                for move in self.movers:
+                    move()
 
 
 def _verbs(request: Request) -> list[str]:
@@ -277,6 +289,10 @@ def _verbs(request: Request) -> list[str]:
     if request.method == "GET" and not request.name:
         return ["watch" if request.query.get("watch") == "true" else "list"]
     return [{"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[request.method]]
+
+
+def _is_apply(request: Request) -> bool:
+    return request.headers.get("Content-Type", "").startswith("application/apply-patch")
 
 
 def _manager(request: Request) -> str:

@@ -15,12 +15,13 @@ import yaml
 from typer.testing import CliRunner
 
 from cmt_cli.main import app
+from cmt_rollout.kubernetes.manifest_rules import faults
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "k8s" / "training"
 KUBECTL = Path(sys.executable).with_name("kubectl")
 KUBERNETES = ("1.35", "1.36", "1.37")
-FILES = ("claim.yaml", "service.yaml", "network-policy.yaml", "job.yaml")
+FILES = ("claim.yaml", "store.yaml", "service.yaml", "network-policy.yaml", "job.yaml")
 
 Object = dict[str, Any]
 
@@ -71,7 +72,9 @@ def test_the_rendered_objects_pass_the_strict_schemas(version: str) -> None:
     done = subprocess.run([KUBECTL, "kustomize", FOLDER], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     objects = list(yaml.safe_load_all(done.stdout))
-    assert sorted(each["kind"] for each in objects) == ["Job", "NetworkPolicy", "PersistentVolumeClaim", "Service"]
+    kinds = ["ConfigMap", "Job", "NetworkPolicy", "PersistentVolumeClaim", "Service", "ServiceAccount"]
+    assert sorted(each["kind"] for each in objects) == kinds
+    assert not faults(objects)
     for each in objects:
         assert kubernetes_validate.validate(each, version, strict=True) == version
         assert each["metadata"]["namespace"] == "cmt"
@@ -145,7 +148,7 @@ def test_the_command_is_one_that_cmt_knows(name: str) -> None:
     asked = {argument.split("=")[0] for argument in arguments[at + 3 :] if argument.startswith("--")}
     shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
     known = set(re.findall(r"--[a-z-]+", shown))
-    assert {"--out", "--resume"} <= asked <= known
+    assert {"--out", "--resume", "--push"} <= asked <= known
     assert f"--threads={container['resources']['limits']['cpu']}" in arguments
 
 
@@ -181,7 +184,13 @@ def test_the_network_policy_lets_them_talk(name: str) -> None:
 
 def test_every_file_is_used() -> None:
     assert set(read("kustomization.yaml")["resources"]) == set(FILES)
-    assert {path.name for path in FOLDER.iterdir()} == {*FILES, "pytorchjob.yaml", "kustomization.yaml", "Dockerfile"}
+    assert {path.name for path in FOLDER.iterdir()} == {
+        *FILES,
+        "pytorchjob.yaml",
+        "rbac.yaml",
+        "kustomization.yaml",
+        "Dockerfile",
+    }
     image = container_of("job.yaml")["image"]
     assert f"--tag {image} ." in (FOLDER / "Dockerfile").read_text()
     assert container_of("pytorchjob.yaml")["image"] == image

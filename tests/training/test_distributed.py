@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from cmt_training.distributed import World, clip
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared, prepare
 from published import preset_file, write_config
-from several_processes import train_in
+from several_processes import meeting_in, train_in
 from small_corpus import small_corpus
 from small_training import OPTIONS, silent, without_times
 
@@ -74,6 +78,18 @@ def test_the_number_of_processes_may_change(
     assert [path.name for path in (tmp_path / "several.run").glob("epoch-*")] == ["epoch-0001-000002"]
     train_in(2, data.folder, out, replace(options, shard=shard), resume=True)
     assert_alike(one, out)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_or_not_heard_of_is_told_of(how: signal.Signals, tmp_path: Path) -> None:
+    """Stopped, it is as on a node that lost its power: its connections stay, and nothing comes."""
+    with meeting_in(2, timedelta(seconds=5), tmp_path) as processes:
+        while not all((tmp_path / f"met-{rank}").exists() for rank in range(2)):
+            assert all(process.is_alive() for process in processes)
+            time.sleep(0.05)
+        os.kill(processes[1].pid or 0, how)
+        processes[0].join(60)
+    assert "another process of this training has ended, or not answered for 5 s" in (tmp_path / "0").read_text()
 
 
 def test_shares_are_the_whole_batch_and_an_empty_one_does_not_count() -> None:

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
 CPU = torch.device("cpu")
-LONGEST = timedelta(days=1)  # that processes wait for the first to prepare data and run frozen encoders
+#: How long a process waits for what another has to send; the longest that one does meanwhile is to write a state.
+PATIENCE = timedelta(minutes=30)
+POLL_S = 0.5
+
+
+class PeerLost(RuntimeError):
+    """Another process of this training has ended, or isn't heard of any more."""
 
 
 @dataclass(frozen=True)
 class World:
-    """rank: which of `size` processes this is; device: what it computes on."""
+    """rank: which of `size` processes this is; device: what it computes on; store: what they tell each other by."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    store: Store | None = None
+    _turns: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -50,9 +62,15 @@ class World:
         return tensor
 
     def first_alone(self, make: Callable[[], T]) -> T:
-        """`make` in the first process, then in the others, which find what it left on disk."""
-        made = make() if self.first else None
-        self.wait()
+        """`make` in the first process, however long it takes, then in the others, which find what it left on disk."""
+        if self.store is None:
+            return make()
+        made, done = None, f"first_alone/{next(self._turns)}"
+        if self.first:
+            made = make()
+            self.store.set(done, "")
+        while not self.store.check([done]):
+            time.sleep(POLL_S)
         if made is None:
             made = make()
         self.wait()
@@ -64,8 +82,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world_of_environment() -> Iterator[World]:
-    """The world that torchrun describes in the environment; without it, this process alone."""
+def world_of_environment(patience: timedelta = PATIENCE) -> Iterator[World]:
+    """The world that torchrun describes in the environment; without it, this process alone. Raises PeerLost."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -74,11 +92,29 @@ def world_of_environment() -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST)
+    with _peers_lost(patience):
+        store, rank, size = next(rendezvous("env://", timeout=patience))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        group = PrefixStore("group", store)
+        distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=patience)
+        try:
+            yield World(rank, size, device, store)
+        finally:
+            distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _peers_lost(patience: timedelta) -> Iterator[None]:
+    """The one seam where what gloo, NCCL and the store raise becomes PeerLost; gloo has no kind of its own."""
     try:
-        yield World(distributed.get_rank(), size, device)
-    finally:
-        distributed.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise PeerLost(
+            f"another process of this training has ended, or not answered for {patience.total_seconds():g} s; its own "
+            f"log says why. Go on with --resume. ({str(error).splitlines()[0]})"
+        ) from error
 
 
 class Whole:

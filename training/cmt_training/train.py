@@ -194,6 +194,19 @@ def how_it_was_trained(out: Path) -> dict[str, Any]:
     return {"conditions": values["conditions"], "options": values["recipe"]["options"], "epoch": values["best_epoch"]}
 
 
+def is_finished(out: Path, options: TrainOptions) -> bool:
+    """Whether a training of these options has written its checkpoint. ValueError where another one has."""
+    if not out.exists():
+        return False
+    told, asked = how_it_was_trained(out).get("options", {}), json.loads(json.dumps(options.recipe()))
+    if differ := sorted(key for key in {*told, *asked} if told.get(key) != asked.get(key)):
+        raise ValueError(
+            f"{out} holds a checkpoint of other {', '.join(differ)}: got { {key: told.get(key) for key in differ} }, "
+            f"expected { {key: asked.get(key) for key in differ} }; name a new folder"
+        )
+    return True
+
+
 def calibrate(model: CrossModalTransformer, validation: Predictions) -> float:
     """Sets the fusion's temperature to what suits the validation items best."""
     temperature = best_temperature(validation.logits, validation.labels)

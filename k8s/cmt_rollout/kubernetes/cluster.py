@@ -74,6 +74,11 @@ class Cluster:
         answer: Object = json.loads(response.data)
         return answer
 
+    def text(self, path: str, query: Query = ()) -> str:
+        """An answer that isn't JSON, such as a log. Raises ClusterError."""
+        answer = self._patiently("GET", path, None, query, "", (CONNECT_S, ANSWER_S))
+        return bytes(answer.data).decode(errors="replace")
+
     def find(self, path: str) -> Object | None:
         """The object at a path; None where there is none."""
         try:

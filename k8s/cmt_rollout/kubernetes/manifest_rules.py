@@ -50,16 +50,16 @@ def services_reach_pods(manifests: Manifests) -> Iterator[str]:
     for service in manifests.of("Service"):
         name = f"Service {service['metadata']['name']}"
         selector = {"matchLabels": service["spec"]["selector"]}
-        chosen = [each for each in manifests.deployments if selects(selector, each.labels)]
+        chosen = [each for each in manifests.workloads if selects(selector, each.labels)]
         if not chosen:
             yield f"{name} selects no pods"
-        for deployment in chosen:
-            if deployment.labels.get(TRACK) == "canary":
-                yield f"{name} sends requests to {deployment.name} before it was judged"
+        for workload in chosen:
+            if workload.labels.get(TRACK) == "canary":
+                yield f"{name} sends requests to {workload.name} before it was judged"
             for port in service["spec"]["ports"]:
                 target = port.get("targetPort", port["port"])
-                if target not in deployment.ports and target not in deployment.ports.values():
-                    yield f"{name} sends port {port['port']} to {target}, which {deployment.name} hasn't"
+                if target not in workload.ports and target not in workload.ports.values():
+                    yield f"{name} sends port {port['port']} to {target}, which {workload.name} hasn't"
 
 
 def budgets_agree(manifests: Manifests) -> Iterator[str]:

@@ -1,0 +1,112 @@
+"""The training Job of `k8s/training`, run: two processes in namespaces of their own, one of them killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cmt_export.sources import WEIGHTS_FILE
+from cmt_release.checkpoints import pull_checkpoint
+from cmt_release.objects import open_objects
+from cmt_rollout.kubernetes.cluster import Cluster, connect
+from cmt_rollout.kubernetes.layout import ClusterOptions
+from cmt_rollout.kubernetes.training_job import TrainingRequest, train_on
+from emulated_api.jobs import Jobs
+from emulated_api.server import EmulatedApi
+from job_kubelet import NamespaceKubelet
+from pod_network import node
+from pods import Sandbox
+from published import preset_file, write_config
+from small_corpus import small_corpus, table_of
+from small_training import without_times
+from training_manifests import training_manifests
+
+TIMING = ClusterOptions(ready_timeout_s=120, tick_s=1)
+#: One and two processes do the same sums: nothing is drawn within networks, and none is wider than the tiny.
+ALIKE = ("--preset=/training/models/my-own.toml", "--epochs=3", "--batch-size=6", "--save-every=2", "--precision=fp32")
+
+
+@dataclass
+class Training:
+    """A namespace with a claim that holds a data set, and what is said of trainings there."""
+
+    api: EmulatedApi
+    cluster: Cluster
+    kubelet: NamespaceKubelet
+    claim: Path
+    said: list[str] = field(default_factory=list)
+
+    def train(self, name: str, processes: int, *options: str, on_line: Callable[[str], None] = lambda _: None) -> None:
+        def say(line: str) -> None:
+            self.said.append(line)
+            on_line(line)
+
+        request = TrainingRequest(name, "/training/corpus/table.csv", (*ALIKE, *options), processes)
+        train_on(self.cluster, training_manifests("/training/store"), request, TIMING, say)
+
+    def fetched(self, name: str, to: Path) -> dict[str, Tensor]:
+        """The trained weights of a checkpoint of the store."""
+        pull_checkpoint(open_objects(str(self.claim / "store")), name, to, lambda *_: None)
+        return {key: tensor.float() for key, tensor in load_file(to / WEIGHTS_FILE).items()}
+
+    def history(self, name: str) -> list[dict[str, float]]:
+        return without_times(self.claim / "runs" / f"{name}.run")
+
+    def of_index(self, index: int) -> list[str]:
+        return [name for name in self.kubelet.running if f"-{index}-" in name]
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Training]:
+    claim = tmp_path / "claim"
+    table_of(small_corpus(claim / "corpus", (12, 3, 3)), claim / "corpus" / "table.csv")
+    preset_file(claim / "models", {})
+    write_config(claim / "models" / "image", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    write_config(claim / "models" / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    preset = claim / "models" / "my-own.toml"
+    preset.write_text(preset.read_text().replace(str(claim), "/training") + "dropout = 0.0\n")
+    opened_to_all(tmp_path, claim)
+    with EmulatedApi() as api, node(tmp_path) as where:
+        api.store.put(("namespaces", "", "cmt"), {"kind": "Namespace", "metadata": {"name": "cmt"}})
+        kubelet = NamespaceKubelet(api, where, tmp_path, {"cmt-training": claim})
+        Jobs(api, kubelet).attach()
+        cluster = connect(None, "cmt", api.kubeconfig(tmp_path / "kubeconfig"), patience_s=5)
+        try:
+            yield Training(api, cluster, kubelet, claim)
+        finally:
+            kubelet.stop_all()
+
+
+def opened_to_all(folder: Path, claim: Path) -> None:
+    """As fsGroup makes a claim the pods' own."""
+    for path in [claim, *claim.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    for parent in (folder, *folder.parents):
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
+def test_two_processes_one_of_them_killed_make_what_one_makes(training: Training, tmp_path: Path) -> None:
+    training.train("one", 1)
+
+    def kill_second(line: str) -> None:
+        if "epoch 2 of 3" in line and len(training.of_index(1)) == 1:
+            training.kubelet.running[training.of_index(1)[0]].pod.kill()
+
+    training.train("two", 2, on_line=kill_second)
+    assert [len(training.of_index(index)) for index in (0, 1)] == [3, 2], training.said  # one of them the first's
+    assert any("exit code 137" in line for line in training.said)
+    assert any("PeerLost: another process of this training has ended" in line for line in training.said)
+    histories = [training.history(name) for name in ("one", "two")]
+    assert histories[0] == [pytest.approx(row, abs=2e-3) for row in histories[1]]
+    whole, killed = (training.fetched(name, tmp_path / name) for name in ("one", "two"))
+    assert whole.keys() == killed.keys()
+    far = {name: float((whole[name] - killed[name]).abs().max()) for name in whole}
+    assert max(far.values()) < 2e-3, sorted(far.items(), key=lambda item: -item[1])[:3]
