@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ RENDERED: dict[str, tuple[str, ...]] = {
 @functools.cache
 def rendered_text(name: str) -> str:
     """YAML as `kubectl apply -k` would send it."""
-    folders = [K8S / each for each in RENDERED[name]]
-    if len(folders) == 1:
+    return _text_of(RENDERED[name])
+
+
+def _text_of(names: Sequence[str], **more: Any) -> str:
+    """more: of the kustomization that puts them together."""
+    folders = [K8S / each for each in names]
+    if len(folders) == 1 and not more:
         return _kustomize(folders[0])
     with tempfile.TemporaryDirectory() as draft:
         relative = [os.path.relpath(each, Path(draft).resolve()) for each in folders]
@@ -43,10 +49,16 @@ def rendered_text(name: str) -> str:
                     "kind": "Kustomization",
                     "resources": relative[:1],
                     "components": relative[1:],
+                    **more,
                 }
             )
         )
         return _kustomize(Path(draft))
+
+
+def kustomized(*names: str, **more: Any) -> list[dict[str, Any]]:
+    """A kustomization and components together, as somebody's own overlay would have them."""
+    return list(yaml.safe_load_all(_text_of(names, **more)))
 
 
 def rendered(name: str) -> list[dict[str, Any]]:

@@ -1,84 +1,53 @@
-"""What makes an emulated cluster move: Deployment -> ReplicaSet -> Pod, a kubelet that can fail, disruption budgets."""
+"""What makes an emulated cluster move: Deployment -> ReplicaSet -> Pod, disruption budgets, autoscalers.
+
+As kube-controller-manager's (pkg/controller/deployment, replicaset, podautoscaler): rolling updates by maxSurge and
+maxUnavailable, of pods that were ready for minReadySeconds; none while `paused`; a pod that may not be created is a
+ReplicaFailure of its ReplicaSet, which its Deployment repeats; one that has failed is replaced and stays to be seen.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from emulated_api.store import Key, Object, Store, now_text, selects
+from emulated_api.admission import admit
+from emulated_api.kubelet import Kubelet, is_ready, key_of, tell
+from emulated_api.ownership import Manager, updated
+from emulated_api.requests import Refused
+from emulated_api.store import Key, Object, Store, selects
 
-#: What befalls the pods of a release.
-Fault = Literal["image", "crash", "init", "unschedulable", "never_ready"]
-BAD_IMAGE = "no-such-image"
 HASH = "pod-template-hash"
-
-FAULTY: dict[Fault, Object] = {
-    "image": {
-        "containerStatuses": [
-            {
-                "name": "triton",
-                "image": BAD_IMAGE,
-                "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}},
-            }
-        ]
-    },
-    "crash": {
-        "containerStatuses": [
-            {
-                "name": "triton",
-                "restartCount": 2,
-                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting"}},
-                "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
-            }
-        ]
-    },
-    "init": {
-        "initContainerStatuses": [
-            {
-                "name": "pull-release",
-                "restartCount": 1,
-                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "the store has no release"}},
-            }
-        ]
-    },
-    "unschedulable": {
-        "conditions": [
-            {
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "Unschedulable",
-                "message": "0/3 nodes are available: 3 Insufficient cpu.",
-            }
-        ]
-    },
-    "never_ready": {"conditions": [{"type": "Ready", "status": "False"}]},
-}
+AUTOSCALER: Manager = ("kube-controller-manager", "Update")
 
 
 @dataclass
 class Controllers:
-    """Steps through the store. faults: release -> what befalls its pods; ready_s, leave_s: how long pods take."""
+    """Steps through the store. demand: HorizontalPodAutoscaler -> how many pods its metrics ask for."""
 
     store: Store
-    faults: dict[str, Fault] = field(default_factory=dict)
-    ready_s: float = 0.05
-    leave_s: float = 0.05
+    kubelet: Kubelet
+    webhooks: dict[str, Callable[[Object], str]] = field(default_factory=dict)
+    demand: dict[str, int] = field(default_factory=dict)
     paused: bool = False
-    _born: dict[str, float] = field(default_factory=dict)
+    _ready_since: dict[str, float] = field(default_factory=dict)
     _moved: dict[str, tuple[object, float]] = field(default_factory=dict)
+    _templates: dict[str, Object] = field(default_factory=dict)
+    _failures: dict[str, str] = field(default_factory=dict)
     _count: int = 0
 
     def step(self) -> None:
         if self.paused:
             return
+        for scaler in self.store.items("horizontalpodautoscalers"):
+            self._autoscale(scaler)
         for deployment in self.store.items("deployments"):
             self._roll(deployment)
-        for pod in self.store.items("pods"):
-            self._advance(pod)
+        self.kubelet.step(time.monotonic())
         for deployment in self.store.items("deployments"):
             self._report(deployment)
 
@@ -89,9 +58,7 @@ class Controllers:
                 continue
             all_pods = [p for p in self._pods(pod["metadata"]["namespace"]) if selects(wanted, p)]
             expected = sum(
-                d["spec"].get("replicas", 1)
-                for d in self.store.items("deployments")
-                if selects(wanted, d["spec"]["template"])
+                d["spec"]["replicas"] for d in self.store.items("deployments") if selects(wanted, d["spec"]["template"])
             )
             least = budget["spec"].get("minAvailable", expected - budget["spec"].get("maxUnavailable", 0))
             if sum(map(is_ready, all_pods)) - is_ready(pod) < least:
@@ -99,106 +66,147 @@ class Controllers:
         return True
 
     def remove_pod(self, pod: Object) -> None:
-        if "deletionTimestamp" not in pod["metadata"]:
-            pod["metadata"]["deletionTimestamp"] = now_text()
-            self._born[pod["metadata"]["uid"]] = time.monotonic()
-            self.store.put(_key(pod, "pods"), pod)
+        self.kubelet.remove(pod, time.monotonic())
+
+    def scale(self, key: Key, replicas: int, manager: Manager) -> None:
+        """By the subresource `scale`: the count is then that manager's alone."""
+        before = self.store.get(key)
+        assert before is not None
+        after = {**before, "spec": {**before["spec"], "replicas": replicas}}
+        if after != before:
+            self.store.owners[key] = updated(before, after, self.store.owners.get(key, {}), manager)
+            self.store.put(key, after)
+
+    def _autoscale(self, scaler: Object) -> None:
+        """Within its bounds even where no metric is to be had, as the real one."""
+        spec, metadata = scaler["spec"], scaler["metadata"]
+        key = ("deployments", metadata["namespace"], spec["scaleTargetRef"]["name"])
+        target = self.store.get(key)
+        if target is not None and (now := target["spec"]["replicas"]) > 0:
+            wanted = self.demand.get(metadata["name"], now)
+            self.scale(key, max(spec["minReplicas"], min(spec["maxReplicas"], wanted)), AUTOSCALER)
 
     def _roll(self, deployment: Object) -> None:
-        spec, namespace = deployment["spec"], deployment["metadata"]["namespace"]
-        wanted, mark = spec.get("replicas", 1), _hash(spec["template"])
-        alive = self._alive(deployment)
+        spec, uid = deployment["spec"], deployment["metadata"]["uid"]
+        template = self._templates.get(uid, spec["template"]) if spec.get("paused") else spec["template"]
+        self._templates[uid] = template
+        wanted, mark, alive = spec["replicas"], _hash(template), self._alive(deployment)
         new = [p for p in alive if p["metadata"]["labels"][HASH] == mark]
         old = [p for p in alive if p["metadata"]["labels"][HASH] != mark]
-        self._replica_set(deployment, mark, len(new))
-        if len(new) < wanted and len(alive) < wanted + 1:  # maxSurge 1
-            self._make_pod(deployment, mark, namespace)
-        ready = sum(map(is_ready, alive))
+        surge, unavailable = _bounds(spec)
+        failure = ""
+        if len(new) < wanted and len(alive) < wanted + (surge if old else 0):
+            failure = self._make_pod(deployment, template, mark)
+        self._failures[uid] = failure
+        self._replica_set(deployment, template, mark, len(new), failure)
         for pod in sorted(new, key=is_ready)[: max(0, len(new) - wanted)]:
             self.remove_pod(pod)
-        for pod in sorted(old, key=is_ready):  # maxUnavailable 0
-            if not is_ready(pod) or ready - 1 >= wanted:
-                ready -= is_ready(pod)
+        if spec.get("paused"):
+            return
+        available = sum(map(self._is_available(spec), alive))
+        for pod in sorted(old, key=is_ready):
+            if not is_ready(pod) or available - 1 >= wanted - unavailable:
+                available -= self._is_available(spec)(pod)
                 self.remove_pod(pod)
 
-    def _advance(self, pod: Object) -> None:
-        age = time.monotonic() - self._born.setdefault(pod["metadata"]["uid"], time.monotonic())
-        if "deletionTimestamp" in pod["metadata"]:
-            if age >= self.leave_s:
-                self.store.remove(_key(pod, "pods"))
-            return
-        if age < self.ready_s or pod["status"] != {"phase": "Pending"}:
-            return
-        fault = self.faults.get(pod["metadata"]["labels"].get("cmt/release", ""))
-        if any(BAD_IMAGE in c["image"] for c in pod["spec"]["containers"]):
-            fault = "image"
-        if fault:
-            pod["status"] = {"phase": "Pending", **json.loads(json.dumps(FAULTY[fault]))}
-        else:
-            self._count += 1
-            ready = {"type": "Ready", "status": "True"}
-            pod["status"] = {"phase": "Running", "podIP": f"10.0.0.{self._count}", "conditions": [ready]}
-        self.store.put(_key(pod, "pods"), pod)
-
     def _report(self, deployment: Object) -> None:
-        spec, alive = deployment["spec"], self._alive(deployment)
+        spec, alive, uid = deployment["spec"], self._alive(deployment), deployment["metadata"]["uid"]
         new = [p for p in alive if p["metadata"]["labels"][HASH] == _hash(spec["template"])]
-        ready = sum(map(is_ready, alive))
-        complete = len(new) == len(alive) == ready == spec.get("replicas", 1)
-        state = (deployment["metadata"]["generation"], len(new), ready, len(alive))
-        last, since = self._moved.get(deployment["metadata"]["uid"], (None, 0.0))
+        available = sum(map(self._is_available(spec), alive))
+        complete = len(new) == len(alive) == available == spec["replicas"]
+        state = (deployment["metadata"]["generation"], len(new), available, len(alive))
+        last, since = self._moved.get(uid, (None, 0.0))
         if state != last or complete:
-            self._moved[deployment["metadata"]["uid"]] = (state, time.monotonic())
+            self._moved[uid] = (state, time.monotonic())
             since = time.monotonic()
-        late = time.monotonic() - since > spec.get("progressDeadlineSeconds", 600)
+        late = time.monotonic() - since > spec["progressDeadlineSeconds"]
         reason = "NewReplicaSetAvailable" if complete else "ProgressDeadlineExceeded" if late else "ReplicaSetUpdated"
+        progressing = {"type": "Progressing", "status": str(not late), "reason": reason, "message": reason}
+        if spec.get("paused"):
+            progressing = {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused"}
+        conditions = [progressing]
+        if failure := self._failures.get(uid):
+            conditions.append(
+                {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": failure}
+            )
         status = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": len(alive),
             "updatedReplicas": len(new),
-            "readyReplicas": ready,
-            "availableReplicas": ready,
-            "conditions": [{"type": "Progressing", "status": str(not late), "reason": reason, "message": reason}],
+            "readyReplicas": sum(map(is_ready, alive)),
+            "availableReplicas": available,
+            "conditions": conditions,
         }
         if deployment.get("status") != status:
             deployment["status"] = status
-            self.store.put(_key(deployment, "deployments"), deployment)
+            key = ("deployments", deployment["metadata"]["namespace"], deployment["metadata"]["name"])
+            self.store.put(key, deployment)
+
+    def _is_available(self, spec: Object) -> Callable[[Object], bool]:
+        """Whether a pod has been ready for minReadySeconds."""
+        now_s = time.monotonic()
+
+        def check(pod: Object) -> bool:
+            uid = pod["metadata"]["uid"]
+            if not is_ready(pod):
+                self._ready_since.pop(uid, None)
+                return False
+            return now_s - self._ready_since.setdefault(uid, now_s) >= spec.get("minReadySeconds", 0)
+
+        return check
 
     def _alive(self, deployment: Object) -> list[Object]:
         wanted = deployment["spec"]["selector"]["matchLabels"]
         pods = self._pods(deployment["metadata"]["namespace"])
-        return [p for p in pods if selects(wanted, p) and "deletionTimestamp" not in p["metadata"]]
+        return [p for p in pods if selects(wanted, p) and _is_active(p) and HASH in p["metadata"]["labels"]]
 
     def _pods(self, namespace: str) -> list[Object]:
         return [pod for pod in self.store.items("pods") if pod["metadata"]["namespace"] == namespace]
 
-    def _replica_set(self, deployment: Object, mark: str, count: int) -> None:
+    def _replica_set(self, deployment: Object, template: Object, mark: str, count: int, failure: str) -> None:
         name, namespace = f"{deployment['metadata']['name']}-{mark}", deployment["metadata"]["namespace"]
         there = self.store.get(("replicasets", namespace, name))
-        if there is None or there["spec"]["replicas"] != count:
-            item = there or {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {}, "spec": {}}
-            item["metadata"].update(name=name, namespace=namespace)
-            item["spec"].update(replicas=count, template=deployment["spec"]["template"])
-            self.store.put(("replicasets", namespace, name), item)
+        conditions = [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": failure}]
+        status = {"replicas": count, "conditions": conditions if failure else []}
+        if there is None or there["status"] != status:
+            item: Object = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "status": status}
+            item["metadata"] = {**(there or {}).get("metadata", {}), "name": name, "namespace": namespace}
+            item["spec"] = {"replicas": count, "template": template}
+            item = self.store.put(("replicasets", namespace, name), item)
+            if failure:
+                tell(self.store, item, "FailedCreate", f"Error creating: {failure}")
 
-    def _make_pod(self, deployment: Object, mark: str, namespace: str) -> None:
+    def _make_pod(self, deployment: Object, template: Object, mark: str) -> str:
+        """Why it may not be created; "" where it is."""
         self._count += 1
-        template = json.loads(json.dumps(deployment["spec"]["template"]))
-        name = f"{deployment['metadata']['name']}-{mark}-{self._count}"
-        template["metadata"].update(name=name, namespace=namespace)
-        template["metadata"].setdefault("labels", {})[HASH] = mark
-        pod: dict[str, Any] = {"apiVersion": "v1", "kind": "Pod", **template, "status": {"phase": "Pending"}}
-        self.store.put(("pods", namespace, name), pod)
+        made = json.loads(json.dumps(template))
+        namespace, name = deployment["metadata"]["namespace"], f"{deployment['metadata']['name']}-{mark}-{self._count}"
+        made["metadata"].update(name=name, namespace=namespace)
+        made["metadata"].setdefault("labels", {})[HASH] = mark
+        pod: dict[str, Any] = {"apiVersion": "v1", "kind": "Pod", **made, "status": {"phase": "Pending"}}
+        try:
+            admit(self.store, self.webhooks, pod, namespace)
+        except Refused as refused:
+            return str(refused)
+        self.store.put(key_of(pod), pod)
+        return ""
 
 
-def is_ready(pod: Object) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
-    return {"type": "Ready", "status": "True"} in conditions and "deletionTimestamp" not in pod["metadata"]
+def _is_active(pod: Object) -> bool:
+    return pod["status"].get("phase") not in ("Failed", "Succeeded") and "deletionTimestamp" not in pod["metadata"]
+
+
+def _bounds(spec: Object) -> tuple[int, int]:
+    """maxSurge, rounded up, and maxUnavailable, rounded down; never both 0."""
+    rolling, wanted = spec["strategy"].get("rollingUpdate", {}), spec["replicas"]
+
+    def number(value: str | int, rounded: Callable[[float], int]) -> int:
+        return rounded(wanted * int(value[:-1]) / 100) if isinstance(value, str) else value
+
+    surge = number(rolling.get("maxSurge", 0), math.ceil)
+    unavailable = number(rolling.get("maxUnavailable", 0), math.floor)
+    return surge, unavailable if surge or unavailable else 1
 
 
 def _hash(template: Object) -> str:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _key(item: Object, plural: str) -> Key:
-    return plural, item["metadata"]["namespace"], item["metadata"]["name"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
 from emulated_api.forwarding import accept_key, exactly, forward
-from emulated_api.requests import KINDS, Refused, Request, discovery, taken_apart
+from emulated_api.requests import Refused, Request, discovery, taken_apart
 from emulated_api.store import Object
 
 
@@ -44,11 +45,10 @@ class Handler(BaseHTTPRequestHandler):
         body = exactly(self.rfile, size)
         self.api.asked.append(f"{self.command} {self.path}")
         try:
-            path = urlsplit(self.path).path
-            if (version := path.removeprefix("/apis/").removeprefix("/api/")) in KINDS:
-                self._send(200, discovery(version))
+            if (known := discovery(urlsplit(self.path).path, self.api.kinds)) is not None:
+                self._send(200, known)
                 return
-            request = taken_apart(self.command, self.path, json.loads(body or "null"), self.headers)
+            request = taken_apart(self.command, self.path, json.loads(body or "null"), self.headers, self.api.kinds)
             if request.subresource == "portforward":
                 self._forward(request, user)
             elif request.query.get("watch") == "true":
@@ -56,13 +56,16 @@ class Handler(BaseHTTPRequestHandler):
             elif request.subresource == "log":
                 self._log(request, user)
             else:
-                self._send(200, self.api.answer(request, user))
+                answer, warnings = self.api.answer(request, user)
+                self._send(200, answer, warnings=warnings)
         except Refused as refused:
             self._send(refused.code, refused.status, refused.headers)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815
 
-    def _send(self, code: int, answer: Object, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, code: int, answer: Object, headers: dict[str, str] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         data = json.dumps(answer).encode()
         self.send_response(code)
         for name, value in {
@@ -71,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
             **(headers or {}),
         }.items():
             self.send_header(name, value)
+        for text in warnings:  # RFC 7234, as k8s.io/apimachinery's NewWarningHeader quotes it
+            quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+            self.send_header("Warning", f'299 - "{quoted}"')
         self.end_headers()
         if self.api.cut_short > 0:
             self.api.cut_short -= 1

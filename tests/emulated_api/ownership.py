@@ -1,7 +1,12 @@
 """Field ownership of the emulated API server.
 
+After kubernetes.io/docs/reference/using-api/server-side-apply and sigs.k8s.io/structured-merge-diff: what a manager
+applied before and leaves out now goes, unless another owns it too; applying a value that is there already shares it;
+an update, and a write by a subresource, takes what it changed from everybody. Managers are told apart by their
+operation as well: what `cmt-rollout` applied isn't what `cmt-rollout` updated.
+
 Simplified: every leaf has owners; a list whose items all have a name (or port, or type) is a mapping by it, any other
-list is one leaf; a manager that updates owns what it changed. The real one knows each type's schema.
+list is one leaf. The real one knows each type's schema.
 """
 
 from __future__ import annotations
@@ -12,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Path = tuple[Any, ...]
-Owners = dict[str, set[Path]]
+#: name, and operation: Apply or Update
+Manager = tuple[str, str]
+Owners = dict[Manager, set[Path]]
 
 KEYS = ("name", "containerPort", "port", "type")
 #: Not anybody's: identity, and what the server itself writes.
@@ -22,7 +29,7 @@ SERVERS = {"resourceVersion", "generation", "creationTimestamp", "managedFields"
 
 @dataclass
 class Conflict(Exception):
-    """(manager, path) of fields that others own and that would change."""
+    """(manager's name, path) of fields that others own and that would change."""
 
     fields: list[tuple[str, Path]]
 
@@ -43,38 +50,40 @@ def applied(
     live: dict[str, Any] | None, owners: Owners, manager: str, config: dict[str, Any], force: bool
 ) -> tuple[dict[str, Any], Owners]:
     """The object and its owners after a server-side apply. Raises Conflict."""
-    wanted = owned_leaves(config)
+    wanted, own = owned_leaves(config), (manager, "Apply")
     if live is None:
-        return copy.deepcopy(config), {manager: set(wanted)}
+        return copy.deepcopy(config), {own: set(wanted)}
     here, owners = owned_leaves(live), copy.deepcopy(owners)
-    others = {name: paths for name, paths in owners.items() if name != manager}
+    others = {other: paths for other, paths in owners.items() if other != own}
     lost = [
-        (name, path)
+        (other, path)
         for path, value in wanted.items()
         if path in here and here[path] != value
-        for name, paths in others.items()
+        for other, paths in others.items()
         if path in paths
     ]
     if lost and not force:
-        raise Conflict(lost)
-    for name, path in lost:
-        owners[name].discard(path)
+        raise Conflict([(name, path) for (name, _), path in lost])
+    for other, path in lost:
+        owners[other].discard(path)
     result = copy.deepcopy(live)
-    for path in owners.get(manager, set()) - wanted.keys():
+    for path in owners.get(own, set()) - wanted.keys():
         if not any(path in paths for paths in others.values()):
             _remove(result, path)
     for path, value in wanted.items():
-        _set(result, path, copy.deepcopy(value))
-    owners[manager] = set(wanted)
+        if value != {} or not any(other[: len(path)] == path for other in here):  # an empty mapping adds nothing
+            _set(result, path, copy.deepcopy(value))
+    owners[own] = set(wanted)
     return result, owners
 
 
-def updated(before: dict[str, Any], after: dict[str, Any], owners: Owners, manager: str) -> Owners:
+def updated(before: dict[str, Any], after: dict[str, Any], owners: Owners, manager: Manager) -> Owners:
     """Owners after an update: what it changed is the manager's alone."""
     old, new = owned_leaves(before), owned_leaves(after)
     changed = {path for path in new if path not in old or old[path] != new[path]}
-    kept = {name: {path for path in paths if path in new and path not in changed} for name, paths in owners.items()}
-    kept[manager] = kept.get(manager, set()) | changed
+    kept = {other: {path for path in paths if path in new and path not in changed} for other, paths in owners.items()}
+    if changed:
+        kept[manager] = kept.get(manager, set()) | changed
     return kept
 
 
@@ -89,6 +98,25 @@ def merged(before: Any, patch: Any) -> Any:
         else:
             result[key] = merged(result.get(key), value)
     return result
+
+
+def strategically_merged(before: Any, patch: Any) -> Any:
+    """A strategic merge patch, as kubectl's `set` and `rollout` send: lists of named things are merged by name."""
+    if isinstance(patch, dict):
+        result = dict(before) if isinstance(before, dict) else {}
+        for key, value in patch.items():
+            if key.startswith("$"):  # directives: here only the order of a list
+                continue
+            if value is None:
+                result.pop(key, None)
+            else:
+                result[key] = strategically_merged(result.get(key), value)
+        return result
+    if (key := _key_of(patch)) and isinstance(before, list):
+        both = {part[key]: part for part in before}
+        both.update({part[key]: strategically_merged(both.get(part[key]), part) for part in patch})
+        return list(both.values())
+    return patch
 
 
 def dotted(path: Path) -> str:

@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, tuple[str, bool]]] = {
         "persistentvolumes": ("PersistentVolume", False),
         "persistentvolumeclaims": ("PersistentVolumeClaim", True),
         "events": ("Event", True),
+        "resourcequotas": ("ResourceQuota", True),
     },
     "apps/v1": {"deployments": ("Deployment", True), "replicasets": ("ReplicaSet", True)},
     "batch/v1": {"jobs": ("Job", True)},
@@ -29,6 +30,16 @@ KINDS: dict[str, dict[str, tuple[str, bool]]] = {
     "autoscaling/v2": {"horizontalpodautoscalers": ("HorizontalPodAutoscaler", True)},
     "rbac.authorization.k8s.io/v1": {"roles": ("Role", True), "rolebindings": ("RoleBinding", True)},
 }
+#: What extensions bring: kinds of `EmulatedApi.install`.
+EXTENSIONS: dict[str, dict[str, tuple[str, bool]]] = {
+    "keda.sh/v1alpha1": {"scaledobjects": ("ScaledObject", True)},
+    "monitoring.coreos.com/v1": {
+        "podmonitors": ("PodMonitor", True),
+        "prometheusrules": ("PrometheusRule", True),
+    },
+    "gateway.networking.k8s.io/v1": {"grpcroutes": ("GRPCRoute", True), "httproutes": ("HTTPRoute", True)},
+}
+Kinds = dict[str, dict[str, tuple[str, bool]]]
 
 
 class Refused(Exception):
@@ -63,7 +74,7 @@ class Request:
         return self.query.get("dryRun") == "All"
 
 
-def taken_apart(method: str, url: str, body: Any, headers: Any) -> Request:
+def taken_apart(method: str, url: str, body: Any, headers: Any, kinds: Kinds) -> Request:
     parts = urlsplit(url)
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     root, *rest = parts.path.strip("/").split("/")
@@ -72,14 +83,27 @@ def taken_apart(method: str, url: str, body: Any, headers: Any) -> Request:
     if rest[:1] == ["namespaces"] and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
     plural, name, subresource = (*rest, "", "", "")[:3]
-    if plural not in KINDS.get(version, {}):
+    if plural not in kinds.get(version, {}):
         raise Refused(404, "NotFound", "the server could not find the requested resource")
     return Request(method, version, plural, namespace, name, subresource, query, body, headers)
 
 
-def discovery(version: str) -> Object:
+def discovery(path: str, kinds: Kinds) -> Object | None:
+    """What /api, /apis and the path of a group's version say; None for other paths."""
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        versions = [{"groupVersion": v, "version": v.rpartition("/")[2]} for v in kinds if "/" in v]
+        groups = [
+            {"name": v["groupVersion"].partition("/")[0], "versions": [v], "preferredVersion": v} for v in versions
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    version = path.removeprefix("/apis/").removeprefix("/api/")
+    if version not in kinds:
+        return None
+    verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
     resources = [
-        {"name": plural, "kind": kind, "namespaced": namespaced}
-        for plural, (kind, namespaced) in KINDS[version].items()
+        {"name": plural, "singularName": kind.lower(), "kind": kind, "namespaced": namespaced, "verbs": verbs}
+        for plural, (kind, namespaced) in kinds[version].items()
     ]
     return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
+from emulated_api.ownership import Owners
+
 Object = dict[str, Any]
 #: plural, namespace ("" without one), name
 Key = tuple[str, str, str]
@@ -22,6 +24,7 @@ class Store:
         self.version = 1
         self.oldest = 0  # watches from before are refused
         self.history: list[tuple[int, str, Key, Object]] = []
+        self.owners: dict[Key, Owners] = {}
         self._objects: dict[Key, Object] = {}
 
     def get(self, key: Key) -> Object | None:
@@ -52,6 +55,7 @@ class Store:
     def remove(self, key: Key) -> None:
         with self.changed:
             item = self._objects.pop(key, None)
+            self.owners.pop(key, None)
             if item is not None:
                 self.version += 1
                 item["metadata"]["resourceVersion"] = str(self.version)

@@ -32,6 +32,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
+def emulated_place(place: Place) -> Place:
+    """An empty namespace where failures can be played."""
+    if place.emulation is None:
+        pytest.skip("needs the emulated API server")
+    return place
+
+
+@pytest.fixture
 def deployed(place: Place) -> Place:
     """Release 1 serves."""
     place.deploy()

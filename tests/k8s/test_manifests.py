@@ -23,7 +23,7 @@ from cmt_rollout.kubernetes.rendered import quantity, selects
 from cmt_server.advisories import CURRENT_CONTAINER, CURRENT_VERSION
 from cmt_server.binary import triton_version
 from custom_resources import SPECS
-from rendering import K8S, RENDERED, one, rendered, rendered_text
+from rendering import K8S, RENDERED, kustomized, one, rendered, rendered_text
 
 ROOT = K8S.parent
 SERVER_IMAGES = [ROOT / "server" / "Dockerfile", K8S / "images" / "cpu.Dockerfile", K8S / "images" / "gpu.Dockerfile"]
@@ -120,6 +120,12 @@ def test_names_are_those_that_upgrades_look_for(name: str) -> None:
     assert one(objects, "Service", "cmt-triton-grpc")["spec"]["clusterIP"] == "None"
 
 
+def test_replicas_of_an_overlay_are_the_stable_pods_alone() -> None:
+    """Kustomize's `replicas` goes by any name that an object had on its way."""
+    objects = kustomized("overlays/cpu", replicas=[{"name": layout.STABLE, "count": 6}])
+    assert (stable(objects)["replicas"], canary(objects)["replicas"]) == (6, 0)
+
+
 def test_the_canary_differs_by_its_labels_alone() -> None:
     objects = rendered("gpu")
     assert canary(objects)["template"]["spec"] == stable(objects)["template"]["spec"]
@@ -201,6 +207,7 @@ BROKEN: list[tuple[str, Callable[[Objects], object], str]] = [
     ("autoscalers_agree", lambda o: _hpa(o)["scaleTargetRef"].update(name="triton"), "scales triton, which isn't"),
     ("autoscalers_agree", lambda o: stable(o).update(replicas=2), "sets replicas, and its autoscaler does"),
     ("autoscalers_agree", _two_autoscalers, "has 2 autoscalers"),
+    ("canaries_wait", lambda o: canary(o).update(replicas=6), "canary has 6 pods before anything is on trial"),
     ("grace_adds_up", lambda o: _pod(o).update(terminationGracePeriodSeconds=50), "killed after 50 s; it may take 55"),
     ("grace_adds_up", lambda o: triton(o)["args"].pop(), "doesn't say --drain-timeout-s"),
     ("grace_adds_up", lambda o: triton(o).pop("lifecycle"), "drains before proxies know"),
@@ -210,6 +217,11 @@ BROKEN: list[tuple[str, Callable[[Objects], object], str]] = [
         "readinessProbe of triton asks port web",
     ),
     ("probes_fit", lambda o: stable(o).update(progressDeadlineSeconds=600), "given up before its start's 600 s"),
+    (
+        "reasons_are_kept",
+        lambda o: triton(o).pop("terminationMessagePolicy"),
+        "Deployment cmt-triton: nobody learns why triton ended",
+    ),
     ("ports_are_served", lambda o: triton(o)["ports"][1].update(containerPort=9001), "names port 9001 grpc"),
     ("variables_are_defined", lambda o: triton(o)["env"].pop(0), r"uses \$\(CMT_RELEASE\), which isn't set"),
     (

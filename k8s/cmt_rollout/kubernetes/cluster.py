@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ class Cluster:
         self._client = DynamicClient(api, discoverer=lambda *_: None)
         self._patience_s = patience_s
         self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
+        self._warnings: list[str] = []
 
     def path(self, plural: str, name: str = "", group: str = "", subresource: str = "") -> str:
         """Of objects in this namespace; group: as in `apps/v1`, none for the core's."""
@@ -71,6 +73,7 @@ class Cluster:
         Raises ClusterError.
         """
         response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S), within_s)
+        self._warnings += map(_warning, response.headers.getlist("Warning"))
         answer: Object = json.loads(response.data)
         return answer
 
@@ -78,6 +81,11 @@ class Cluster:
         """An answer that isn't JSON, such as a log. Raises ClusterError."""
         answer = self._patiently("GET", path, None, query, "", (CONNECT_S, ANSWER_S))
         return bytes(answer.data).decode(errors="replace")
+
+    def take_warnings(self) -> list[str]:
+        """What the API server has warned of since this was last asked, each once."""
+        taken, self._warnings = list(dict.fromkeys(self._warnings)), []
+        return taken
 
     def find(self, path: str) -> Object | None:
         """The object at a path; None where there is none."""
@@ -87,6 +95,17 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
+
+    def look(self, plural: str, group: str = "", query: Query = ()) -> list[Object]:
+        """The objects of a kind that may be looked at here; none where that isn't allowed, or isn't known."""
+        try:
+            listed = self.request("GET", self.path(plural, group=group), query=query)
+        except ClusterError as error:
+            if error.status not in (403, 404):
+                raise
+            return []
+        kind = listed.get("kind", "List").removesuffix("List")
+        return [{"kind": kind, **item} for item in listed["items"]]  # a list's items don't say their kind
 
     def apply(
         self,
@@ -225,6 +244,12 @@ def connect(
 def in_cluster() -> bool:
     """Whether this process runs in a pod and nothing names another cluster."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+
+
+def _warning(header: str) -> str:
+    """The text of a Warning header (RFC 7234): 299 - "text"."""
+    quoted = re.fullmatch(r'\d{3} \S+ "(.*)"', header)
+    return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
 
 
 def _passes(mergeable: bool, error: BaseException) -> bool:

@@ -25,8 +25,10 @@ PREVIOUS = "cmt/previous-release"
 #: Annotation of both Deployments: the driver that may change them.
 DRIVER = "cmt/driver"
 
-#: Field managers: of what an upgrade changes, and of all that `cmt deploy` applies beside it.
+#: Field managers: of what an upgrade changes, of all that `cmt deploy` applies beside it, of a driver's signature, and
+#: of the replicas of a Deployment whose manifests leave them to an autoscaler.
 ROLLOUT_MANAGER, DEPLOY_MANAGER, SIGNATURE_MANAGER = "cmt-rollout", "cmt-deploy", "cmt-lease"
+REPLICAS_MANAGER = "cmt-replicas"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,14 @@ class ClusterOptions:
 
 def release_of(deployment: Object) -> int | None:
     """The release that a Deployment's pod template chooses; None if it names none."""
-    for container in deployment["spec"]["template"]["spec"]["containers"]:
-        if container["name"] == CONTAINER:
-            values = [e.get("value", "") for e in container.get("env", ()) if e["name"] == RELEASE_VARIABLE]
+    return chosen_release(deployment["spec"]["template"])
+
+
+def chosen_release(pod: Object, kind: str = "containers", container: str = CONTAINER) -> int | None:
+    """The release that a container of a pod, or of a template, is told; None if it is told none."""
+    for each in pod.get("spec", {}).get(kind) or ():
+        if each["name"] == container:
+            values = [e.get("value", "") for e in each.get("env", ()) if e["name"] == RELEASE_VARIABLE]
             return int(values[0]) if values and values[0].isdigit() else None
     return None
 
@@ -71,6 +78,19 @@ def previous_of(deployment: Object) -> int | None:
     """The release that the stable Deployment served before, if that is known."""
     value = deployment["metadata"].get("annotations", {}).get(PREVIOUS, "")
     return int(value) if value.isdigit() else None
+
+
+def replicas_fields(deployment: Object, replicas: int | None) -> Object:
+    """What REPLICAS_MANAGER applies to a Deployment; None gives the count up to whoever shares it."""
+    spec = {} if replicas is None else {"spec": {"replicas": replicas}}
+    metadata = {"name": deployment["metadata"]["name"]}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, **spec}
+
+
+def owns(deployment: Object, manager: str) -> bool:
+    """Whether a manager has applied fields of a Deployment that are still its own."""
+    managed = deployment["metadata"].get("managedFields", ())
+    return any(entry["manager"] == manager and entry.get("operation") == "Apply" for entry in managed)
 
 
 def release_fields(

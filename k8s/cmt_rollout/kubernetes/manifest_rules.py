@@ -99,6 +99,13 @@ def autoscalers_agree(manifests: Manifests) -> Iterator[str]:
             yield f"{deployment.name} sets replicas, and its autoscaler does"
 
 
+def canaries_wait(manifests: Manifests) -> Iterator[str]:
+    """A canary has no pods until an upgrade gives it some."""
+    for deployment in manifests.deployments:
+        if deployment.labels.get(TRACK) == "canary" and (replicas := deployment.spec.get("replicas", 1)):
+            yield f"{deployment.name} has {replicas} pods before anything is on trial"
+
+
 def grace_adds_up(manifests: Manifests) -> Iterator[str]:
     """The kernel kills no pod that is still within the time that `cmt serve` gives itself."""
     for deployment in manifests.deployments:
@@ -131,6 +138,17 @@ def probes_fit(manifests: Manifests) -> Iterator[str]:
             longest = startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3)
             if deployment.spec.get("progressDeadlineSeconds", 600) <= longest:
                 yield f"{deployment.name} is given up before its start's {longest} s are over"
+
+
+def reasons_are_kept(manifests: Manifests) -> Iterator[str]:
+    """A container that ends says why where an upgrade can read it."""
+    for deployment in manifests.deployments:
+        for container in deployment.containers:
+            if container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+                yield (
+                    f"{deployment.name}: nobody learns why {container['name']} ended; set terminationMessagePolicy to "
+                    "FallbackToLogsOnError"
+                )
 
 
 def ports_are_served(manifests: Manifests) -> Iterator[str]:
@@ -287,8 +305,10 @@ RULES: tuple[Rule, ...] = (
     services_reach_pods,
     budgets_agree,
     autoscalers_agree,
+    canaries_wait,
     grace_adds_up,
     probes_fit,
+    reasons_are_kept,
     ports_are_served,
     variables_are_defined,
     releases_agree,

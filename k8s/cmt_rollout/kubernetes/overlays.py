@@ -126,7 +126,7 @@ def without_release(deployment: Object) -> Object:
 
 def autoscaled(items: Sequence[Object], deployment: Object) -> bool:
     """Whether an autoscaler among the objects decides on a Deployment's replicas."""
-    targets = [item["spec"].get("scaleTargetRef", {}) for item in items if item["kind"] in AUTOSCALERS]
+    targets = [item["spec"].get("scaleTargetRef", {}) for item in items if item.get("kind") in AUTOSCALERS]
     return any(
         target.get("name") == deployment["metadata"]["name"] and target.get("kind", "Deployment") == "Deployment"
         for target in targets

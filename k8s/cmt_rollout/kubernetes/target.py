@@ -31,7 +31,7 @@ from cmt_rollout.kubernetes.layout import (
     release_of,
 )
 from cmt_rollout.kubernetes.lease import Lease
-from cmt_rollout.kubernetes.pods import Pod, Progress, pods_of, wait_for_rollout
+from cmt_rollout.kubernetes.pods import Pod, Progress, paused, pods_of, wait_for_rollout
 from cmt_rollout.kubernetes.port_forward import PodConnector, PodsTransport
 from cmt_rollout.live_traffic import Count, Counters, Traffic, counts_of
 from cmt_rollout.preflight import fits
@@ -215,13 +215,15 @@ class KubernetesTarget:
         ]
 
     def _refused(self, release: Release) -> list[str]:
-        """What the API server says to a dry run of all that is going to be applied."""
-        reasons = []
+        """What the API server says to a dry run of all that is going to be applied, and what it would do with it."""
+        reasons = [f"{name}: {why}" for name in (STABLE, CANARY) if (why := paused(self._deployment(name)))]
         try:
             self._apply(CANARY, release.number, replicas=1, dry_run=True)
             self._apply(STABLE, release.number, previous=self.live(), dry_run=True)
         except ClusterError as error:
             reasons.append(str(error))
+        for warning in self._cluster.take_warnings():
+            self._say(f"warned of: {warning}")
         template = self._deployment(CANARY)["spec"]["template"]["metadata"].get("labels", {})
         if template.get(TRAFFIC) == TRAFFIC_YES:
             reasons.append(f"{CANARY}'s template gives its pods {TRAFFIC}: they would take traffic unproven; remove it")
@@ -277,15 +279,13 @@ class KubernetesTarget:
 
     def _ready(self, name: str) -> list[Pod]:
         """Pods of a Deployment that can be asked, of the release that its template chooses."""
-        deployment = self._deployment(name)
-        release = str(release_of(deployment))
-        pods = pods_of(self._cluster, deployment["spec"]["selector"]["matchLabels"])
-        return [pod for pod in pods if pod.ready and pod.release in (release, "")]
+        release = str(release_of(self._deployment(name)))
+        return [pod for pod in self._pods(name) if pod.ready and pod.release in (release, "")]
+
+    def _pods(self, name: str) -> list[Pod]:
+        return pods_of(self._cluster, self._deployment(name)["spec"]["selector"]["matchLabels"])
 
     def _others(self, keep: tuple[int, ...]) -> list[Pod]:
         """Pods of either Deployment that are of no release to keep."""
-        found = []
-        for name in (STABLE, CANARY):
-            labels = self._deployment(name)["spec"]["selector"]["matchLabels"]
-            found += [pod for pod in pods_of(self._cluster, labels) if pod.release not in map(str, keep)]
-        return found
+        pods = [*self._pods(STABLE), *self._pods(CANARY)]
+        return [pod for pod in pods if pod.release not in map(str, keep) and not pod.over]

@@ -16,8 +16,8 @@ from cmt_release.release import Release
 from cmt_rollout.errors import ClusterError, StepFailed
 from cmt_rollout.kubernetes.layout import CANARY, STABLE
 from cmt_rollout.kubernetes.overlays import ORDER, autoscaled, in_order, merged, overridden, read_overlay, read_patch
-from emulated_api.controllers import BAD_IMAGE
-from k8s_place import KUBECONFIG, REPLICAS, Place, manifests
+from emulated_api.kubelet import BAD_IMAGE
+from k8s_place import KUBECONFIG, REPLICAS, Place, hastened, manifests
 
 ROOT = Path(__file__).parents[3]
 OVERLAYS = sorted(path.parent for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
@@ -155,7 +155,7 @@ def test_replicas_are_left_to_an_autoscaler(deployed: Place) -> None:
 def test_the_overlays_of_this_repository_deploy(place: Place, overlay: Path, releases: list[Release]) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl isn't here")
-    items = [item for item in read_overlay(overlay) if item["kind"] not in EXTENSIONS]
+    items = hastened([item for item in read_overlay(overlay) if item["kind"] not in EXTENSIONS])
     place.deploy(items, release=1)
     assert place.live() == 1
     if any(item["metadata"]["name"] == CANARY for item in items):

@@ -16,7 +16,7 @@ from cmt_rollout.kubernetes.layout import CANARY, STABLE, TRAFFIC
 from cmt_rollout.kubernetes.lease import Lease
 from cmt_rollout.options import STEPS
 from cmt_server.errors import RepositoryBusy
-from emulated_api.controllers import Fault
+from emulated_api.kubelet import Fault
 from k8s_place import QUICK, REPLICAS, TIMING, Place, wait_until
 
 
@@ -192,7 +192,7 @@ def test_what_a_killed_driver_left_on_trial_is_removed(deployed: Place, releases
 
 def test_a_rolling_update_that_a_killed_driver_left_is_finished(deployed: Place, releases: list[Release]) -> None:
     if deployed.emulation:
-        deployed.emulation.controllers.ready_s = 0.5
+        deployed.emulation.kubelet.ready_s = 0.5
     target = deployed.target()
     with target.lock():
         target._apply(STABLE, 2, previous=1)
@@ -247,7 +247,11 @@ def test_a_canary_that_would_take_traffic_unproven_is_refused(deployed: Place, r
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("init", r"init container pull-release: .*exit code 1, Error: the store has no release"),
+        ("init", r"init container pull-release: .*exit code 1, Error: .*StoreError: release 3 came; /store holds 1, 2"),
+        ("evicted", r"3 pods have failed, such as pod .*: it has failed \(Evicted: The node was low on"),
+        ("never_ready", r"ProgressDeadlineExceeded .*; pod .*: Unhealthy: Readiness probe failed: HTTP probe failed"),
+        ("mount", r"ProgressDeadlineExceeded .*; pod .*: FailedMount: MountVolume\.SetUp failed .* not found"),
+        ("gated", r"ProgressDeadlineExceeded .*; pod .*: it may not be scheduled yet"),
         ("unschedulable", r"ProgressDeadlineExceeded .*no node has room for it \(0/3 nodes are available"),
     ],
 )
@@ -255,7 +259,7 @@ def test_pods_that_dont_get_ready_lead_back_with_the_reason(
     emulated: Place, releases: list[Release], fault: Fault, said: str
 ) -> None:
     assert emulated.emulation
-    emulated.emulation.controllers.faults["2"] = fault
+    emulated.emulation.kubelet.faults["2"] = fault
     with pytest.raises(StepFailed, match=f"load on .*: {said}"):
         emulated.upgrade(releases[1])
     emulated.settled(1)
@@ -274,7 +278,7 @@ def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(emulated: Place,
     counter.start()
     try:
         with pytest.raises(StepFailed, match=r"flip on .*CrashLoopBackOff"):
-            emulated.upgrade(releases[1], at={"flip": lambda: api.controllers.faults.update({"2": "crash"})})
+            emulated.upgrade(releases[1], at={"flip": lambda: api.kubelet.faults.update({"2": "crash"})})
     finally:
         over.set()
         counter.join()
@@ -284,7 +288,7 @@ def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(emulated: Place,
 
 def test_a_stuck_rolling_update_that_a_killed_driver_left_is_undone(emulated: Place, releases: list[Release]) -> None:
     assert emulated.emulation
-    emulated.emulation.controllers.faults["2"] = "image"
+    emulated.emulation.kubelet.faults["2"] = "image"
     target = emulated.target()
     with target.lock():
         target._apply(STABLE, 2, previous=1)
