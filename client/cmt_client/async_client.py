@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
@@ -122,16 +122,40 @@ class AsyncEmotionClient(ClientBase):
     ) -> LongEmotion:
         """As EmotionClient.predict_long."""
         audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
-        answered: list[WindowEmotion] = []
-        windows = cut(audio, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
-        while group := await asyncio.to_thread(next_windows, windows, concurrency):
-            items = items_of(group, beside)
-            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-            answered += answered_windows(group, emotions)
+        windows = self._windows_of_sound(audio, beside, window_s, concurrency, timeout_s)
+        answered = [window async for window in windows]
         if answered:
             return long_emotion(answered)
         with uncut_explained():
             return LongEmotion(await self._predict({**beside, "audio": audio}, timeout_s))
+
+    async def stream_long(
+        self,
+        *,
+        audio: AudioInput,
+        image: ImageInput | None = None,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[WindowEmotion]:
+        """The windows of `predict_long` as they are answered, in order; none of a sound that needs no cutting.
+
+        timeout_s: of each window.
+        """
+        audio, beside = await asyncio.to_thread(lambda: (rereadable(audio), self._beside(image, text)))
+        async for window in self._windows_of_sound(audio, beside, window_s, concurrency, timeout_s):
+            yield window
+
+    async def _windows_of_sound(
+        self, audio: AudioInput, beside: Item, window_s: float | None, concurrency: int, timeout_s: float | None
+    ) -> AsyncIterator[WindowEmotion]:
+        windows = cut(audio, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
+        while group := await asyncio.to_thread(next_windows, windows, concurrency):
+            items = items_of(group, beside)
+            emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+            for window in answered_windows(group, emotions):
+                yield window
 
     async def predict_video(
         self,
@@ -143,14 +167,25 @@ class AsyncEmotionClient(ClientBase):
         timeout_s: float | None = None,
     ) -> LongEmotion:
         """As EmotionClient.predict_video."""
+        windows = self.stream_video(video, text=text, window_s=window_s, concurrency=concurrency, timeout_s=timeout_s)
+        return film_emotion([window async for window in windows])
+
+    async def stream_video(
+        self,
+        video: FileInput,
+        *,
+        text: TextInput | None = None,
+        window_s: float | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[WindowEmotion]:
+        """The windows of `predict_video` as they are answered, in order. timeout_s: of each picture's request."""
         film, beside = await asyncio.to_thread(lambda: (rereadable(video), self._beside(None, text)))
-        answered: list[WindowEmotion] = []
         shown = scenes(film, self.limits, window_s)  # not closed here: a cancelled thread may be at work in it still
         while (scene := await asyncio.to_thread(next, shown, None)) is not None:
             items = items_of_scene(scene, beside)
             emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
-            answered.append(WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions)))
-        return film_emotion(answered)
+            yield WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions))
 
     async def predict_tensors(
         self,

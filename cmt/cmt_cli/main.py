@@ -16,6 +16,7 @@ from cmt_cli.deploy import deploy
 from cmt_cli.doctor import doctor
 from cmt_cli.evaluate import compare, evaluate
 from cmt_cli.export import export
+from cmt_cli.gateway import gateway, key
 from cmt_cli.perf_input import perf_input
 from cmt_cli.plan import plan
 from cmt_cli.predict import predict
@@ -38,9 +39,9 @@ app = typer.Typer(
 )
 #: The verbs of `cmt --help`, by what one wants to do.
 PANELS = {
-    "Serve": (demo, serve, predict, status),
+    "Serve": (demo, serve, gateway, predict, status),
     "Model": (export, compose, corpus, train, evaluate, compare),
-    "Operate": (upgrade, rollback, deploy, doctor),
+    "Operate": (upgrade, rollback, deploy, doctor, key),
     "Measure": (bench, tune, plan, perf_input),
 }
 for panel, verbs in PANELS.items():

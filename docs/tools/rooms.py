@@ -20,6 +20,7 @@ START, END = "<!-- rooms -->\n", "<!-- end of rooms -->\n"
 #: Packages from the top floor down -> the packages of this repository that each may import.
 MAY_IMPORT = {
     "cmt_cli": {
+        "cmt_gateway",
         "cmt_rollout",
         "cmt_perf",
         "cmt_training",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
         "cmt_session",
         "cmt_pipeline",
     },
+    "cmt_gateway": {"cmt_client", "cmt_session", "cmt_pipeline"},  # whatever serves is behind the network
     "cmt_rollout": {"cmt_client", "cmt_server", "cmt_export", "cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_perf": {
         "cmt_training",
@@ -53,6 +55,7 @@ MAY_IMPORT = {
 }
 FOLDERS = {
     "cmt_cli": "cmt",
+    "cmt_gateway": "gateway",
     "cmt_rollout": "k8s",
     "cmt_perf": "perf",
     "cmt_training": "training",
@@ -68,6 +71,7 @@ FOLDERS = {
 #: Where each room stands in the drawing, from left to right, so that no arrow runs behind a room.
 COLUMNS = {
     "cmt_cli": 1.5,
+    "cmt_gateway": 0.0,
     "cmt_rollout": 1.0,
     "cmt_perf": 2.2,
     "cmt_training": 3.0,

@@ -1,0 +1,73 @@
+"""What operators and pages ask: is it alive, is it ready, what does it count, what may be sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+
+from cmt_client.errors import EmotionError
+from cmt_client.operations import ModelReady
+from cmt_client.transport import AsyncTransport
+from cmt_gateway.door import Door
+from cmt_gateway.metrics import CONTENT_TYPE, Metrics
+from cmt_gateway.options import GatewayOptions
+from cmt_pipeline.pipelines import pipeline_name
+
+ASK_S = 1.0
+TEXT_PIPELINE = pipeline_name(["text"])  # the least that a release answers
+
+
+class Service(BaseModel):
+    """What this deployment is for."""
+
+    context: str
+    modalities: list[str] = Field(description="Those that may be sent.")
+    reason: str
+    notice: str = Field(description="What a person has to be told before a face or a voice is read; empty for nothing.")
+    max_body_bytes: int
+    timeout_ms: int
+
+
+def service_routes(options: GatewayOptions, door: Door, metrics: Metrics, transport: AsyncTransport) -> APIRouter:
+    router = APIRouter(tags=["service"])
+
+    @router.get("/v1/service")
+    async def service() -> Service:
+        """What may be sent, and what people have to be told first."""
+        ruling = options.ruling
+        return Service(
+            context=ruling.rule.context,
+            modalities=list(ruling.modalities),
+            reason=ruling.reason,
+            notice=ruling.notice(),
+            max_body_bytes=options.max_body_bytes,
+            timeout_ms=round(1000 * options.timeout_s),
+        )
+
+    @router.get("/livez")
+    async def livez() -> dict[str, str]:
+        """200 while the process answers."""
+        return {"status": "alive"}
+
+    @router.get("/readyz", responses={503: {"description": "Draining, or Triton isn't ready."}})
+    async def readyz() -> Response:
+        """200 when a request would be let in and Triton has a release."""
+        why = "draining" if door.draining else await _unready(transport)
+        return JSONResponse({"status": why or "ready"}, 503 if why else 200)
+
+    @router.get("/metrics", include_in_schema=False)
+    async def counted() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+async def _unready(transport: AsyncTransport) -> str | None:
+    try:
+        ready = await asyncio.wait_for(transport.call(ModelReady(TEXT_PIPELINE), ASK_S), ASK_S)
+        return None if ready else "no release is ready"
+    except (EmotionError, asyncio.TimeoutError):
+        return "triton can't be reached"
