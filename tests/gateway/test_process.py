@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,10 +90,12 @@ def test_heads_and_bodies_that_drip_are_cut_off() -> None:
 )
 def test_what_isnt_http_is_refused_and_forgotten(alone: tuple[str, subprocess.Popen[str]], sent: bytes) -> None:
     url, _ = alone
-    with connected(url) as strange:
+    answer = b""
+    with connected(url) as strange, suppress(ConnectionError):  # closed while more was coming
         strange.sendall(sent)
         strange.shutdown(socket.SHUT_WR)
-        answer = b"".join(iter(lambda: strange.recv(4096), b""))
+        while part := strange.recv(4096):
+            answer += part
     assert answer == b"" or answer.split()[1].startswith(b"4")
     assert httpx.get(f"{url}/livez").status_code == 200
 
