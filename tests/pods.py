@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -154,8 +155,8 @@ class Sandbox:
         lines += [f"mount -o remount,ro {root}"]
         user = f"setpriv --reuid {self.user} --regid {self.user} --clear-groups --no-new-privs --bounding-set=-all"
         variables = {**self._variables(), **environment_of(container)}
-        named = " ".join(f"'{name}={value}'" for name, value in variables.items())
-        words = " ".join(f"'{word}'" for word in command_of(container))
+        named = shlex.join(f"{name}={value}" for name, value in variables.items())
+        words = shlex.join(command_of(container))
         lines += [f"cd {root}", f"chroot . {user} env -i {named} {words} &", "child=$!"]
         lines += ["trap 'kill -TERM $child' TERM", "set +e", "wait $child", "code=$?"]
         lines += ["while kill -0 $child 2>/dev/null; do wait $child; code=$?; done", "exit $code"]

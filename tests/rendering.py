@@ -24,6 +24,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "dev": ("overlays/dev",),
     "gpu/engine-build": ("overlays/gpu/engine-build",),
     "gpu-mig/engine-build": ("overlays/gpu-mig/engine-build",),
+    "training": ("training",),
+    "gpu/training": ("overlays/gpu/training",),
     "cpu, HPA": ("overlays/cpu", "components/autoscaling-hpa", "components/monitoring", "components/gateway"),
     "gpu, KEDA": ("overlays/gpu", "components/autoscaling-keda", "components/monitoring", "components/gateway"),
 }

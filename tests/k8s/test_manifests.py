@@ -29,6 +29,7 @@ ROOT = K8S.parent
 SERVER_IMAGES = [ROOT / "server" / "Dockerfile", K8S / "images" / "cpu.Dockerfile", K8S / "images" / "gpu.Dockerfile"]
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.35", "1.36", "1.37")
+PRODUCT, SLICE = "nvidia.com/gpu.product", "nvidia.com/mig-1g.10gb"
 #: Of its own, since its dependencies are pinned to others than ours: `make checkov` makes it.
 CHECKOV = ROOT / ".cmt" / "checkov" / "bin" / "checkov"
 
@@ -57,7 +58,7 @@ def test_everything_renders_and_nothing_is_at_fault(name: str) -> None:
 
 
 def test_every_overlay_and_every_component_is_rendered() -> None:
-    ours = [K8S / each for each in ("base", "overlays", "components")]
+    ours = [K8S / each for each in ("base", "overlays", "components", "training")]
     folders = {path.parent for folder in ours for path in folder.rglob("kustomization.yaml")}
     seen: set[Path] = set()
     left = [K8S / each for folders_of in RENDERED.values() for each in folders_of]
@@ -139,6 +140,7 @@ def test_engines_are_built_on_what_they_run_on(name: str, resource: str | None) 
     if resource:
         job = one(rendered(f"{name}/engine-build"), "Job", "cmt-engine-build")
         pods.append(job["spec"]["template"]["spec"])
+        assert not faults([*rendered(name), *rendered(f"{name}/engine-build")])
     gpus = [{k: v for k, v in pod["containers"][0]["resources"]["limits"].items() if "nvidia" in k} for pod in pods]
     assert gpus == [{resource: 1} if resource else {}] * len(pods)
     assert all(pod.get("nodeSelector") == pods[0].get("nodeSelector") for pod in pods)
@@ -274,6 +276,59 @@ BROKEN: list[tuple[str, Callable[[Objects], object], str]] = [
 ]
 
 
+def _gpu(objects: Objects) -> Any:
+    return triton(objects)["resources"]["limits"]
+
+
+def _node(objects: Objects) -> Any:
+    return _pod(objects)["nodeSelector"]
+
+
+#: Of the overlay of MIG slices.
+BROKEN_GPU: list[tuple[str, Callable[[Objects], object], str]] = [
+    ("gpus_are_asked_for", lambda o: _gpu(o).update({SLICE: "500m"}), "asks for 500m of nvidia.com/mig-1g.10gb"),
+    ("gpus_are_asked_for", lambda o: _gpu(o).update({"nvidia.com/gpu": 1}), "gpu and nvidia.com/mig-1g.10gb; expected"),
+    (
+        "gpus_are_asked_for",
+        lambda o: triton(o)["resources"]["requests"].update({SLICE: _gpu(o).pop(SLICE)}),
+        "without a limit, which Kubernetes refuses",
+    ),
+    ("gpus_are_asked_for", lambda o: _pod(o).pop("nodeSelector"), "may run on any kind of GPU"),
+    ("gpus_are_asked_for", lambda o: _pod(o).pop("tolerations"), "doesn't tolerate the taint nvidia.com/gpu"),
+    ("slices_exist", lambda o: _node(o).update({PRODUCT: "NVIDIA-L40S"}), "which can't be cut"),
+    (
+        "slices_exist",
+        lambda o: _node(o).update({PRODUCT: "NVIDIA-H200"}),
+        "a slice 1g.10gb of NVIDIA-H200, which has 1g",
+    ),
+    (
+        "slices_exist",
+        lambda o: _node(o).update({PRODUCT: "NVIDIA-H200-MIG-1g.18gb"}),
+        "asks for nvidia.com/mig-1g.10gb of NVIDIA-H200-MIG-1g.18gb, where slices are nvidia.com/gpu",
+    ),
+    (
+        "plans_are_built_where_they_run",
+        lambda o: _node(o).update({PRODUCT: "NVIDIA-A100-SXM4-80GB"}),
+        "these differ: Deployment cmt-triton: NVIDIA-A100-SXM4-80GB, nvidia.com/mig-1g.10gb; Deployment cmt-triton-c",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "says"), BROKEN_GPU, ids=[f"{each[0]}: {each[2]}" for each in BROKEN_GPU])
+def test_a_rule_of_gpus_finds_what_it_is_for(rule: str, change: Callable[[Objects], object], says: str) -> None:
+    objects = rendered("gpu-mig")
+    change(objects)
+    found = faults(objects)
+    assert any(re.search(says, fault) for fault in found), found
+
+
+def test_slices_of_nodes_that_are_cut_alike_are_asked_for_as_gpus() -> None:
+    objects = rendered("gpu")
+    for spec in (stable(objects), canary(objects)):
+        spec["template"]["spec"]["nodeSelector"] = {PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}
+    assert not faults(objects)
+
+
 @pytest.mark.parametrize(("rule", "change", "says"), BROKEN, ids=[f"{each[0]}: {each[2]}" for each in BROKEN])
 def test_a_rule_finds_what_it_is_for(rule: str, change: Callable[[Objects], object], says: str) -> None:
     objects = rendered("cpu, HPA")
@@ -283,7 +338,7 @@ def test_a_rule_finds_what_it_is_for(rule: str, change: Callable[[Objects], obje
 
 
 def test_every_rule_has_been_seen_to_fail() -> None:
-    assert {rule.__name__ for rule in RULES} == {each[0] for each in BROKEN}
+    assert {rule.__name__ for rule in RULES} == {each[0] for each in (*BROKEN, *BROKEN_GPU)}
 
 
 def test_a_claim_that_isnt_there_is_found() -> None:

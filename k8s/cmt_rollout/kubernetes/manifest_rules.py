@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from cmt_pipeline.constants import RELEASE_VARIABLE
+from cmt_rollout.kubernetes.gpu_rules import gpus_are_asked_for, plans_are_built_where_they_run, slices_exist
 from cmt_rollout.kubernetes.layout import RELEASE, TRACK
 from cmt_rollout.kubernetes.rendered import (
     Manifests,
@@ -319,4 +320,7 @@ RULES: tuple[Rule, ...] = (
     pods_are_locked,
     policies_name_ports,
     monitors_reach_pods,
+    gpus_are_asked_for,
+    slices_exist,
+    plans_are_built_where_they_run,
 )
