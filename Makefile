@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -132,6 +132,9 @@ bench-capacity: $(VENV)/.installed  ## the capacity model beside the open loop: 
 bench-overload: $(VENV)/.installed  ## what a server does at up to 4 times its load: writes perf/results/overload.*; quiet machine, 7 minutes
 	$(BIN)/cmt export --precision bf16 --state .cmt/overload
 	$(BIN)/python -m cmt_perf.overload .cmt/overload
+
+bench-sessions: $(VENV)/.installed  ## affect over time against known truth: writes perf/results/sessions.*; 5 minutes
+	$(BIN)/python -m cmt_perf.session_trial
 
 bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
 	$(BIN)/cmt export --precision bf16 --state .cmt/hostile

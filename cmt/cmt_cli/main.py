@@ -19,6 +19,7 @@ from cmt_cli.export import export
 from cmt_cli.gateway import gateway, key
 from cmt_cli.perf_input import perf_input
 from cmt_cli.plan import plan
+from cmt_cli.policy import policy
 from cmt_cli.predict import predict
 from cmt_cli.release import release
 from cmt_cli.serve import serve
@@ -49,6 +50,7 @@ for panel, verbs in PANELS.items():
         app.command(rich_help_panel=panel)(verb)
 app.add_typer(release, rich_help_panel="Model")
 app.add_typer(checkpoint, rich_help_panel="Model")
+app.add_typer(policy, rich_help_panel="Serve")
 
 
 def _version(asked: bool) -> None:

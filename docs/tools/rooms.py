@@ -75,7 +75,7 @@ COLUMNS = {
     "cmt_rollout": 1.0,
     "cmt_perf": 2.2,
     "cmt_training": 3.0,
-    "cmt_client": 0.75,
+    "cmt_client": 0.65,
     "cmt_server": 0.9,
     "cmt_export": 2.4,
     "cmt_release": 1.6,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,9 @@ def test_people_are_told_of_face_and_voice_alone() -> None:
     assert ruling("general").notice() == "This service infers emotions from your face and voice."
     assert ruling("general").notice(["audio", "text"]) == "This service infers emotions from your voice."
     assert ruling("general").notice(["text"]) == ruling("education").notice() == ""
+
+
+def test_the_page_has_the_same_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text()
+    for rule in RULES.values():
+        assert f"| `{rule.context}` | {rule.who} | {', '.join(rule.modalities)} | {rule.reason} |" in page
