@@ -71,11 +71,11 @@ FOLDERS = {
 #: Where each room stands in the drawing, from left to right, so that no arrow runs behind a room.
 COLUMNS = {
     "cmt_cli": 1.5,
-    "cmt_gateway": 0.0,
-    "cmt_rollout": 1.0,
+    "cmt_gateway": 0.3,
+    "cmt_rollout": 1.1,
     "cmt_perf": 2.2,
     "cmt_training": 3.0,
-    "cmt_client": 0.65,
+    "cmt_client": 0.62,
     "cmt_server": 0.9,
     "cmt_export": 2.4,
     "cmt_release": 1.6,

@@ -55,18 +55,18 @@ class TrackerOptions:
     lie behind the latest of other streams.
     """
 
-    min_probability: float = 0.35
+    min_probability: float = 0.5
     max_entropy: float = 0.9
     min_quality: float = 0.4
     modalities: tuple[Modality, ...] = MODALITIES
     untrained: bool = False
     temperature: float = 1.0
-    frames: StreamOptions = StreamOptions(tau_s=2.0, hold_s=6.0, weight=1.0)
-    turns: StreamOptions = StreamOptions(tau_s=3.0, hold_s=20.0, weight=1.0)
+    frames: StreamOptions = StreamOptions(tau_s=1.5, hold_s=6.0, weight=1.0)
+    turns: StreamOptions = StreamOptions(tau_s=1.0, hold_s=20.0, weight=0.5)
     streams: Mapping[str, StreamOptions] = field(default_factory=dict)
-    enter: float = 0.5
-    exit: float = 0.35
-    dwell_s: float = 1.0
+    enter: float = 0.3
+    exit: float = 0.25
+    dwell_s: float = 0.3
     dwell_of: Mapping[str, float] = field(default_factory=dict)
     trend_s: float = 20.0
     change_slack: float = 0.15

@@ -72,7 +72,7 @@ def test_each_set_of_modalities_has_its_own_time_constant() -> None:
     *_, (state, _) = track(TrackerState(), events, options)
     joy = MELD.index("joy")
     assert state.streams["audio_text"].shares[joy] == pytest.approx(0.8)
-    assert state.streams["image"].shares[joy] < 0.4
+    assert state.streams["image"].shares[joy] < 0.5
 
 
 def test_one_odd_picture_changes_nothing() -> None:
@@ -81,13 +81,13 @@ def test_one_odd_picture_changes_nothing() -> None:
 
 
 def test_a_label_is_entered_after_its_dwell_and_left_for_another() -> None:
-    seen = readings([*frames("neutral", 0, 5), *frames("joy", 5, 10)])
+    seen = readings([*frames("neutral", 0, 5), *frames("joy", 5, 10)], TrackerOptions(dwell_s=1))
     labels = [reading.label for reading in seen]
     assert labels[0] is None
     assert labels[-1] == "joy"
     assert [a for a, b in zip(labels, [*labels[1:], ""], strict=True) if a != b] == [None, "neutral", "joy"]
     entered = next(reading for reading in seen if reading.label == "neutral")
-    assert entered.since_s == entered.clock_s == pytest.approx(TrackerOptions().dwell_s)
+    assert entered.since_s == entered.clock_s == 1
 
 
 def test_a_brief_state_has_a_dwell_of_its_own() -> None:
@@ -105,16 +105,11 @@ def test_one_utterance_counts_for_as_long_as_it_lasted() -> None:
 
 
 def test_between_enter_and_exit_the_label_stays() -> None:
-    options = TrackerOptions(enter=0.6, exit=0.3)
+    options = TrackerOptions(min_probability=0.1, max_entropy=1, enter=0.6, exit=0.3)
     seen = readings([*frames("joy", 0, 5), *frames("joy", 5, 20, p=0.4)], options)
     assert seen[-1].label == "joy"
     assert readings(frames("joy", 0, 15, p=0.4), options)[-1].standing == "unsettled"
-    assert (
-        readings(
-            [*frames("joy", 0, 5), *frames("joy", 5, 20, p=0.2)], replace(options, min_probability=0.1, max_entropy=1)
-        )[-1].label
-        is None
-    )
+    assert readings([*frames("joy", 0, 5), *frames("joy", 5, 20, p=0.2)], options)[-1].label is None
 
 
 def test_without_evidence_nothing_is_known_and_that_is_not_neutral() -> None:
