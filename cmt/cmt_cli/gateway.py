@@ -64,9 +64,9 @@ def gateway(
     drain_timeout_s: Annotated[float, typer.Option(help="Seconds that stopping waits for requests in flight.")] = 30.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Serves applications over plain HTTP until Ctrl-C or SIGTERM: media in, one flat answer out. /docs tells more.
+    """Serves applications over HTTP and WebSockets until Ctrl-C: media in, one flat answer out.
 
-    Nothing that people send is kept or logged.
+    Its page /docs describes the interface. Nothing that people send is kept or logged.
 
     Example: [bold]cmt gateway --context customer_service --keys keys[/]
     """
@@ -105,7 +105,9 @@ def key(
     name: Annotated[str, typer.Argument(help="Whose it is, for logs and limits.")],
     keys: Annotated[Path, typer.Option(envvar="CMT_KEYS", help="File that it is added to, hashed.")],
 ) -> None:
-    """Makes an API key of the gateway and prints it, this once. To take it away, remove its line from the file.
+    """Makes an API key of the gateway and prints it, this once.
+
+    To take it away, remove its line from the file.
 
     Example: [bold]cmt key shop --keys keys[/]
     """

@@ -18,12 +18,14 @@ from cmt_client.errors import EmotionError
 from cmt_client.transport import AsyncTransport, connect_async
 from cmt_gateway.door import TIMEOUT_HEADER, Door
 from cmt_gateway.emotion import emotion_routes
+from cmt_gateway.live.socket import live_routes
 from cmt_gateway.metrics import Metrics
 from cmt_gateway.options import GatewayOptions
 from cmt_gateway.problems import Refused, refused
 from cmt_gateway.service import service_routes
 from cmt_pipeline import __version__
 from cmt_pipeline.errors import InvalidInput
+from cmt_session.policy_file import shipped_policies, shipped_policy
 
 BROWSERS_MAY_SEND = (
     "authorization",
@@ -47,6 +49,8 @@ class Gateway:
         self.api = _api(client)
         self.door = Door(self.api, options, metrics)
         self.api.include_router(emotion_routes(client, options.ruling))
+        policies = {name: shipped_policy(name) for name in shipped_policies()}
+        self.api.include_router(live_routes(client, options, self.door, policies))
         self.api.include_router(service_routes(options, self.door, metrics, transport))
         self.asgi: ASGIApp = self.door
         if options.origins:

@@ -43,7 +43,7 @@ class Door:
         self._audit = Audit(options.audit) if options.audit else None
         self._rate = parse(options.rate)
         self._limiter = MovingWindowRateLimiter(storage_from_string(options.rate_storage))
-        self._in_flight = 0
+        self._in_flight = self._sessions = 0
         self._held_bytes = 0
         self.draining = False
 
@@ -72,6 +72,22 @@ class Door:
                 await self._refuse(refused(error), scope, receive, answer)
         finally:
             self._tell(scope, state, answer.status or 499, time.monotonic() - came)
+
+    async def let_socket_in(self, headers: Headers, key: str, address: str) -> str:
+        """The caller of a WebSocket, who is counted until `let_socket_out`. Raises Refused."""
+        if self.draining:
+            raise Refused(503, "draining", "this replica is being stopped; another answers", retry_after_s=1.0)
+        caller = self._caller(headers, key)
+        await self._check_rate(caller or address)
+        if self._sessions >= self._options.most_sessions:
+            raise Refused(503, "sessions", "too many sessions are open; ask again", retry_after_s=1.0)
+        self._sessions += 1
+        self._metrics.sessions.set(self._sessions)
+        return caller
+
+    def let_socket_out(self) -> None:
+        self._sessions -= 1
+        self._metrics.sessions.set(self._sessions)
 
     async def _let_in(self, scope: Scope, headers: Headers, came: float, receive: Receive, send: Send) -> None:
         state = scope["state"]
@@ -104,11 +120,12 @@ class Door:
             self._metrics.in_flight.set(self._in_flight)
             self._metrics.held_bytes.set(self._held_bytes)
 
-    def _caller(self, headers: Headers) -> str:
+    def _caller(self, headers: Headers, key: str = "") -> str:
+        """key: given otherwise than by a header."""
         if self._keys is None:
             return ""
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        key = key or (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         name = self._keys.name_of(key) if key else None
         if name is None:
             raise Refused(401, "key", "got no key that is known; expected `Authorization: Bearer cmt_…` or `X-API-Key`")

@@ -25,6 +25,7 @@ class Metrics:
         )
         self.refusals = Counter("cmt_gateway_refusals", "Requests refused, by code.", ("code",), registry=registry)
         self.in_flight = Gauge("cmt_gateway_in_flight", "Requests being answered.", registry=registry)
+        self.sessions = Gauge("cmt_gateway_sessions", "Live sessions that are open.", registry=registry)
         self.held_bytes = Gauge("cmt_gateway_held_bytes", "Bodies of requests in memory.", registry=registry)
 
     def text(self) -> bytes:

@@ -34,6 +34,8 @@ class GatewayOptions:
     certificate: Path | None = None
     certificate_key: Path | None = None
     most_in_flight: int = 64
+    most_sessions: int = 100
+    socket_idle_s: float = 60.0  # that a live session may be without a message
     max_body_bytes: int = 32 * MIB
     max_held_bytes: int = 256 * MIB  # of the bodies of all requests together
     header_timeout_s: float = 10.0

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cmt_gateway.app import Gateway
 from cmt_gateway.options import GatewayOptions
+from cmt_pipeline.constants import MIB
 
 LOG = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ def run(options: GatewayOptions, gateway: Gateway, on: socket.socket) -> None:
         log_config=None,
         server_header=False,
         proxy_headers=False,  # a caller's address is counted by: nobody may choose it
+        ws="websockets-sansio",
+        ws_max_size=4 * MIB,
+        ws_per_message_deflate=False,  # it costs memory a connection, and media don't shrink
         timeout_keep_alive=5,
         timeout_graceful_shutdown=max(1, round(options.drain_timeout_s)),
         ssl_certfile=options.certificate,
