@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu fuzz clean
+.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -175,6 +175,10 @@ else
 	mkdir -p .cmt/gpu
 	docker run --rm --gpus all --shm-size 2g --user $$(id -u):$$(id -g) --volume $(CURDIR)/.cmt/gpu:/check $(CHECK_IMAGE) $(if $(PRESET),--preset $(PRESET))
 endif
+
+images: $(VENV)/.installed  ## builds k8s's images without Docker, with SBOMs and budgets, and runs them as their pods: .cmt/images; root, 20 minutes
+	$(BIN)/python -m cmt_perf.images .cmt/images
+	$(BIN)/pytest -m slow tests/k8s -k built_image
 
 fuzz: $(VENV)/.installed  ## an hour of damaged files to everything that reads them: perf/results/fuzz.json; SECONDS=60 for a minute
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),3600)

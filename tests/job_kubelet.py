@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,13 @@ class Running:
 
 @dataclass
 class NamespaceKubelet:
-    """claims: folders of this machine, by the claim that a pod mounts."""
+    """claims: folders of this machine, by the claim that a pod mounts; image: layers, as `pods.Sandbox` has them."""
 
     api: EmulatedApi
     node: Node
     folder: Path
     claims: Mapping[str, Path]
+    image: Sequence[Path] = ()
     running: dict[str, Running] = field(default_factory=dict)
 
     def start(self, pod: Object) -> None:
@@ -54,6 +55,7 @@ class NamespaceKubelet:
             {path: self._volume(root, volume) for path, volume in mounts.items() if path != "/dev/shm"},
             int(quantity(mounts["/dev/shm"]["emptyDir"]["sizeLimit"])),
             spec["securityContext"]["runAsUser"],
+            image=self.image,
             node=self.node,
             name=spec["hostname"],
             service=spec["subdomain"],

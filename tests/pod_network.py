@@ -96,7 +96,9 @@ class NetworkedPod(Sandbox):
 
     def _image(self, root: Path) -> list[str]:
         assert self.node is not None
-        return [*super()._image(root), f"mount --bind {self.node.hosts} {root}/etc/hosts"]
+        place = root / "etc" / "hosts"
+        made = [f"[ -e {place} ] || touch {place}", f"mount --bind {self.node.hosts} {place}"]
+        return [*super()._image(root), *made]
 
 
 def _child_of(process: int) -> int:

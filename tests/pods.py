@@ -24,8 +24,8 @@ BINARIES = Path(sys.executable).parent
 Container = dict[str, Any]
 
 #: What a container's image would hold: the system, this Python, its packages, our sources.
-IMAGE = [Path(path) for path in ("/usr", "/etc", "/bin", "/lib", "/lib64", "/proc", "/sys")]
-IMAGE += [Path(sys.base_prefix), Path(sys.prefix), ROOT]
+HERE = [Path(path) for path in ("/usr", "/etc", "/bin", "/lib", "/lib64", "/proc", "/sys")]
+HERE += [Path(sys.base_prefix), Path(sys.prefix), ROOT]
 
 
 def command_of(container: Container) -> list[str]:
@@ -176,10 +176,10 @@ class Sandbox:
                 f"mount -t proc proc {root}/proc",
             ]
         lines = [f"mount -t tmpfs -o mode=755 root {root}"]
-        for path in IMAGE:
+        for path in HERE:
             if path.is_symlink() and path.parent == Path("/"):
                 lines += [f"cp -d {path} {root}{path}"]
-            elif path.exists() and not any(parent in IMAGE for parent in path.parents):
+            elif path.exists() and not any(parent in HERE for parent in path.parents):
                 bind = "-t proc proc" if path == Path("/proc") else f"--bind -o ro {path}"
                 lines += [f"mkdir -p {root}{path}", f"mount {bind} {root}{path}"]
         return lines

@@ -22,6 +22,7 @@ COPY ensembles ensembles
 # Stores in S3 and Google Cloud Storage, since an init container with this image pulls the release.
 # hadolint ignore=DL3013
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir ".[cpu,s3,gs,kubernetes]" \
+    && rm -rf build \
     && useradd --uid 10001 --user-group --no-create-home cmt
 
 USER 10001:10001

@@ -23,6 +23,7 @@ COPY ensembles ensembles
 
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[export,s3,gs]" "tensorrt==${TENSORRT_VERSION}" \
+    && rm -rf build \
     && useradd --uid 10001 --user-group --no-create-home cmt
 
 USER 10001:10001

@@ -27,6 +27,7 @@ COPY ensembles ensembles
 
 # hadolint ignore=DL3013
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir ".[preprocess,s3,gs,kubernetes]" \
+    && rm -rf build \
     && useradd --uid 10001 --user-group --no-create-home cmt
 
 USER 10001:10001
@@ -42,6 +43,7 @@ USER 0:0
 # hadolint ignore=DL3013
 RUN version="$(python3 -m cmt_engine.tensorrt_library)" \
     && PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir ".[export,bench]" "tensorrt==${version}" \
+    && rm -rf build \
     && install --directory --owner 10001 --group 10001 /check
 
 USER 10001:10001

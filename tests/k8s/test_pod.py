@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from built_images import image_of
 from cmt_cli.export import sample
 from cmt_client import EmotionClient
 from cmt_pipeline.progress import no_progress
@@ -107,7 +108,22 @@ def test_a_probe_of_another_path_fails(tiny: Release, server: Any) -> None:
 @pytest.mark.skipif(bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
 @pytest.mark.parametrize("name", ["dev"])
 def test_the_pod_runs_as_it_is_rendered(tiny: Release, folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    """Nothing translated: paths, ports, user 10001 without capabilities, a root that can't be written to."""
+    runs_as_rendered(tiny, folders, tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not image_of("cpu"), reason="the image isn't built: make images")
+def test_the_built_image_runs_as_it_is_rendered(tiny: Release, folders: dict[str, Path], tmp_path: Path) -> None:
+    runs_as_rendered(tiny, folders, tmp_path, "dev", image_of("cpu"))
+
+
+def runs_as_rendered(
+    tiny: Release, folders: dict[str, Path], tmp_path: Path, name: str, image: Sequence[Path] = ()
+) -> None:
+    """Nothing translated: paths, ports, user 10001 without capabilities, a root that can't be written to.
+
+    image: its layers; without it the command is the one that is installed here.
+    """
     pod = resolved(rendered(name), layout.STABLE, tiny.number)
     (container,) = pod["containers"]
     # The image has a Triton that may listen on 0.0.0.0; the one at hand is the wheel's, in a network of its own.
@@ -115,10 +131,10 @@ def test_the_pod_runs_as_it_is_rendered(tiny: Release, folders: dict[str, Path],
     covered = [
         mount["mountPath"] for mount in container["volumeMounts"] if Path(mount["mountPath"]) in BINARIES.parents
     ]
-    if covered:
+    if covered and not image:
         pytest.skip(f"the pod mounts {covered[0]} over {BINARIES}, where its command lies")
     (shm,) = (v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm")
-    runs = Sandbox(tmp_path, folders, int(quantity(shm)), pod["securityContext"]["runAsUser"])
+    runs = Sandbox(tmp_path, folders, int(quantity(shm)), pod["securityContext"]["runAsUser"], image=image)
     with running(runs, pod) as process:
         for kind in ("readinessProbe", "livenessProbe"):
             assert probed(runs, container, kind) == 200

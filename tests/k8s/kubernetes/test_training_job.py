@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from built_images import image_of
 from cmt_export.sources import WEIGHTS_FILE
 from cmt_release.checkpoints import pull_checkpoint
 from cmt_release.objects import open_objects
@@ -89,6 +90,14 @@ def opened_to_all(folder: Path, claim: Path) -> None:
     for parent in (folder, *folder.parents):
         if parent.name.startswith("pytest-"):
             parent.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not image_of("training"), reason="the image isn't built: make images")
+def test_the_built_image_trains(training: Training, tmp_path: Path) -> None:
+    training.kubelet.image = image_of("training")
+    training.train("one", 2)
+    assert training.fetched("one", tmp_path / "one")
 
 
 @pytest.mark.slow
