@@ -128,6 +128,29 @@ class Scores:
         }
 
 
+def change_points(sessions: Sequence[GeneratedSession], options: TrackerOptions) -> dict[str, float]:
+    """How many of the points that are found are changes of the person's state to that label, and how many of those are
+    found while it lasts; how far off their beginning is, and how long after the change they are known."""
+    found, true, off_s, delays_s = 0, 0, list[float](), list[float]()
+    for session in sessions:
+        points = [reading.change for reading in _readings(session, options) if reading.change]
+        found, true = found + len(points), true + len(session.truth) - 1
+        for spell in session.truth[1:]:
+            inside = (p for p in points if spell.start_s <= p.found_s < spell.end_s)
+            hit = next((p for p in inside if canonical(p.label) == canonical(spell.label)), None)
+            if hit is not None:
+                off_s.append(abs(hit.began_s - spell.start_s))
+                delays_s.append(hit.found_s - spell.start_s)
+    return {
+        "found": found,
+        "true": true,
+        "precision": round(len(delays_s) / max(found, 1), 3),
+        "recall": round(len(delays_s) / max(true, 1), 3),
+        "began_off_p50_s": round(float(np.median(off_s)), 2) if off_s else float("nan"),
+        "delay_p50_s": round(float(np.median(delays_s)), 2) if delays_s else float("nan"),
+    }
+
+
 def timelines(session: GeneratedSession, labels: Labels) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """What is shown and what is true at every STEP_S; empty where nothing is shown."""
     times = np.arange(0, session.truth[-1].end_s, STEP_S)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_perf.conditions import conditions, to_text
-from cmt_perf.session_scores import METHODS, STEP_S, argmax, scores, timelines, tracked
+from cmt_perf.session_scores import METHODS, STEP_S, argmax, change_points, scores, timelines, tracked
 from cmt_session.generated import GeneratedSession, Scenario, generated_session
 from cmt_session.options import StreamOptions, TrackerOptions
 
@@ -148,7 +148,11 @@ def main(out: Path = RESULT) -> None:
         options=asdict(best),
     )
     rows = table(best)
-    result = {"conditions": told, "rows": rows}
+    points = [
+        {"scenario": name, **change_points(generated(scenario, 0, SESSIONS), best)}
+        for name, scenario in SCENARIOS.items()
+    ]
+    result = {"conditions": told, "rows": rows, "change_points": points}
     out.write_text(to_text(result))
     plot(result, best, out.with_suffix(".png"))
     for scenario, group in itertools.groupby(rows, key=lambda row: row["scenario"]):
@@ -156,6 +160,7 @@ def main(out: Path = RESULT) -> None:
         for row in group:
             figures = ("changes_shown_per_min", "agreement", "answered", "delay_p50_s", "delay_p90_s", "missed")
             print(f"  {row['method']:30}", *(f"{row[name]:8.2f}" for name in figures))
+    print(*points, sep="\n")
     if best != TrackerOptions():
         print(f"the defaults aren't the best options: {best}", file=sys.stderr)
 

@@ -46,7 +46,7 @@ def followed(
         state,
         slow=slow,
         slow_valence=slow_valence,
-        base=blend(state.base, shares, alpha),
+        base=blend(state.base, shares, alpha_of(elapsed_s, options.baseline_s)),
         sums=state.sums or zeros,
         began=state.began or zeros,
     )

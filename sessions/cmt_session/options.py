@@ -50,9 +50,9 @@ class TrackerOptions:
     has sound or text; streams: sets of modalities that have their own.
     Hysteresis: a label becomes the state once its probability was at least `enter` for dwell_s, and stops being it once
     that was below `exit` for dwell_s; dwell_of: labels with another dwell.
-    trend_s: time constant of what the trend is measured against; change_slack: a label's probability that counts as no
-    change; change_threshold: sum of what is beyond it that makes a change point; max_lateness_s: how far an event may
-    lie behind the latest of other streams.
+    trend_s: time constant of what the trend is measured against; baseline_s: of what change points are; change_slack:
+    how far beyond that a probability is no change yet; change_threshold: sum of what is beyond, which makes a change
+    point; max_lateness_s: how far an event may lie behind the latest of other streams.
     """
 
     min_probability: float = 0.5
@@ -69,15 +69,21 @@ class TrackerOptions:
     dwell_s: float = 0.3
     dwell_of: Mapping[str, float] = field(default_factory=dict)
     trend_s: float = 20.0
-    change_slack: float = 0.15
-    change_threshold: float = 0.5
+    baseline_s: float = 60.0
+    change_slack: float = 0.3
+    change_threshold: float = 0.6
     max_lateness_s: float = 5.0
 
     def __post_init__(self) -> None:
         shares = dict.fromkeys(
             ("min_probability", "max_entropy", "min_quality", "enter", "exit", "change_slack"), (0, 1)
         )
-        times = {"dwell_s": (0, 3_600), "trend_s": (0.1, 3_600), "max_lateness_s": (0, 3_600)}
+        times = {
+            "dwell_s": (0, 3_600),
+            "trend_s": (0.1, 3_600),
+            "baseline_s": (0.1, 36_000),
+            "max_lateness_s": (0, 3_600),
+        }
         _within(self, **shares, **times, temperature=(0.01, 100), change_threshold=(0.01, 1_000))
         if self.exit > self.enter:
             raise ValueError(f"exit: got {self.exit:g} above enter {self.enter:g}; expected at most that")
