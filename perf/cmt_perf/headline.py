@@ -28,6 +28,7 @@ def rows_of(root: Path) -> Iterator[tuple[str, str, str]]:
     yield _precision(_read(root / ROOT / "precision.json"))
     yield _upgrade(_read(root / ROOT / "upgrade.json"))
     yield _capacity(_read(root / ROOT / "capacity.json"))
+    yield _sessions(_read(root / ROOT / "sessions.json"))
     yield _quality(Comparison.from_json((root / TRAINING / "generated.json").read_text()))
 
 
@@ -69,6 +70,22 @@ def _upgrade(result: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{result['answers']:,} answers, **{result['lost'] + result['errors']} lost, {wrong} wrong**; "
         f"p99 during a flip {result['p99_ratio']:.2f} times that before",
         f"`mini` bf16; {_where(result['conditions'], 'upgrade.md')}",
+    )
+
+
+def _sessions(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    raw, tracked = (
+        next(row for row in result["rows"] if (row["scenario"], row["method"]) == ("usual", method))
+        for method in ("single answers, argmax", "+ hysteresis: tracked")
+    )
+    told = result["conditions"]
+    return (
+        "labels over time: single answers, and tracked",
+        f"{raw['changes_shown_per_min']:.0f} and **{tracked['changes_shown_per_min']:.1f} changes a minute**; "
+        f"agreement with the truth {raw['agreement']:.2f} and {tracked['agreement']:.2f}; "
+        f"delay {raw['delay_p50_s']:.1f} s and {tracked['delay_p50_s']:.1f} s",
+        f"{told['sessions']} generated sessions of {told['seconds'] / 60:.0f} minutes; "
+        "[sessions.json](perf/results/sessions.json)",
     )
 
 

@@ -125,7 +125,11 @@ def plot(result: Mapping[str, Any], options: TrackerOptions, path: Path) -> None
     for place, scenario in enumerate(SCENARIOS):
         for row in (row for row in result["rows"] if row["scenario"] == scenario):
             axes["scores"].plot(
-                row["changes_shown_per_min"], row["agreement"], markers[row["method"]], color=f"C{place}", markersize=7
+                row["changes_shown_per_min"],
+                row["agreement"],
+                markers[row["method"]],
+                color=f"C{place}",
+                markersize=11 - place,
             )
     for method, marker in markers.items():
         axes["scores"].plot([], [], marker, color="gray", label=method)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmt_perf import session_trial
-from cmt_perf.session_scores import METHODS, Scores, argmax, scores, timelines, tracked
+from cmt_perf.session_scores import METHODS, Scores, argmax, change_points, scores, timelines, tracked
 from cmt_session import Observation, TrackerOptions
 from cmt_session.generated import Arrival, GeneratedSession, Scenario, Spell, generated_session
 
@@ -98,13 +98,11 @@ def test_the_defaults_are_those_that_the_report_is_of() -> None:
 
 
 def test_a_row_of_the_report_is_made_again() -> None:
-    count = 3
     sessions = session_trial.generated(session_trial.TEXT, 0, RESULT["conditions"]["sessions"])
     assert scores(sessions, tracked, TrackerOptions()).row() == pytest.approx(
         {name: value for name, value in ROWS["text alone", OURS].items() if name not in ("scenario", "method")},
         abs=0.02,
     )
-    assert len(session_trial.generated(session_trial.TEXT, 0, count)) == count
 
 
 def test_the_page_has_the_figures_of_the_report() -> None:
@@ -119,3 +117,25 @@ def test_the_page_has_the_figures_of_the_report() -> None:
             f"{raw['missed']:.2f} → **{ours['missed']:.2f}**",
         ]
         assert re.search(rf"^\| {re.escape(scenario)} \| {re.escape(' | '.join(cells))} \|$", page, re.MULTILINE), cells
+    usual, mean = ROWS["usual", OURS], ROWS["usual", "mean of the last 3 s, argmax"]
+    points = next(row for row in RESULT["change_points"] if row["scenario"] == "usual")
+    told = " ".join(page.split())
+    for sentence in (
+        f"shows {mean['changes_shown_per_min']:.1f} changes a minute in the usual sessions, with an agreement of "
+        f"{mean['agreement']:.2f} and a delay of {mean['delay_p50_s']:.1f} s",
+        f"of the changes {points['recall']:.2f} are found before the next one, {points['delay_p50_s']:.1f} s after "
+        f"them at the median, and {points['precision']:.2f} of what is found is one",
+        f"Truth changes {usual['changes_true_per_min']:.1f} times a minute, "
+        f"{ROWS['brief states', OURS]['changes_true_per_min']:.1f} times with brief states",
+    ):
+        assert sentence in told
+
+
+def test_change_points_are_counted_by_hand() -> None:
+    """Neutral for 30 s, then angry for 30 s, seen without noise: one change, found soon, where it was."""
+    clear = Scenario(seconds=60, person=0, drift=0, dropouts_per_min=0, turn_modalities=(), frame_separation=6)
+    truth = (Spell("neutral", 0, 30), Spell("anger", 30, 60))
+    row = change_points([generated_session(1, clear, truth)], TrackerOptions())
+    assert (row["found"], row["true"], row["precision"], row["recall"]) == (1, 1, 1, 1)
+    assert row["began_off_p50_s"] <= 1
+    assert 0 < row["delay_p50_s"] < 4
