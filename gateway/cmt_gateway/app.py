@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from cmt_client.async_client import AsyncEmotionClient
@@ -38,6 +41,30 @@ BROWSERS_MAY_SEND = (
 )
 
 
+PAGE = Path(__file__).parent / "page"
+#: The page runs what lies beside it and nothing else, and nobody may put it into a frame.
+PAGE_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "connect-src 'self' ws: wss:",
+        "img-src 'self' data: blob:",
+        "media-src 'self' blob:",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+    )
+)
+
+
+class Page(StaticFiles):
+    """The live page's files."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
 class Gateway:
     """The application, and the door before it. asgi: what a server runs; call `drain` before it stops."""
 
@@ -51,7 +78,8 @@ class Gateway:
         self.api.include_router(emotion_routes(client, options.ruling))
         policies = {name: shipped_policy(name) for name in shipped_policies()}
         self.api.include_router(live_routes(client, options, self.door, policies))
-        self.api.include_router(service_routes(options, self.door, metrics, transport))
+        self.api.include_router(service_routes(options, self.door, metrics, transport, policies))
+        self.api.mount("/", Page(directory=PAGE, html=True))
         self.asgi: ASGIApp = self.door
         if options.origins:
             self.asgi = CORSMiddleware(

@@ -38,9 +38,9 @@ class Door:
     """Lets requests in to `app`; their state then has request_id, caller, deadline (of time.monotonic) and body."""
 
     def __init__(self, app: ASGIApp, options: GatewayOptions, metrics: Metrics) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+        self._app, self._options, self.metrics = app, options, metrics
         self._keys = Keys(options.keys) if options.keys else None
-        self._audit = Audit(options.audit) if options.audit else None
+        self.audit = Audit(options.audit) if options.audit else None
         self._rate = parse(options.rate)
         self._limiter = MovingWindowRateLimiter(storage_from_string(options.rate_storage))
         self._in_flight = self._sessions = 0
@@ -82,12 +82,12 @@ class Door:
         if self._sessions >= self._options.most_sessions:
             raise Refused(503, "sessions", "too many sessions are open; ask again", retry_after_s=1.0)
         self._sessions += 1
-        self._metrics.sessions.set(self._sessions)
+        self.metrics.sessions.set(self._sessions)
         return caller
 
     def let_socket_out(self) -> None:
         self._sessions -= 1
-        self._metrics.sessions.set(self._sessions)
+        self.metrics.sessions.set(self._sessions)
 
     async def _let_in(self, scope: Scope, headers: Headers, came: float, receive: Receive, send: Send) -> None:
         state = scope["state"]
@@ -99,7 +99,7 @@ class Door:
         if self._in_flight >= self._options.most_in_flight:
             raise Refused(503, "queue", "too many requests are being answered; ask again", retry_after_s=0.5)
         self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
+        self.metrics.in_flight.set(self._in_flight)
         held = 0
 
         def keep(size: int) -> None:
@@ -108,7 +108,7 @@ class Door:
                 raise Refused(503, "memory", "no room for this body beside those at hand; ask again", retry_after_s=0.5)
             held += size
             self._held_bytes += size
-            self._metrics.held_bytes.set(self._held_bytes)
+            self.metrics.held_bytes.set(self._held_bytes)
 
         try:
             state["body"] = await self._body(headers, receive, keep)
@@ -117,8 +117,8 @@ class Door:
             state.pop("body", None)
             self._in_flight -= 1
             self._held_bytes -= held
-            self._metrics.in_flight.set(self._in_flight)
-            self._metrics.held_bytes.set(self._held_bytes)
+            self.metrics.in_flight.set(self._in_flight)
+            self.metrics.held_bytes.set(self._held_bytes)
 
     def _caller(self, headers: Headers, key: str = "") -> str:
         """key: given otherwise than by a header."""
@@ -169,17 +169,17 @@ class Door:
     def _tell(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
         """Counts, logs and audits what became of a request, without its content."""
         route, said = getattr(scope.get("route"), "path", "none"), state["said"]
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
         if "code" in said:
-            self._metrics.refusals.labels(said["code"]).inc()
+            self.metrics.refusals.labels(said["code"]).inc()
         caller = state.get("caller") or ANONYMOUS
         told = {"request_id": state["request_id"], "caller": caller, "route": route, "status": status, **said}
         LOG.info(
             "%s %s %s %.0f ms", scope["method"], route, status, 1000 * seconds, extra={"request_id": told["request_id"]}
         )
-        if self._audit:
-            self._audit.write(**told, context=self._options.ruling.rule.context)
+        if self.audit:
+            self.audit.write(**told, context=self._options.ruling.rule.context)
 
 
 class _Answer:

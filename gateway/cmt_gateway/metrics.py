@@ -26,6 +26,19 @@ class Metrics:
         self.refusals = Counter("cmt_gateway_refusals", "Requests refused, by code.", ("code",), registry=registry)
         self.in_flight = Gauge("cmt_gateway_in_flight", "Requests being answered.", registry=registry)
         self.sessions = Gauge("cmt_gateway_sessions", "Live sessions that are open.", registry=registry)
+        self.turn_seconds = Histogram(
+            "cmt_gateway_turn_seconds",
+            "From the message that ended a turn to its answer.",
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self.dropped = Counter("cmt_gateway_dropped_frames", "Pictures of live sessions left out.", registry=registry)
+        self.states = Counter(
+            "cmt_gateway_states", "Answers, by what is known after them.", ("standing",), registry=registry
+        )
+        self.actions = Counter(
+            "cmt_gateway_actions", "What policies decided to do.", ("policy", "action"), registry=registry
+        )
         self.held_bytes = Gauge("cmt_gateway_held_bytes", "Bodies of requests in memory.", registry=registry)
 
     def text(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -27,11 +28,14 @@ class Service(BaseModel):
     modalities: list[str] = Field(description="Those that may be sent.")
     reason: str
     notice: str = Field(description="What a person has to be told before a face or a voice is read; empty for nothing.")
+    policies: list[str] = Field(description="That a live session may name.")
     max_body_bytes: int
     timeout_ms: int
 
 
-def service_routes(options: GatewayOptions, door: Door, metrics: Metrics, transport: AsyncTransport) -> APIRouter:
+def service_routes(
+    options: GatewayOptions, door: Door, metrics: Metrics, transport: AsyncTransport, policies: Collection[str]
+) -> APIRouter:
     router = APIRouter(tags=["service"])
 
     @router.get("/v1/service")
@@ -43,6 +47,7 @@ def service_routes(options: GatewayOptions, door: Door, metrics: Metrics, transp
             modalities=list(ruling.modalities),
             reason=ruling.reason,
             notice=ruling.notice(),
+            policies=sorted(policies),
             max_body_bytes=options.max_body_bytes,
             timeout_ms=round(1000 * options.timeout_s),
         )

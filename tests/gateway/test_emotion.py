@@ -153,7 +153,7 @@ def test_a_field_comes_once_and_files_are_files() -> None:
     ],
 )
 def test_what_triton_refuses_keeps_its_meaning(error: Exception, status: int, code: str) -> None:
-    client, fake = asking(timeout_s=0.2)
+    client, fake = asking()
     fake.fail(*[error] * 10)
     answer = client.post("/v1/emotion", json={"text": TEXT})
     assert (answer.status_code, answer.json()["code"]) == (status, code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketT
 from starlette.websockets import WebSocketDisconnect
 
 from cmt_client.errors import InferenceFailed, Overloaded
-from cmt_client.fake import FakeTransport
+from cmt_client.fake import FAKE_RELEASE, FakeTransport
 from cmt_client.operations import Infer
 from cmt_gateway.keys import new_key
 from cmt_gateway.live.messages import HEAD, KEY_PROTOCOL, PROTOCOL
@@ -205,6 +206,27 @@ def test_face_and_voice_are_refused_at_work_and_in_education() -> None:
     problems = [message["problem"] for message in of_type(found, "error")]
     assert {(p["field"], p["code"]) for p in problems} == {("image", "not_allowed"), ("audio", "not_allowed")}
     assert [list(item) for item in asked(fake)] == [["text"]]
+
+
+def test_decisions_are_counted_and_audited_without_content(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    client, fake = asking(audit=audit)
+    fake.release = replace(FAKE_RELEASE, trained=True)
+    fake.label = "anger"
+    words = [{"type": "text", "text": "nobody-may-read-this", "time_ms": 4000 * n} for n in range(12)]
+    found = conversation(client, list(words), {**BEGIN, "policy": "customer_service"})
+    acts = [r["decision"] for r in of_type(found, "turn.result") if r["decision"]["action"]]
+    assert acts
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(line["action"], line["rule"], line["policy"]) for line in lines] == [
+        (act["action"], act["rule"], "customer_service") for act in acts
+    ]
+    assert "nobody-may-read-this" not in audit.read_text()
+    assert "anger" not in audit.read_text(), "what was inferred of a person is content"
+    counted = client.get("/metrics").text
+    assert f'cmt_gateway_actions_total{{action="{acts[0]["action"]}",policy="customer_service"}}' in counted
+    assert "cmt_gateway_turn_seconds_count 12.0" in counted
+    assert 'cmt_gateway_states_total{standing="steady"}' in counted
 
 
 def test_what_fails_is_told_and_the_session_goes_on() -> None:

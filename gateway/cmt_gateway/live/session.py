@@ -15,6 +15,7 @@ from cmt_client.result import Emotion
 from cmt_client.tracing import new_request_id
 from cmt_gateway.answers import Answer
 from cmt_gateway.live.messages import Media, Words
+from cmt_gateway.live.noted import Noted
 from cmt_gateway.live.speech import OpusDecoder, Speech
 from cmt_gateway.live.turns import Began, Ended, Event, Paused, Resumed, TurnCutter, TurnOptions
 from cmt_gateway.problems import Refused, refused
@@ -58,11 +59,12 @@ class LiveSession:
         client: AsyncEmotionClient,
         ruling: Ruling,
         tell: Tell,
+        noted: Noted,
         policy: Policy | None = None,
         state: SessionState | None = None,
         options: LiveOptions | None = None,
     ) -> None:
-        self._client, self._ruling, self._tell = client, ruling, tell
+        self._client, self._ruling, self._tell, self._noted = client, ruling, tell, noted
         self.options = options or LiveOptions()
         self._session = Session(policy, state=state)
         self._cutter = TurnCutter(self.options.turns)
@@ -175,7 +177,7 @@ class LiveSession:
     async def _told(
         self, number: int, turn: Ended, asked: asyncio.Task[Emotion], came: float, before: asyncio.Task[None] | None
     ) -> None:
-        head = {"turn": number, "start_s": turn.start_s, "end_s": turn.end_s, "ended": turn.why}
+        head: dict[str, Any] = {"turn": number, "start_s": turn.start_s, "end_s": turn.end_s, "ended": turn.why}
         try:
             found = await asked
         except Exception as error:
@@ -187,14 +189,18 @@ class LiveSession:
             return
         finally:
             asked.cancel()
-        latency_ms = round(1000 * (time.monotonic() - came), 1)
+        latency_s = time.monotonic() - came
+        self._noted.turn(latency_s)
         if before is not None and not before.done():
             await asyncio.wait([before])
-        self._observed({"type": "turn.result", **head, "latency_ms": latency_ms}, found, turn.start_s, turn.end_s)
+        self._observed(
+            {"type": "turn.result", **head, "latency_ms": round(1000 * latency_s, 1)}, found, turn.start_s, turn.end_s
+        )
 
     def _observed(self, head: Mapping[str, Any], found: Emotion, start_s: float, end_s: float) -> None:
         """Tells an answer with what is known and decided after it, and the state to go on from."""
         step = self._session.observe(Observation.of(found, end_s, start_s))
+        self._noted.step(step, found)
         answer = Answer.of(found, found.request_id).model_dump(exclude_none=True)
         self._tell({**head, "answer": answer, **step.to_json(), "state": self._session.state.to_text()})
 
@@ -224,18 +230,22 @@ class LiveSession:
         if time_s - self._frame_read_s < self.options.frame_every_s:
             return
         if self._frame_task is not None and not self._frame_task.done():
-            self.dropped += 1
-            self._tell({"type": "dropped", "kind": "image", "time_s": time_s, "count": self.dropped})
+            self._drop(time_s)
             return
         self._frame_read_s = time_s
         self._frame_task = asyncio.create_task(self._read_frame(time_s, data))
+
+    def _drop(self, time_s: float) -> None:
+        """A picture that is left out, which is said."""
+        self.dropped += 1
+        self._noted.dropped()
+        self._tell({"type": "dropped", "kind": "image", "time_s": time_s, "count": self.dropped})
 
     async def _read_frame(self, time_s: float, data: bytes) -> None:
         try:
             found = await self._ask({"image": data})
         except Overloaded:
-            self.dropped += 1
-            self._tell({"type": "dropped", "kind": "image", "time_s": time_s, "count": self.dropped})
+            self._drop(time_s)
         except EmotionError as error:
             self._tell({"type": "frame.error", "time_s": time_s, "problem": _problem(error)})
         else:

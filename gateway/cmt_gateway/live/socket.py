@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from cmt_client.async_client import AsyncEmotionClient
 from cmt_client.tracing import new_request_id
 from cmt_gateway.door import Door
 from cmt_gateway.live.messages import KEY_PROTOCOL, PROTOCOL, Begin, End, EndTurn, Words, media_of, message_of
+from cmt_gateway.live.noted import Noted
 from cmt_gateway.live.session import LiveOptions, LiveSession
 from cmt_gateway.options import GatewayOptions
 from cmt_gateway.problems import Refused, refused
@@ -40,6 +42,7 @@ def live_routes(
     policies: Mapping[str, Policy],
     live: LiveOptions | None = None,
 ) -> APIRouter:
+    """Policies by the names that a session may begin with."""
     router = APIRouter()
 
     @router.websocket("/v1/live")
@@ -54,7 +57,8 @@ def live_routes(
         protocols = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
         try:
-            await _Conversation(socket, client, options, policies, live, session_id).run()
+            noted = Noted(door.metrics, door.audit, session_id, caller, options.ruling.rule.context, "")
+            await _Conversation(socket, client, options, policies, live, noted).run()
         finally:
             door.let_socket_out()
             LOG.info("live session ended", extra={"request_id": session_id, "caller": caller})
@@ -70,10 +74,10 @@ class _Conversation:
         options: GatewayOptions,
         policies: Mapping[str, Policy],
         live: LiveOptions | None,
-        session_id: str,
+        noted: Noted,
     ) -> None:
         self._socket, self._client, self._options = socket, client, options
-        self._policies, self._live, self._id = policies, live, session_id
+        self._policies, self._live, self._noted, self._id = policies, live, noted, noted.session
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_UNREAD)
         self._slow = asyncio.Event()
 
@@ -142,7 +146,8 @@ class _Conversation:
             raise Refused(422, "state", str(error), field="state") from None
         ruling = self._options.ruling
         policy = self._policies[first.policy] if first.policy else None
-        session = LiveSession(self._client, ruling, self.tell, policy, state, self._live)
+        noted = replace(self._noted, policy=first.policy or "")
+        session = LiveSession(self._client, ruling, self.tell, noted, policy, state, self._live)
         self.tell(
             {
                 "type": "session.created",
