@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,9 +77,12 @@ def train_on_cluster(
     request = TrainingRequest(name, str(data) if data else None, options, processes)
     reached = store or store_of(items)
     timing = replace(place.timing(), tick_s=FOLLOW_TICK_S)
-    train_on(
-        cluster, items, request, timing, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-    )
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    try:
+        train_on(cluster, items, request, timing, say)
+    except KeyboardInterrupt:
+        say("what runs on the cluster goes on; the same command follows it")
+        raise
     fetch(reached, name, out)
 
 

@@ -20,6 +20,7 @@ from emulated_api.server import EmulatedApi
 from emulated_api.store import Object
 
 NAME, INDEX = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
+OWNER = "batch.kubernetes.io/controller-uid"
 
 
 class Kubelet(Protocol):
@@ -81,13 +82,18 @@ class Jobs:
         status = dict(before or {})
         pods = self.pods(job)
         for pod in pods:
+            if "deletionTimestamp" in pod["metadata"]:
+                self.kubelet.stop(pod["metadata"]["name"])
             self._move(pod)
         pods = self.pods(job)
         done = {_index(pod) for pod in pods if pod["status"]["phase"] == "Succeeded"}
-        failed = [pod for pod in pods if pod["status"]["phase"] == "Failed" and not _disrupted(pod)]
+        acts = {pod["metadata"]["name"]: _action(spec, pod) for pod in pods if pod["status"]["phase"] == "Failed"}
+        failed = [name for name, action in acts.items() if action != "Ignore"]
         status |= {"active": sum(map(_active, pods)), "succeeded": len(done), "failed": len(failed)}
         enough = {int(rule["succeededIndexes"]) for rule in spec.get("successPolicy", {}).get("rules", ())}
-        if len(failed) > spec.get("backoffLimit", 6):
+        if "FailJob" in acts.values():
+            self._end(status, pods, "Failed", "PodFailurePolicy", "a pod matched FailJob rule")
+        elif len(failed) > spec.get("backoffLimit", 6):
             self._end(status, pods, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
         elif len(done) == spec["completions"] or (enough and enough <= done):
             self._end(status, pods, "Complete", "CompletionsReached", "")
@@ -111,7 +117,7 @@ class Jobs:
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         pod = json.loads(json.dumps(job["spec"]["template"]))
         pod["metadata"].update(name=f"{name}-{index}-{self._count:05d}", namespace=namespace)
-        pod["metadata"]["labels"] |= {NAME: name, INDEX: str(index)}
+        pod["metadata"]["labels"] |= {NAME: name, INDEX: str(index), OWNER: job["metadata"]["uid"]}
         pod["metadata"]["annotations"] = {INDEX: str(index)}
         pod["spec"]["hostname"] = f"{name}-{index}"
         pod |= {"apiVersion": "v1", "kind": "Pod", "status": {"phase": "Pending", "conditions": []}}
@@ -159,7 +165,7 @@ class Jobs:
     def _warn(self, job: Object) -> None:
         key = ("events", job["metadata"]["namespace"], f"{job['metadata']['name']}.1")
         if self.api.store.get(key) is None:
-            about = {"kind": "Job", "name": job["metadata"]["name"]}
+            about = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
             event = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": key[2], "namespace": key[1]}}
             said = {"type": "Warning", "reason": "FailedCreate", "message": f"Error creating: {self.refusal}"}
             self.api.store.put(key, {**event, "involvedObject": about, **said})
@@ -182,8 +188,16 @@ def _active(pod: Object) -> bool:
     return pod["status"]["phase"] in ("Pending", "Running")
 
 
-def _disrupted(pod: Object) -> bool:
-    return any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+def _action(spec: Object, pod: Object) -> str:
+    """Of the first rule of the pod failure policy that a failed pod matches; Count where none does."""
+    conditions = {c["type"] for c in pod["status"].get("conditions", ()) if c["status"] == "True"}
+    codes = {each["state"]["terminated"]["exitCode"] for each in pod["status"].get("containerStatuses", ())}
+    for rule in spec.get("podFailurePolicy", {}).get("rules", ()):
+        if codes & set(rule.get("onExitCodes", {}).get("values", ())):
+            return str(rule["action"])
+        if conditions & {pattern["type"] for pattern in rule.get("onPodConditions", ())}:
+            return str(rule["action"])
+    return "Count"
 
 
 def _index(pod: Object) -> int:

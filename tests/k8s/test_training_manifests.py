@@ -15,7 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from cmt_cli.main import app
+from cmt_cli.show import fail
 from cmt_rollout.kubernetes.manifest_rules import faults
+from cmt_training.distributed import PeerLost
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "k8s" / "training"
@@ -138,14 +140,17 @@ def test_pods_ask_for_no_rights_and_have_shared_memory(name: str) -> None:
     assert read("claim.yaml")["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-@pytest.mark.parametrize("name", ["job.yaml", "pytorchjob.yaml"])
-def test_the_command_is_one_that_cmt_knows(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "command", "before"),
+    [("job.yaml", "cmt", []), ("pytorchjob.yaml", "torchrun", ["--module", "cmt_cli.main"])],
+)
+def test_the_command_is_one_that_cmt_knows(name: str, command: str, before: list[str]) -> None:
     container = container_of(name)
-    assert container["command"] == ["torchrun"]
+    assert container["command"] == [command]
     arguments = container["args"]
-    at = arguments.index("--module")
-    assert arguments[at : at + 3] == ["--module", "cmt_cli.main", "train"]
-    asked = {argument.split("=")[0] for argument in arguments[at + 3 :] if argument.startswith("--")}
+    at = arguments.index("train")
+    assert arguments[:at] == before
+    asked = {argument.split("=")[0] for argument in arguments[at:] if argument.startswith("--")}
     shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
     known = set(re.findall(r"--[a-z-]+", shown))
     assert {"--out", "--resume", "--push"} <= asked <= known
@@ -155,19 +160,24 @@ def test_the_command_is_one_that_cmt_knows(name: str) -> None:
 def test_the_processes_of_the_job_meet() -> None:
     job, service = read("job.yaml"), read("service.yaml")
     spec, pod, container = job["spec"], pod_of("job.yaml"), container_of("job.yaml")
-    options = dict(argument.split("=", 1) for argument in container["args"] if "=" in argument)
+    variables = {each["name"]: each.get("value") for each in container["env"]}
     assert spec["completionMode"] == "Indexed"
-    assert spec["completions"] == spec["parallelism"] == int(options["--nnodes"])
-    assert options["--master-addr"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert spec["completions"] == spec["parallelism"] == int(variables["WORLD_SIZE"])
+    assert variables["MASTER_ADDR"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert pod["spec"]["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     (port,) = service["spec"]["ports"]
-    assert port["port"] == int(options["--master-port"]) == container["ports"][0]["containerPort"]
-    (rank,) = (each for each in container["env"] if each["name"] == "NODE_RANK")
+    assert port["port"] == int(variables["MASTER_PORT"]) == container["ports"][0]["containerPort"]
+    (rank,) = (each for each in container["env"] if each["name"] == "RANK")
     assert rank["valueFrom"]["fieldRef"]["fieldPath"].endswith("['batch.kubernetes.io/job-completion-index']")
-    assert options["--node-rank"] == "$(NODE_RANK)"
+
+
+def test_the_jobs_exit_codes_are_the_commands() -> None:
+    rules = read("job.yaml")["spec"]["podFailurePolicy"]["rules"]
+    codes = {rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule}
+    assert codes == {"FailJob": [fail(ValueError("no"))], "Ignore": [fail(PeerLost("gone"))]}
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "pytorchjob.yaml"])

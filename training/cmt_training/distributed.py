@@ -34,6 +34,8 @@ POLL_S = 0.5
 class PeerLost(RuntimeError):
     """Another process of this training has ended, or isn't heard of any more."""
 
+    exit_status = os.EX_TEMPFAIL  # 75, by which k8s/training tells it from a failure of this one
+
 
 @dataclass(frozen=True)
 class World:

@@ -20,6 +20,7 @@ from cmt_rollout.kubernetes.layout import ClusterOptions, Object
 from cmt_rollout.kubernetes.overlays import in_order
 
 MANAGER = "cmt-train"
+WORLD_SIZE = "WORLD_SIZE"  # by which processes know how many they are
 VERB, PAIR = "train", "--pair"  # whose data sets stand in place of one
 #: Annotation of the Job: SHA-256 of what was asked for.
 ASKED = "cmt/asked"
@@ -59,7 +60,10 @@ def requested(items: Sequence[Object], request: TrainingRequest) -> tuple[list[O
     if request.processes is not None:
         spec["completions"] = spec["parallelism"] = request.processes
     container = _container(job)
-    container["args"] = _arguments(container["args"], request, spec.get("completions", 1))
+    container["args"] = _arguments(container["args"], request)
+    for variable in container.get("env", ()):
+        if variable["name"] == WORLD_SIZE:
+            variable["value"] = str(spec.get("completions", 1))
     asked = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
     job["metadata"].setdefault("annotations", {})[ASKED] = asked
     return in_order(changed), job
@@ -107,20 +111,20 @@ def follow(cluster: Cluster, name: str, timing: ClusterOptions, say: Callable[[s
     pods = JobPods(cluster, name, say)
     deadline = time.monotonic() + timing.ready_timeout_s
     for job in cluster.follow(cluster.path("jobs", group="batch/v1"), name, timing.tick_s):
-        pods.look()
+        all_started = pods.look(job)
         ended = ended_of(job)
         if ended.get("type") == "Complete":
             return
         if ended.get("type") == "Failed":
             reason = f"{ended.get('reason', 'no reason given')}: {ended.get('message', '')}"
             raise TrainingFailed(f"Job {name} failed ({reason}){pods.last_fault()}")
-        if pods.started:
-            deadline = time.monotonic() + timing.ready_timeout_s
-        elif job["spec"].get("suspend"):
-            say(f"Job {name} is suspended: whoever admits it to the cluster lets it wait")
+        if all_started or job["spec"].get("suspend"):
             deadline = time.monotonic() + timing.ready_timeout_s
         elif time.monotonic() > deadline:
-            raise Stuck(f"Job {name}: no pod has started for {timing.ready_timeout_s:g} s{pods.last_fault()}")
+            raise Stuck(
+                f"Job {name}: not all of its pods have started for {timing.ready_timeout_s:g} s{pods.last_fault()}. "
+                "It goes on waiting; the same command follows it"
+            )
 
 
 def ended_of(job: Object) -> Object:
@@ -167,14 +171,13 @@ def _apply(cluster: Cluster, item: Object, timing: ClusterOptions, *, dry_run: b
         raise ClusterError(f"{item['kind']} {item['metadata']['name']}: {error}", error.status) from error
 
 
-def _arguments(words: Sequence[str], request: TrainingRequest, processes: int) -> list[str]:
+def _arguments(words: Sequence[str], request: TrainingRequest) -> list[str]:
     """A container's args with the request in place of what they said; options are written `--name=value` there."""
     at = words.index(VERB) + 1
-    launcher = [f"--nnodes={processes}" if word.startswith("--nnodes=") else word for word in words[:at]]
     asked = set(map(_option, request.options))
     own = [_named(word, request.name) for word in words[at:] if word.startswith("-") and _option(word) not in asked]
     data = [request.data] if request.data else [word for word in words[at:] if not word.startswith("-")]
-    return [*launcher, *([] if PAIR in asked else data), *own, *request.options]
+    return [*words[:at], *([] if PAIR in asked else data), *own, *request.options]
 
 
 def _option(word: str) -> str:

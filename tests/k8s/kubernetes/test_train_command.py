@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,9 +79,12 @@ class Played:
         assert found is not None
         return found
 
+    def container(self) -> Object:
+        (found,) = self.job()["spec"]["template"]["spec"]["containers"]
+        return dict(found)
+
     def arguments(self) -> list[str]:
-        found: list[str] = self.job()["spec"]["template"]["spec"]["containers"][0]["args"]
-        return found
+        return list(self.container()["args"])
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_it_submits_follows_and_fetches(played: Played) -> None:
         "--tune=full",
         "--shard",
     ]
-    assert "--nnodes=2" in words
+    assert {"name": "WORLD_SIZE", "value": "2"} in played.container()["env"]
 
 
 def test_options_take_the_place_of_the_manifests_own(played: Played) -> None:
@@ -133,7 +138,7 @@ def test_options_take_the_place_of_the_manifests_own(played: Played) -> None:
     after = ["--out=/training/runs/big", "--resume", "--push", "--threads=2", "--pair=image=/a", "--pair=text=/b"]
     assert words[words.index("train") + 1 :] == after
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (3, 3)
-    assert "--nnodes=3" in words
+    assert {"name": "WORLD_SIZE", "value": "3"} in container["env"]
     assert one(items, "Job", "cmt-training")["spec"]["completions"] == 2
 
 
@@ -150,9 +155,8 @@ def test_the_same_command_follows_the_same_job(played: Played) -> None:
 
 
 def test_a_pod_that_dies_is_told_of_with_its_error(played: Played) -> None:
-    launcher = ["Traceback (most recent call last):", "torch.distributed.ChildFailedError: ", "====="]
     played.kubelet.ends = [
-        (["epoch 1 of 3", "[rank0]: PeerLost: another process of this training has ended", *launcher], 1),
+        (["epoch 1 of 3", "PeerLost: another process of this training has ended", "more"], 75),
         ([], 137),
         (["epoch 2 of 3"], 0),
         ([], 0),
@@ -160,24 +164,33 @@ def test_a_pod_that_dies_is_told_of_with_its_error(played: Played) -> None:
     done = played.cmt()
     assert done.exit_code == 0, done.exception
     assert "cmt-training-1-00002: failed with exit code 137" in done.stdout
-    assert "cmt-training-0-00001: failed with exit code 1: [rank0]: PeerLost: another process" in done.stdout
+    assert "cmt-training-0-00001: failed with exit code 75: PeerLost: another process" in done.stdout
     assert done.stdout.index("epoch 1 of 3") < done.stdout.index("epoch 2 of 3")
     assert done.stdout.count("epoch 1 of 3") == 1
 
 
 def test_a_job_that_fails_says_why_and_may_be_tried_again(played: Played) -> None:
-    items = training_manifests(str(played.store))
-    one(items, "Job", "cmt-training")["spec"]["backoffLimit"] = 0
     played.kubelet.ends = [(["ValueError: corpus: got no such folder"], 2)]
-    error = played.failure(manifests=items)
+    error = played.failure()
     assert isinstance(error, TrainingFailed)
-    assert "BackoffLimitExceeded" in str(error)
+    assert "PodFailurePolicy" in str(error)
     assert "failed with exit code 2: ValueError: corpus: got no such folder" in str(error)
     played.kubelet.ends = [(["well now"], 0), ([], 0)]
-    done = played.cmt(manifests=items)
+    done = played.cmt()
     assert done.exit_code == 0, done.exception
     assert "failed: taking its place" in done.stdout
     assert "well now" in done.stdout
+
+
+def test_failures_count_but_not_those_of_peers(played: Played) -> None:
+    items = training_manifests(str(played.store))
+    one(items, "Job", "cmt-training")["spec"]["backoffLimit"] = 1
+    ours, theirs = (["OSError: the disk is full"], 1), (["PeerLost: another process has ended"], 75)
+    played.kubelet.ends = [ours, theirs, theirs, theirs, ours]
+    error = played.failure(manifests=items)
+    assert isinstance(error, TrainingFailed)
+    assert "BackoffLimitExceeded" in str(error)
+    assert len(played.kubelet.played) >= 5
 
 
 def test_another_training_that_runs_is_left_alone(played: Played) -> None:
@@ -198,7 +211,9 @@ def refused(played: Played) -> list[Object]:
 def test_pods_that_may_not_be_made_are_told_of(played: Played) -> None:
     error = played.failure("--ready-timeout-s", "0.5", manifests=refused(played))
     assert isinstance(error, Stuck)
-    assert "no pod has started for 0.5 s; Job cmt-training: FailedCreate: Error creating: pods" in str(error)
+    assert "not all of its pods have started for 0.5 s; Job cmt-training: FailedCreate: Error creating: pods" in str(
+        error
+    )
     assert "exceeded quota: gpus" in str(error)
 
 
@@ -228,6 +243,18 @@ def test_a_folder_that_is_there_and_names_that_are_none_are_refused_before_anyth
     bad = CliRunner().invoke(app, ["train", "--kubernetes", "--out", str(played.folder / "a b")])
     assert "expected letters, digits" in str(bad.exception)
     assert not played.api.asked
+
+
+def test_whoever_stops_following_is_told_that_the_job_goes_on(played: Played) -> None:
+    def stop(request: Any) -> None:
+        if request.subresource == "log":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    played.api.before.append(stop)
+    done = played.cmt()
+    assert done.exit_code != 0
+    assert "goes on; the same command follows it" in done.stdout
+    assert played.job()["status"]["active"] == 2
 
 
 def test_an_api_server_that_restarts_is_waited_for(played: Played) -> None:
@@ -267,7 +294,6 @@ def test_the_rights_named_in_the_docs_are_enough_and_needed(played: Played, miss
     rights = played.api.users["trainer"] = Rights(rules)
     played.api.kubeconfig(played.folder / "kubeconfig")
     items = training_manifests(str(played.store))
-    one(items, "Job", "cmt-training")["spec"]["backoffLimit"] = 0
     played.kubelet.ends = [(["ValueError: no"], 2), ([], 0), ([], 0)]
     refused(played)
     played.api.before.append(partial(admitted_once_asked, played, "events"))

@@ -112,7 +112,7 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(training: Training
     training.train("two", 2, on_line=kill_second)
     assert [len(training.of_index(index)) for index in (0, 1)] == [3, 2], training.said  # one of them the first's
     assert any("exit code 137" in line for line in training.said)
-    assert any("PeerLost: another process of this training has ended" in line for line in training.said)
+    assert any("exit code 75: PeerLost: another process of this training has ended" in line for line in training.said)
     histories = [training.history(name) for name in ("one", "two")]
     assert histories[0] == [pytest.approx(row, abs=2e-3) for row in histories[1]]
     whole, killed = (training.fetched(name, tmp_path / name) for name in ("one", "two"))
