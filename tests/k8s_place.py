@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cmt_client import EmotionClient, FakeTransport
 from cmt_client.transport import Transport
@@ -35,6 +36,7 @@ Object = dict[str, Any]
 
 KUBECONFIG = os.environ.get("CMT_TEST_KUBECONFIG")
 IMAGE = os.environ.get("CMT_TEST_IMAGE", "registry.k8s.io/pause:3.10")
+ROLE = Path(__file__).parents[1] / "k8s" / "components" / "rollout-rbac" / "rbac.yaml"
 REPLICAS = 2
 QUICK = RolloutOptions(canary_s=0.01, watch_s=0.01, samples=7, max_slowdown=1e6, drain_s=60)
 EMULATED = ClusterOptions(0.5, ready_timeout_s=10, fault_grace_s=0.2, lease_s=2, tick_s=1)
@@ -142,6 +144,13 @@ def place_of(folder: Path) -> Iterator[Place]:
         path = f"/api/v1/namespaces/{cluster.namespace}"
         if cluster.find(path) is not None:
             cluster.request("DELETE", path)
+
+
+def role_rules() -> list[Object]:
+    """Of the Role that drivers have."""
+    role = next(item for item in yaml.safe_load_all(ROLE.read_text()) if item["kind"] == "Role")
+    found: list[Object] = role["rules"]
+    return found
 
 
 def played_golden(client: EmotionClient, golden: Golden) -> list[str]:

@@ -1,7 +1,8 @@
 """Cluster: a namespace of a Kubernetes cluster, through the official client; its objects are plain JSON.
 
 An API server may be away for a while (a restart, a lost connection) or busy (429, with Retry-After): it is asked again
-until `patience_s` is over. Whatever it refuses is a ClusterError with its own words.
+until `patience_s` is over. One that has just started may listen before it has read the Roles, or the tokens' accounts:
+what it denies counts once it has denied it for RIGHTS_S. Whatever else it refuses is a ClusterError with its own words.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cmt_rollout.errors import ApplyConflict, ClusterError
 from cmt_rollout.kubernetes.layout import NAMESPACE, Object
 
 PATIENCE_S = 60.0
+RIGHTS_S = 3.0
 CONNECT_S, ANSWER_S = 5.0, 30.0
 BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
 #: Too many requests, or the server is starting, stopping or out of reach behind its proxy.
@@ -67,12 +69,14 @@ class Cluster:
         query: Query = (),
         kind: str = "",
         within_s: float | None = None,
+        rights_s: float = RIGHTS_S,
     ) -> Object:
-        """An answer's JSON. kind: of the body, application/json by default; within_s: nothing is sent later than that.
+        """An answer's JSON. kind: of the body, application/json by default; within_s: nothing is sent later than that;
+        rights_s: how long the answer that one has no right to it is doubted.
 
         Raises ClusterError.
         """
-        response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S), within_s)
+        response = self._patiently(method, path, body, query, kind, (CONNECT_S, ANSWER_S), within_s, rights_s)
         self._warnings += map(_warning, response.headers.getlist("Warning"))
         answer: Object = json.loads(response.data)
         return answer
@@ -99,7 +103,7 @@ class Cluster:
     def look(self, plural: str, group: str = "", query: Query = ()) -> list[Object]:
         """The objects of a kind that may be looked at here; none where that isn't allowed, or isn't known."""
         try:
-            listed = self.request("GET", self.path(plural, group=group), query=query)
+            listed = self.request("GET", self.path(plural, group=group), query=query, rights_s=0)
         except ClusterError as error:
             if error.status not in (403, 404):
                 raise
@@ -186,11 +190,12 @@ class Cluster:
         kind: str,
         timeout: tuple[float, float],
         within_s: float | None = None,
+        rights_s: float = RIGHTS_S,
     ) -> Any:
         patience_s = min(self._patience_s, math.inf if within_s is None else within_s)
         conditional = "resourceVersion" in (body or {}).get("metadata", {})
         again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(partial(_passes, method == "PATCH" and not conditional)),
+            retry=_Again(method == "PATCH" and not conditional, rights_s),
             stop=tenacity.stop_before_delay(patience_s),
             wait=_pause,
             reraise=True,
@@ -252,8 +257,31 @@ def _warning(header: str) -> str:
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
 
 
-def _passes(mergeable: bool, error: BaseException) -> bool:
+class _Again:
     """Whether the same request may succeed a little later. mergeable: it applies to any state of the object."""
+
+    def __init__(self, mergeable: bool, rights_s: float) -> None:
+        self._mergeable, self._rights_s = mergeable, rights_s
+        self._denied_s: float | None = None
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if error is None:
+            return False
+        if isinstance(error, ApiException) and _is_denied(error):
+            self._denied_s = time.monotonic() if self._denied_s is None else self._denied_s
+            return time.monotonic() - self._denied_s < self._rights_s
+        return _passes(self._mergeable, error)
+
+
+def _is_denied(error: ApiException) -> bool:
+    """Whether the API server knows no right to it, or not who asks; admission refuses with 403 too, for good."""
+    return error.status == 401 or (
+        error.status == 403 and bool(re.search(r'is forbidden: User ".*" cannot ', _status(error).get("message", "")))
+    )
+
+
+def _passes(mergeable: bool, error: BaseException) -> bool:
     if isinstance(error, ApiException):
         kube_status = _status(error)
         conflict = error.status == 409 and kube_status.get("reason") == "Conflict" and not _causes(kube_status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from cmt_rollout.kubernetes.cluster import Cluster, connect
 from cmt_rollout.kubernetes.layout import CANARY, STABLE
 from cmt_rollout.options import STEPS
 from emulated_api.requests import Refused, Request
+from emulated_api.rights import Rights
 from emulated_api.server import EmulatedApi
-from k8s_place import Place
+from k8s_place import Place, role_rules
 
 CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "1"}}
 
@@ -101,6 +103,46 @@ def test_a_restart_on_the_way_back_is_sat_out(emulated: Place, api: EmulatedApi,
     with pytest.raises(StepFailed, match="golden"):
         emulated.upgrade(releases[1], at={"rollback": lambda: api.restart(0.2)})
     emulated.settled(1)
+
+
+@pytest.fixture
+def with_rights(emulated: Place, api: EmulatedApi) -> Place:
+    """The driver as the Role of this repository has it, not as an administrator."""
+    api.users["rollout"] = Rights(role_rules())
+    return replace(emulated, cluster=connect("rollout", "cmt", api.kubeconfig(emulated.kubeconfig), patience_s=5))
+
+
+def test_rights_that_are_read_late_after_a_restart_are_waited_for(
+    with_rights: Place, api: EmulatedApi, releases: list[Release]
+) -> None:
+    """On the way there in every step, and on the way back."""
+    late = {step: lambda: api.restart(0.1, rights_after_s=0.2) for step in ("load", "canary", "flip", "retire")}
+    with_rights.upgrade(releases[1], at=late)
+    with_rights.settled(2)
+    with_rights.connector.wrong = lambda pod: pod.release == "3"
+    with pytest.raises(StepFailed, match="golden"):
+        with_rights.upgrade(releases[2], at={"rollback": late["flip"]})
+    with_rights.settled(2)
+    assert api.users["rollout"].refused == []
+
+
+def test_a_right_that_stays_away_is_named_and_what_admission_refuses_is_final(
+    emulated: Place, api: EmulatedApi
+) -> None:
+    api.users["nobody"] = Rights([])
+    nobody = connect("nobody", "cmt", api.kubeconfig(emulated.kubeconfig))
+    with pytest.raises(ClusterError, match=r'User "nobody" cannot list resource "pods"'):
+        nobody.request("GET", nobody.path("pods"), rights_s=0.2)
+    asked = len(api.asked)
+    assert nobody.look("events") == []
+    assert len(api.asked) == asked + 1
+    item = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": 0}}}
+    emulated.cluster.apply(emulated.cluster.path("resourcequotas", "none"), item, "test")
+    asked = len(api.asked)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": []}}
+    with pytest.raises(ClusterError, match="exceeded quota"):
+        emulated.cluster.request("POST", emulated.cluster.path("pods"), pod)
+    assert len(api.asked) == asked + 1
 
 
 def test_watches_that_expire_or_break_off_begin_anew(emulated: Place, api: EmulatedApi) -> None:

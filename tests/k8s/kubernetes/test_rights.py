@@ -35,20 +35,13 @@ from cmt_rollout.options import STEPS
 from cmt_server.server import TritonServer
 from emulated_api.rights import Rights
 from emulated_api.server import EmulatedApi
-from k8s_place import KUBECONFIG, Place, manifests, place_of
+from k8s_place import KUBECONFIG, Place, manifests, place_of, role_rules
 from serving import server_on
 
-ROLE = Path(__file__).parents[3] / "k8s" / "components" / "rollout-rbac" / "rbac.yaml"
 QUICK = ("--canary-s", "0.2", "--watch-s", "0.2", "--max-slowdown", "20", "--canary-share", "0.5", "--json")
 UNLIKE = ("--max-flips", "1", "--max-distance", "1")
 
 pytestmark = pytest.mark.skipif(KUBECONFIG is not None, reason="needs the emulated API server")
-
-
-def rules() -> list[dict[str, Any]]:
-    role = next(item for item in yaml.safe_load_all(ROLE.read_text()) if item["kind"] == "Role")
-    found: list[dict[str, Any]] = role["rules"]
-    return found
 
 
 @dataclass
@@ -84,7 +77,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
                 "127.0.0.1",
                 servers[int(pod["metadata"]["labels"][RELEASE])].grpc_port,  # type: ignore[index]
             )
-            place.emulation.users["rollout"] = Rights(rules())
+            place.emulation.users["rollout"] = Rights(role_rules())
             monkeypatch.setenv("KUBECONFIG", str(place.emulation.kubeconfig(place.kubeconfig)))
             monkeypatch.delenv("CMT_STORE", raising=False)
             place.deploy(release=live)
@@ -137,7 +130,7 @@ def test_pods_that_answer_from_another_release_never_take_traffic(driven: Driven
 
 
 def test_a_right_that_is_missing_is_named(driven: Driven) -> None:
-    driven.api.users["rollout"].rules = [rule for rule in rules() if "patch" not in rule["verbs"]]
+    driven.api.users["rollout"].rules = [rule for rule in role_rules() if "patch" not in rule["verbs"]]
     with pytest.raises(RolloutError, match=r"cannot .* it"):
         driven.cmt("upgrade", str(driven.release.number), *QUICK)
     assert driven.place.live() == 1000
