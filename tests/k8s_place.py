@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from cmt_rollout.kubernetes.pods import Pod, pods_of
 from cmt_rollout.kubernetes.target import KubernetesTarget
 from cmt_rollout.options import Event, Following, RolloutOptions
 from emulated_api.server import EmulatedApi
+from rendering import KUBECTL
 from small_releases import INFO
 
 Object = dict[str, Any]
@@ -97,6 +99,14 @@ class Place:
 
         report = Following(told)
         rollout.upgrade([self.target(timing, report.say)], release, options, report)
+
+    def kubectl(self, *arguments: str) -> None:
+        """The real one, as somebody by hand."""
+        command = [str(KUBECTL), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *arguments]
+        if self.emulation:
+            command += ["--as=admin", f"--cache-dir={self.kubeconfig.parent / 'kubectl'}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
 
     def rollback(self) -> None:
         rollout.rollback([self.target()], pytest.fail, self.events.append)

@@ -13,7 +13,7 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """Set by the first SIGINT or SIGTERM."""
+    """Set by the first of its signals."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -46,10 +46,11 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[StopSignal]:
-    """What SIGINT and SIGTERM set, from now on."""
+def stop_signal(*others: signal.Signals) -> Iterator[StopSignal]:
+    """What SIGINT and SIGTERM set, from now on, and other signals that nobody has chosen to ignore."""
     stop = StopSignal()
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *(n for n in others if signal.getsignal(n) != signal.SIG_IGN)]
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
         yield stop
     finally:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +25,7 @@ from cmt_cli.on_cluster import (
     ReadyOption,
     kubernetes_target,
 )
+from cmt_cli.signals import Stopped, stop_signal
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
 from cmt_pipeline.constants import STORE_VARIABLE, TOKEN_VARIABLE
 from cmt_rollout.options import Event, Following, Report, RolloutOptions
@@ -207,11 +211,25 @@ def targets_of(state: State, servers: list[str] | None, token: str | None) -> It
 
 @contextlib.contextmanager
 def reporting(as_json: bool) -> Iterator[Report]:
-    """Shows steps as they come: a line each, with what is under way below them on a terminal."""
+    """Shows steps as they come: a line each, with what is under way below them on a terminal.
+
+    The first signal to end (of a terminal that closes, too) leads back what was begun; Ended is raised after that.
+    """
+    from cmt_rollout.errors import Ended
+
+    try:
+        with stop_signal(signal.SIGHUP) as stop, stop.at_once(), _shown(as_json) as report:
+            yield report
+    except Stopped:
+        raise Ended("a signal ended it") from None
+
+
+@contextlib.contextmanager
+def _shown(as_json: bool) -> Iterator[Report]:
     from cmt_cli.show import console
 
     if as_json:
-        yield lambda event: typer.echo(json.dumps(asdict(event)))
+        yield _print_line
         return
     with console.status("") as status:
 
@@ -224,3 +242,12 @@ def reporting(as_json: bool) -> Iterator[Report]:
             console.print(event.detail, markup=False, highlight=False)
 
         yield show
+
+
+def _print_line(event: Event) -> None:
+    try:
+        typer.echo(json.dumps(asdict(event)))
+    except BrokenPipeError:  # what is still buffered must not fail once more when the process ends
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

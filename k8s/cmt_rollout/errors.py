@@ -3,6 +3,7 @@
 RolloutError
 ├── StepFailed      a step found a reason against the release; `step`, `target` and `reason` say which
 ├── RollbackFailed  a release was rejected and the rollback failed too: somebody must look
+├── Ended           somebody ended the driver, or nobody reads its report any more; all was led back before
 ├── TrainingFailed  a training's Job came to an end without a checkpoint
 └── ClusterError    a Kubernetes API server refuses, or can't be reached; has `status`, its HTTP code
     ├── ApplyConflict   others own the fields; `managers` names them
@@ -26,6 +27,10 @@ class StepFailed(RolloutError):
 
 class RollbackFailed(RolloutError):
     """The old release couldn't be brought back everywhere; the message names the targets."""
+
+
+class Ended(RolloutError):
+    """Nobody waits for the end of it any more; what was begun has been led back."""
 
 
 class TrainingFailed(RolloutError):

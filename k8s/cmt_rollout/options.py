@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from cmt_rollout.errors import Ended
+
 Step = Literal[
     "recover",
     "preflight",
@@ -50,22 +52,38 @@ Report = Callable[[Event], None]
 
 
 class Following:
-    """A report that what happens within a step can be said to, as progress of that step."""
+    """A report that what happens within a step can be said to, as progress of that step.
+
+    One that can't be written any more (a pipe whose reader is gone) raises Ended once, and is silent from then on: what
+    leads back needs no listener. expected: False where nobody need listen, so that it ends nothing.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._last: Event | None = None
+        self._last = Event("recover", "", "started")  # before the first step its leftovers are waited for
         self._said = ""
+        self._lost = False
+        self.expected = True
 
     def __call__(self, event: Event) -> None:
         self._last, self._said = event, ""
-        self._report(event)
+        self._tell(event)
 
     def say(self, detail: str) -> None:
         """Progress; the same words twice in a row are said once."""
-        if self._last is not None and detail != self._said:
+        if detail != self._said:
             self._said = detail
-            self._report(replace(self._last, state="progress", detail=detail))
+            self._tell(replace(self._last, state="progress", detail=detail))
+
+    def _tell(self, event: Event) -> None:
+        if self._lost:
+            return
+        try:
+            self._report(event)
+        except (OSError, SystemExit) as error:  # rich ends the process where its reader is gone
+            self._lost = True
+            if self.expected:
+                raise Ended("the report can't be written any more: its reader is gone") from error
 
 
 @dataclass(frozen=True)

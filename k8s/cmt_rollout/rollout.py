@@ -21,7 +21,7 @@ from cmt_client import ServerUnavailable, ServiceError
 from cmt_release.release import Release
 from cmt_rollout.errors import RollbackFailed, RolloutError, StepFailed
 from cmt_rollout.golden import Golden, golden_faults, golden_of_release
-from cmt_rollout.options import Report, RolloutOptions, Step
+from cmt_rollout.options import Following, Report, RolloutOptions, Step
 from cmt_rollout.steps import StepRun
 from cmt_rollout.target import Target
 from cmt_rollout.trial import Trial
@@ -71,10 +71,11 @@ def _locked(targets: Sequence[Target]) -> Iterator[None]:
 
 def _previous(targets: Sequence[Target]) -> int:
     """The one release that all targets answered from before. StepFailed if there isn't one."""
-    before = {target.previous() for target in targets}
-    previous = before.pop() if len(before) == 1 else None
+    before = {target.name: target.previous() for target in targets if target.previous() != target.live()}
+    numbers = {before.get(target.name) for target in targets}
+    previous = numbers.pop() if len(numbers) == 1 else None
     if previous is None:
-        told = ", ".join(f"{target.name}: {target.previous() or 'none'}" for target in targets)
+        told = ", ".join(f"{target.name}: {before.get(target.name) or 'none'}" for target in targets)
         raise StepFailed("rollback", "all", f"there is no one release before ({told}); name one: `cmt upgrade N`")
     return previous
 
@@ -91,7 +92,8 @@ class _Move:
     """Leads targets to a release, and back to what they ran."""
 
     def __init__(self, targets: Sequence[Target], options: RolloutOptions, report: Report) -> None:
-        self.targets, self.options, self.report = targets, options, report
+        self.targets, self.options = targets, options
+        self.report = report if isinstance(report, Following) else Following(report)
         self.before: Mapping[str, _Before] = {}
         self.broken: dict[str, str] = {}  # targets whose release before fails its golden requests, and how
 
@@ -126,7 +128,8 @@ class _Move:
         return golden.passed()
 
     def _back(self, cause: BaseException) -> None:
-        """Every target to what it ran before, the last that changed first."""
+        """Every target to what it ran before, the last that changed first; whether or not anybody listens."""
+        self.report.expected = False
         lost = []
         for target in reversed(self.targets):
             try:
@@ -137,9 +140,12 @@ class _Move:
             raise RollbackFailed(f"{cause}; and rolling back failed: {'; '.join(lost)}") from cause
 
     def _back_on(self, target: Target) -> str:
+        """The rejected release leaves the traffic first, whatever else keeps the one before from coming back."""
         before = self.before[target.name]
-        target.flip(before.release, before.previous)
-        target.end_trial()
+        try:
+            target.end_trial()
+        finally:
+            target.flip(before.release, before.previous)
         target.retire((before.release,), self.options.drain_s)
         taken = f"release {before.release} has all traffic, as before"
         if target.name in self.broken:

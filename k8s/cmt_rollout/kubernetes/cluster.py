@@ -31,6 +31,8 @@ CONNECT_S, ANSWER_S = 5.0, 30.0
 BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
 #: Too many requests, or the server is starting, stopping or out of reach behind its proxy.
 PASSING = frozenset({429, 500, 502, 503, 504})
+#: Field managers of `kubectl apply`, and of `kubectl apply --server-side`.
+KUBECTL_APPLY = ("kubectl-client-side-apply", "kubectl")
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 
 Query = Sequence[tuple[str, Any]]
@@ -303,9 +305,11 @@ def _ours(error: ApiException) -> ClusterError:
     if causes := _causes(kube_status):
         managers = tuple(dict.fromkeys(cause["message"].split('"')[1] for cause in causes))
         fields = ", ".join(cause.get("field", "?") for cause in causes)
+        by_kubectl = any(manager in KUBECTL_APPLY for manager in managers)
+        hint = "; they were applied with kubectl: use `cmt deploy` from now on, or it sets them back" * by_kubectl
         return ApplyConflict(
             f"{' and '.join(managers)} set{'s' if len(managers) == 1 else ''} {fields}; let that be undone, or take "
-            "the fields over with --force-conflicts",
+            f"the fields over with --force-conflicts{hint}",
             managers,
         )
     return ClusterError(message, error.status)

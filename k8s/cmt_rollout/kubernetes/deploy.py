@@ -63,7 +63,7 @@ class _Deploy:
     ) -> None:
         self.cluster, self.items, self.options, self.timing = cluster, items, options, timing
         self.report = Following(report)
-        self.lease = Lease(cluster, timing.lease_s)
+        self.lease = Lease(cluster, timing.lease_s, self.report.say)
         self.is_new: dict[str, bool] = {}
         self.scalers: list[Object] = []  # autoscalers of this namespace, of these manifests or not
         self.at_work = False

@@ -74,6 +74,21 @@ def chosen_release(pod: Object, kind: str = "containers", container: str = CONTA
     return None
 
 
+def disagreement(deployment: Object) -> str:
+    """Where a Deployment's template says more than one release, what it says; "" where it says one."""
+    template = deployment["spec"]["template"]
+    label = template.get("metadata", {}).get("labels", {}).get(RELEASE)
+    said = {
+        f"{CONTAINER} serves": chosen_release(template),
+        f"{INIT_CONTAINER} pulls": chosen_release(template, "initContainers", INIT_CONTAINER),
+        "the label says": int(label) if label and label.isdigit() else None,
+    }
+    if len({number for number in said.values() if number is not None}) < 2:
+        return ""
+    told = ", ".join(f"{who} {number}" for who, number in said.items() if number is not None)
+    return f"of {deployment['metadata']['name']} {told}: somebody changed {RELEASE_VARIABLE} or the label by hand"
+
+
 def previous_of(deployment: Object) -> int | None:
     """The release that the stable Deployment served before, if that is known."""
     value = deployment["metadata"].get("annotations", {}).get(PREVIOUS, "")

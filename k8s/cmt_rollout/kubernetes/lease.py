@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 
 from cmt_rollout.errors import ClusterError
@@ -28,8 +28,8 @@ RENEWALS = 3  # tries to renew within the lease's time
 class Lease:
     """Held by at most one driver. Clocks needn't agree: one that looks expired is watched before it is taken over."""
 
-    def __init__(self, cluster: Cluster, seconds: int) -> None:
-        self._cluster, self._seconds = cluster, seconds
+    def __init__(self, cluster: Cluster, seconds: int, say: Callable[[str], None] = lambda _: None) -> None:
+        self._cluster, self._seconds, self._say = cluster, seconds, say
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._renewed_s = 0.0
 
@@ -85,7 +85,9 @@ class Lease:
         """RepositoryBusy unless its holder gave no sign of life for the lease's time."""
         until = _moment(lease["spec"]["renewTime"]) + timedelta(seconds=lease["spec"]["leaseDurationSeconds"])
         if until < datetime.now(timezone.utc):
-            time.sleep(lease["spec"]["leaseDurationSeconds"] / 2)  # one that lives renews it meanwhile
+            watched_s = lease["spec"]["leaseDurationSeconds"] / 2  # one that lives renews it meanwhile
+            self._say(f"waiting {watched_s:g} s: {_holder(lease)}, whose lease has run out, may still be at work")
+            time.sleep(watched_s)
             now = self._cluster.find(self._path(LEASE))
             if now is None or now["spec"].get("renewTime") == lease["spec"]["renewTime"]:
                 return

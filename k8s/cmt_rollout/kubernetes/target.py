@@ -7,6 +7,7 @@ the stable Deployment's template says what is live, its annotation what was befo
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from cmt_rollout.kubernetes.layout import (
     TRAFFIC_YES,
     ClusterOptions,
     Object,
+    disagreement,
     previous_of,
     release_fields,
     release_of,
@@ -70,7 +72,7 @@ class KubernetesTarget:
     ) -> None:
         self._cluster, self._connector, self._options = cluster, connector, options
         self._in_store, self._fetch, self._say = in_store, fetch, say
-        self._lease = Lease(cluster, options.lease_s)
+        self._lease = Lease(cluster, options.lease_s, say)
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class KubernetesTarget:
         return tuple(number for number in (self.live(), self.previous()) if number is not None)
 
     def recover(self, wanted: int) -> str:  # noqa: ARG002
-        done = []
+        done = [told] if (told := disagreement(self._deployment(STABLE))) else []
         if Progress.of(self._deployment(STABLE)).rolling:
             done.append(self._finish_rolling())
         canary = self._deployment(CANARY)
@@ -194,12 +196,17 @@ class KubernetesTarget:
         try:
             wait_for_rollout(self._cluster, STABLE, self._options, self._say)
         except Stuck as error:
-            previous = self.previous()
-            if previous is None:
+            running = self._running(release)
+            if running is None:
                 raise
-            self.flip(previous, None)
-            return f"back to release {previous}, for release {release} was stuck: {error}"
+            self.flip(running, None)
+            return f"back to release {running}, for release {release} was stuck: {error}"
         return f"release {release}, whose pods were being rolled out, is live"
+
+    def _running(self, rejected: int) -> int | None:
+        """The release that most ready pods run beside the rejected one; that of before where none is ready."""
+        ready = [int(p.release) for p in self._pods(STABLE) if p.ready and p.release not in (str(rejected), "")]
+        return statistics.mode(ready) if ready else self.previous()
 
     def _missing_in_store(self, release: Release) -> list[str]:
         if self._in_store is None:
@@ -221,6 +228,7 @@ class KubernetesTarget:
             self._apply(CANARY, release.number, replicas=1, dry_run=True)
             self._apply(STABLE, release.number, previous=self.live(), dry_run=True)
         except ClusterError as error:
+            reasons += [told] if (told := disagreement(self._deployment(STABLE))) else []
             reasons.append(str(error))
         for warning in self._cluster.take_warnings():
             self._say(f"warned of: {warning}")
@@ -251,7 +259,8 @@ class KubernetesTarget:
                     fields,
                     ROLLOUT_MANAGER,
                     dry_run=dry_run,
-                    force_conflicts=self._options.force_conflicts,
+                    # The canary is there for upgrades alone; whoever edits it mustn't keep it in the traffic.
+                    force_conflicts=self._options.force_conflicts or name == CANARY,
                     within_s=within_s,
                 )
             except ClusterError as error:
