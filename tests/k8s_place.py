@@ -1,10 +1,13 @@
 """A namespace to try upgrades in: of the cluster that CMT_TEST_KUBECONFIG names, else of an emulated API server.
 
-On a real cluster CMT_TEST_IMAGE names an image that its nodes can run and that does nothing, such as `pause`.
+A control plane alone will do: where it has no nodes, pods' statuses are played. On nodes CMT_TEST_IMAGE names an image
+that they can run and that does nothing, such as `pause`. CMT_TEST_SECOND_SERVER is the URL of another API server of the
+same cluster.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -17,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import ApiClient
 
 from cmt_client import EmotionClient, FakeTransport
 from cmt_client.transport import Transport
@@ -30,20 +34,28 @@ from cmt_rollout.kubernetes.layout import CANARY, STABLE, TRAFFIC, ClusterOption
 from cmt_rollout.kubernetes.pods import Pod, pods_of
 from cmt_rollout.kubernetes.target import KubernetesTarget
 from cmt_rollout.options import Event, Following, RolloutOptions
+from emulated_api.kubelet import Kubelet
+from emulated_api.rights import Rights
 from emulated_api.server import EmulatedApi
+from played_kubelet import SCHEDULER, PlayedKubelet
 from rendering import KUBECTL
 from small_releases import INFO
 
 Object = dict[str, Any]
 
 KUBECONFIG = os.environ.get("CMT_TEST_KUBECONFIG")
+SECOND_SERVER = os.environ.get("CMT_TEST_SECOND_SERVER")
 IMAGE = os.environ.get("CMT_TEST_IMAGE", "registry.k8s.io/pause:3.10")
 ROLE = Path(__file__).parents[1] / "k8s" / "components" / "rollout-rbac" / "rbac.yaml"
 REPLICAS = 2
 QUICK = RolloutOptions(canary_s=0.01, watch_s=0.01, samples=7, max_slowdown=1e6, drain_s=60)
 EMULATED = ClusterOptions(0.5, ready_timeout_s=10, fault_grace_s=0.2, lease_s=2, tick_s=1)
-REAL = ClusterOptions(0.5, ready_timeout_s=180, fault_grace_s=20, lease_s=10, tick_s=5)
-TIMING = REAL if KUBECONFIG else EMULATED
+BARE = ClusterOptions(0.5, ready_timeout_s=60, fault_grace_s=3, lease_s=5, tick_s=1)
+NODES = ClusterOptions(0.5, ready_timeout_s=180, fault_grace_s=20, lease_s=10, tick_s=5)
+HAS_NODES = KUBECONFIG is not None and bool(
+    connect(None, "", Path(KUBECONFIG)).request("GET", "/api/v1/nodes")["items"]
+)
+TIMING = EMULATED if KUBECONFIG is None else NODES if HAS_NODES else BARE
 
 
 @dataclass
@@ -65,11 +77,12 @@ class PlayedConnector:
 
 @dataclass
 class Place:
-    """The namespace. emulation: None on a real cluster."""
+    """The namespace. emulation: None on a real cluster; kubelet: makes pods ready or fail, None where real nodes do."""
 
     cluster: Cluster
     kubeconfig: Path
     emulation: EmulatedApi | None
+    kubelet: Kubelet | PlayedKubelet | None
     connector: PlayedConnector = field(default_factory=PlayedConnector)
     events: list[Event] = field(default_factory=list)
 
@@ -108,6 +121,23 @@ class Place:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
 
+    def with_rights(self) -> Place:
+        """The same, with the rights that a driver has: of the ServiceAccount of this repository, by its token."""
+        if self.emulation:
+            self.emulation.users["rollout"] = Rights(role_rules())
+            kubeconfig = self.emulation.kubeconfig(self.kubeconfig)
+            return replace(self, cluster=connect("rollout", self.namespace, kubeconfig, patience_s=5))
+        for item in yaml.safe_load_all(ROLE.read_text()):
+            item["metadata"]["namespace"] = self.namespace
+            self.cluster.apply(self.cluster.path_of(item), item, "test")
+        path = self.cluster.path("serviceaccounts", "cmt-rollout", subresource="token")
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
+        token = self.cluster.request("POST", path, asked)["status"]["token"]
+        driver = connect(None, self.namespace, self.kubeconfig)
+        driver.api.configuration.api_key = {"authorization": f"Bearer {token}"}
+        driver.api.configuration.cert_file = driver.api.configuration.key_file = None
+        return replace(self, cluster=Cluster(ApiClient(driver.api.configuration), self.namespace, driver.name))
+
     def rollback(self) -> None:
         rollout.rollback([self.target()], pytest.fail, self.events.append)
 
@@ -145,11 +175,15 @@ def place_of(folder: Path) -> Iterator[Place]:
     if KUBECONFIG is None:
         with EmulatedApi() as emulation:
             kubeconfig = emulation.kubeconfig(folder / "kubeconfig")
-            yield Place(connect(None, "cmt", kubeconfig, patience_s=5), kubeconfig, emulation)
+            yield Place(connect(None, "cmt", kubeconfig, patience_s=5), kubeconfig, emulation, emulation.kubelet)
         return
     cluster = connect(None, f"cmt-test-{secrets.token_hex(4)}", Path(KUBECONFIG))
     try:
-        yield Place(cluster, Path(KUBECONFIG), None)
+        if HAS_NODES:
+            yield Place(cluster, Path(KUBECONFIG), None, None)
+            return
+        with PlayedKubelet(connect(None, cluster.namespace, Path(KUBECONFIG))) as kubelet:
+            yield Place(cluster, Path(KUBECONFIG), None, kubelet)
     finally:
         path = f"/api/v1/namespaces/{cluster.namespace}"
         if cluster.find(path) is not None:
@@ -200,12 +234,17 @@ def manifests(namespace: str, image: str = IMAGE, replicas: int = REPLICAS) -> l
     return everything
 
 
-def hastened(items: list[Object]) -> list[Object]:
-    """Rendered manifests whose pods count as soon as they are ready."""
-    for item in items:
+def placed(items: list[Object], namespace: str) -> list[Object]:
+    """Rendered manifests in another namespace, whose pods are played and count as soon as they are ready."""
+    text = json.dumps(items).replace('"namespace": "cmt"', f'"namespace": "{namespace}"')
+    found: list[Object] = json.loads(text)
+    for item in found:
+        if item["kind"] == "Namespace":
+            item["metadata"]["name"] = namespace
         if item["kind"] == "Deployment":
             item["spec"]["minReadySeconds"] = 0
-    return items
+            item["spec"]["template"]["spec"]["schedulerName"] = SCHEDULER
+    return found
 
 
 def _deployment(name: str, labels: dict[str, str], more: dict[str, str], image: str, replicas: int) -> Object:
@@ -215,15 +254,16 @@ def _deployment(name: str, labels: dict[str, str], more: dict[str, str], image: 
         "env": [{"name": "CMT_RELEASE", "value": "1"}, {"name": "HOME", "value": "/tmp"}],
     }
     pod: Object = {"containers": [{"name": "triton", **container}], "terminationGracePeriodSeconds": 1}
-    if KUBECONFIG is None:  # one that does nothing would never end
+    if not HAS_NODES:  # one that does nothing would never end
         pod["initContainers"] = [{"name": "pull-release", **container}]
+        pod["schedulerName"] = SCHEDULER
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": name},
         "spec": {
             "replicas": replicas,
-            "progressDeadlineSeconds": 120 if KUBECONFIG else 2,
+            "progressDeadlineSeconds": 120 if HAS_NODES else 10 if KUBECONFIG else 2,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": {**labels, **more, "cmt/release": "1"}}, "spec": pod},

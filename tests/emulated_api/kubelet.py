@@ -117,7 +117,7 @@ class Kubelet:
             return
         if age_s < self.ready_s or pod["status"] != {"phase": "Pending"}:
             return
-        fault = self.faults.get(_release_of(pod))
+        fault = self.faults.get(release_of(pod))
         if any(BAD_IMAGE in container["image"] for container in pod["spec"]["containers"]):
             fault = "image"
         self._count += 1
@@ -154,7 +154,7 @@ def is_ready(pod: Object) -> bool:
     return ready and "deletionTimestamp" not in pod["metadata"]
 
 
-def _release_of(pod: Object) -> str:
+def release_of(pod: Object) -> str:
     """What runs in it: what its server is told, whatever its label says."""
     for container in pod["spec"]["containers"]:
         for variable in container.get("env", ()):

@@ -67,6 +67,7 @@ class EmulatedApi:
         self.port = 0
         self._rights_from_s = 0.0
         self._server: ThreadingHTTPServer | None = None
+        self._others: list[ThreadingHTTPServer] = []
         self._mover = threading.Thread(target=self._move, daemon=True)
 
     def __enter__(self) -> EmulatedApi:
@@ -78,6 +79,9 @@ class EmulatedApi:
         self.over.set()
         self._mover.join()
         self._hang_up()
+        for server in self._others:
+            server.shutdown()
+            server.server_close()
 
     def install(self) -> None:
         """The kinds of KEDA, of the Prometheus operator and of the Gateway API."""
@@ -91,6 +95,12 @@ class EmulatedApi:
         self._hang_up()
         self._rights_from_s = time.monotonic() + down_s + rights_after_s
         threading.Timer(down_s, self._listen).start()
+
+    def second_server(self) -> str:
+        """The URL of another server before the same store."""
+        server = self._serve(0)
+        self._others.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
 
     def refuse(self, times: int, code: int = 429, retry_after_s: int | None = None) -> None:
         """The next requests get this answer."""
@@ -305,13 +315,17 @@ class EmulatedApi:
     def _listen(self) -> None:
         if self.over.is_set():
             return
-        handler = type("Handler", (Handler,), {"api": self})
-        ThreadingHTTPServer.allow_reuse_address = True
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self._server.daemon_threads = True
+        self._server = self._serve(self.port)
         self.port = self._server.server_address[1]
         self.cut.clear()
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def _serve(self, port: int) -> ThreadingHTTPServer:
+        handler = type("Handler", (Handler,), {"api": self})
+        ThreadingHTTPServer.allow_reuse_address = True
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return server
 
     def _hang_up(self) -> None:
         self.cut.set()

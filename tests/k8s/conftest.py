@@ -32,14 +32,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def emulated_place(place: Place) -> Place:
-    """An empty namespace where failures can be played."""
-    if place.emulation is None:
-        pytest.skip("needs the emulated API server")
-    return place
-
-
-@pytest.fixture
 def deployed(place: Place) -> Place:
     """Release 1 serves."""
     place.deploy()
@@ -54,8 +46,16 @@ def releases(tmp_path: Path) -> list[Release]:
 
 
 @pytest.fixture
+def played(deployed: Place) -> Place:
+    """The same, where pods can be made to fail."""
+    if deployed.kubelet is None:
+        pytest.skip("real nodes can't be asked to fail")
+    return deployed
+
+
+@pytest.fixture
 def emulated(deployed: Place) -> Place:
-    """The same, where failures can be played."""
+    """The same, where the API server can be made to fail."""
     if deployed.emulation is None:
-        pytest.skip("needs the emulated API server")
+        pytest.skip("a real API server can't be asked to fail")
     return deployed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from cmt_rollout.options import STEPS
 from emulated_api.requests import Refused, Request
 from emulated_api.rights import Rights
 from emulated_api.server import EmulatedApi
-from k8s_place import Place, role_rules
+from k8s_place import Place
 
 CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "1"}}
 
@@ -105,17 +104,11 @@ def test_a_restart_on_the_way_back_is_sat_out(emulated: Place, api: EmulatedApi,
     emulated.settled(1)
 
 
-@pytest.fixture
-def with_rights(emulated: Place, api: EmulatedApi) -> Place:
-    """The driver as the Role of this repository has it, not as an administrator."""
-    api.users["rollout"] = Rights(role_rules())
-    return replace(emulated, cluster=connect("rollout", "cmt", api.kubeconfig(emulated.kubeconfig), patience_s=5))
-
-
 def test_rights_that_are_read_late_after_a_restart_are_waited_for(
-    with_rights: Place, api: EmulatedApi, releases: list[Release]
+    emulated: Place, api: EmulatedApi, releases: list[Release]
 ) -> None:
     """On the way there in every step, and on the way back."""
+    with_rights = emulated.with_rights()
     late = {step: lambda: api.restart(0.1, rights_after_s=0.2) for step in ("load", "canary", "flip", "retire")}
     with_rights.upgrade(releases[1], at=late)
     with_rights.settled(2)
@@ -192,19 +185,19 @@ def test_bookmarks_move_a_quiet_watch_on(emulated: Place, api: EmulatedApi) -> N
     followed.close()
 
 
-def test_a_followed_object_that_is_deleted_is_said_to_be_gone(emulated: Place) -> None:
-    cluster = emulated.cluster
+def test_a_followed_object_that_is_deleted_is_said_to_be_gone(deployed: Place) -> None:
+    cluster = deployed.cluster
     followed = cluster.follow(cluster.path("deployments", group="apps/v1"), CANARY, 5)
     next(followed)
     cluster.request("DELETE", cluster.path("deployments", CANARY, "apps/v1"))
     with pytest.raises(ClusterError, match="cmt-triton-canary is gone"):
         list(followed)
     with pytest.raises(ClusterError, match=r"there is no Deployment cmt-triton-canary .*canary component included"):
-        emulated.target().end_trial()
+        deployed.target().end_trial()
 
 
-def test_apply_takes_only_its_own_fields(emulated: Place) -> None:
-    cluster, path = emulated.cluster, emulated.cluster.path("configmaps", "one")
+def test_apply_takes_only_its_own_fields(deployed: Place) -> None:
+    cluster, path = deployed.cluster, deployed.cluster.path("configmaps", "one")
     cluster.apply(path, CONFIG, "first")
     cluster.apply(path, {**CONFIG, "data": {"b": "2"}}, "second")
     assert cluster.request("GET", path)["data"] == {"a": "1", "b": "2"}
@@ -217,10 +210,10 @@ def test_apply_takes_only_its_own_fields(emulated: Place) -> None:
     assert cluster.request("GET", path)["data"] == {"a": "3"}  # what second left out of its own is gone
 
 
-def test_kinds_that_a_cluster_doesnt_know_are_named(emulated: Place) -> None:
-    item = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "one"}}
-    with pytest.raises(ClusterError, match=r"doesn't know ScaledObject of keda\.sh/v1alpha1: install what brings it"):
-        emulated.cluster.path_of(item)
+def test_kinds_that_a_cluster_doesnt_know_are_named(deployed: Place) -> None:
+    item = {"apiVersion": "example.com/v1", "kind": "Scaler", "metadata": {"name": "one"}}
+    with pytest.raises(ClusterError, match=r"doesn't know Scaler of example\.com/v1: install what brings it"):
+        deployed.cluster.path_of(item)
 
 
 def test_no_cluster_to_go_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +222,6 @@ def test_no_cluster_to_go_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         connect()
 
 
-def test_a_context_that_isnt_there_is_said(emulated: Place) -> None:
+def test_a_context_that_isnt_there_is_said(deployed: Place) -> None:
     with pytest.raises(ClusterError, match=r"no cluster to go to: .*elsewhere"):
-        connect("elsewhere", None, emulated.kubeconfig)
+        connect("elsewhere", None, deployed.kubeconfig)

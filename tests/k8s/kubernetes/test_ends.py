@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -147,22 +148,20 @@ def test_a_variable_that_was_set_by_hand_is_named_and_an_upgrade_by_force_settle
 
 
 def test_a_release_set_by_hand_that_doesnt_start_is_left_for_the_one_that_runs(
-    emulated: Place, releases: list[Release]
+    played: Place, releases: list[Release]
 ) -> None:
     """Not for the one before that, which the annotation names."""
-    assert emulated.emulation
-    emulated.upgrade(releases[1])
-    emulated.emulation.kubelet.faults["9"] = "init"
-    emulated.kubectl("set", "env", f"deployment/{STABLE}", "CMT_RELEASE=9")
-    emulated.upgrade(releases[2], timing=replace(TIMING, force_conflicts=True))
-    assert "back to release 2, for release 9 was stuck" in emulated.said("recover")
-    emulated.settled(3)
+    assert played.kubelet
+    played.upgrade(releases[1])
+    played.kubelet.faults["9"] = "init"
+    played.kubectl("set", "env", f"deployment/{STABLE}", "CMT_RELEASE=9")
+    played.upgrade(releases[2], timing=replace(TIMING, force_conflicts=True))
+    assert "back to release 2, for release 9 was stuck" in played.said("recover")
+    played.settled(3)
 
 
-def test_after_kubectl_apply_an_upgrade_says_what_to_use(place: Place, releases: list[Release]) -> None:
-    rendered = place.kubeconfig.parent / "all.yaml" if place.emulation else None
-    if rendered is None:
-        pytest.skip("needs the emulated API server")
+def test_after_kubectl_apply_an_upgrade_says_what_to_use(place: Place, releases: list[Release], tmp_path: Path) -> None:
+    rendered = tmp_path / "all.yaml"
     rendered.write_text(yaml.safe_dump_all(manifests(place.namespace)))
     place.kubectl("apply", "--validate=false", "-f", str(rendered))
     wait_until(lambda: sum(pod.ready for pod in place.pods()) == REPLICAS)

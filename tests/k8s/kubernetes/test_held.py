@@ -132,11 +132,11 @@ def test_a_webhook_that_refuses_deployments_is_said_before_anything_changes(
     emulated.settled(1)
 
 
-def test_pods_that_were_evicted_for_good_hold_nobody_up(emulated: Place, releases: list[Release]) -> None:
+def test_pods_that_were_evicted_for_good_hold_nobody_up(played: Place, releases: list[Release]) -> None:
     """Their objects stay after others have taken their place."""
-    assert emulated.emulation
-    for item in list(emulated.emulation.store.items("pods")):
-        emulated.emulation.kubelet.evict(item)
-    emulated.upgrade(releases[1])
-    emulated.settled(2)
-    assert sum(pod.over for pod in emulated.target()._pods(STABLE)) == REPLICAS
+    assert played.kubelet
+    for item in played.cluster.request("GET", played.cluster.path("pods"))["items"]:
+        played.kubelet.evict({"apiVersion": "v1", "kind": "Pod", **item})
+    played.upgrade(releases[1])
+    played.settled(2)
+    assert sum(pod.over for pod in played.target()._pods(STABLE)) == REPLICAS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from cmt_rollout.kubernetes.lease import Lease
 from cmt_rollout.options import STEPS
 from cmt_server.errors import RepositoryBusy
 from emulated_api.kubelet import Fault
-from k8s_place import QUICK, REPLICAS, TIMING, Place, wait_until
+from k8s_place import KUBECONFIG, QUICK, REPLICAS, SECOND_SERVER, TIMING, Place, wait_until
 
 
 def test_an_upgrade_takes_every_step_and_ends_with_pods_of_the_new_release(
@@ -191,8 +192,8 @@ def test_what_a_killed_driver_left_on_trial_is_removed(deployed: Place, releases
 
 
 def test_a_rolling_update_that_a_killed_driver_left_is_finished(deployed: Place, releases: list[Release]) -> None:
-    if deployed.emulation:
-        deployed.emulation.kubelet.ready_s = 0.5
+    if deployed.kubelet:
+        deployed.kubelet.ready_s = 0.5
     target = deployed.target()
     with target.lock():
         target._apply(STABLE, 2, previous=1)
@@ -241,7 +242,63 @@ def test_a_canary_that_would_take_traffic_unproven_is_refused(deployed: Place, r
         deployed.upgrade(releases[1])
 
 
-# Failures that a real cluster can't be asked for.
+def test_an_autoscaler_that_scales_during_the_flip_is_left_to_it(deployed: Place, releases: list[Release]) -> None:
+    """It finds its least pods too few: with no metric at hand that is what it goes by."""
+    path = deployed.cluster.path("horizontalpodautoscalers", STABLE, "autoscaling/v2")
+    scaler: dict[str, Any] = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": STABLE},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": STABLE},
+            "minReplicas": REPLICAS,
+            "maxReplicas": REPLICAS + 2,
+        },
+    }
+    deployed.cluster.apply(path, scaler, "test")
+    scaler["spec"]["minReplicas"] = REPLICAS + 1
+
+    def scale() -> None:
+        deployed.cluster.apply(path, scaler, "test")
+        wait_until(lambda: deployed.deployment()["spec"]["replicas"] == REPLICAS + 1)
+
+    deployed.upgrade(releases[1], at={"flip": scale})
+    assert {pod.release for pod in deployed.with_traffic()} == {"2"}
+    assert len(deployed.with_traffic()) == deployed.deployment()["spec"]["replicas"] == REPLICAS + 1
+
+
+def test_an_upgrade_and_a_rollback_with_the_rights_of_the_role(deployed: Place, releases: list[Release]) -> None:
+    """By the ServiceAccount's own token."""
+    driver = deployed.with_rights()
+    driver.upgrade(releases[1])
+    driver.rollback()
+    driver.settled(1)
+    with pytest.raises(ClusterError, match="cannot delete resource"):
+        driver.cluster.request("DELETE", driver.cluster.path("deployments", STABLE, "apps/v1"))
+
+
+def test_two_api_servers_are_as_good_as_one(
+    deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a balancer each request may go to another one."""
+    if KUBECONFIG is not None and SECOND_SERVER is None:
+        pytest.skip("CMT_TEST_SECOND_SERVER names no second API server")
+    configuration = deployed.cluster.api.configuration
+    hosts = [configuration.host, SECOND_SERVER or deployed.emulation.second_server()]  # type: ignore[union-attr]
+    send, asked = Cluster._send, itertools.count()
+
+    def in_turn(self: Cluster, *arguments: Any, **named: Any) -> Any:
+        self.api.configuration.host = hosts[next(asked) % 2]
+        return send(self, *arguments, **named)
+
+    monkeypatch.setattr(Cluster, "_send", in_turn)
+    deployed.upgrade(releases[1])
+    deployed.rollback()
+    deployed.settled(1)
+    assert next(asked) > 20
+
+
+# Failures that real nodes can't be asked for.
 
 
 @pytest.mark.parametrize(
@@ -256,53 +313,53 @@ def test_a_canary_that_would_take_traffic_unproven_is_refused(deployed: Place, r
     ],
 )
 def test_pods_that_dont_get_ready_lead_back_with_the_reason(
-    emulated: Place, releases: list[Release], fault: Fault, said: str
+    played: Place, releases: list[Release], fault: Fault, said: str
 ) -> None:
-    assert emulated.emulation
-    emulated.emulation.kubelet.faults["2"] = fault
+    assert played.kubelet
+    played.kubelet.faults["2"] = fault
     with pytest.raises(StepFailed, match=f"load on .*: {said}"):
-        emulated.upgrade(releases[1])
-    emulated.settled(1)
+        played.upgrade(releases[1])
+    played.settled(1)
 
 
-def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(emulated: Place, releases: list[Release]) -> None:
-    api, least = emulated.emulation, [REPLICAS]
-    assert api
+def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(played: Place, releases: list[Release]) -> None:
+    kubelet, least = played.kubelet, [REPLICAS]
+    assert kubelet
     over = threading.Event()
 
     def count() -> None:
         while not over.wait(0.01):
-            least.append(sum(pod.ready for pod in emulated.pods(**{"cmt/track": "stable"})))
+            least.append(sum(pod.ready for pod in played.pods(**{"cmt/track": "stable"})))
 
     counter = threading.Thread(target=count)
     counter.start()
     try:
         with pytest.raises(StepFailed, match=r"flip on .*CrashLoopBackOff"):
-            emulated.upgrade(releases[1], at={"flip": lambda: api.kubelet.faults.update({"2": "crash"})})
+            played.upgrade(releases[1], at={"flip": lambda: kubelet.faults.update({"2": "crash"})})
     finally:
         over.set()
         counter.join()
     assert min(least) == REPLICAS
-    emulated.settled(1)
+    played.settled(1)
 
 
-def test_a_stuck_rolling_update_that_a_killed_driver_left_is_undone(emulated: Place, releases: list[Release]) -> None:
-    assert emulated.emulation
-    emulated.emulation.kubelet.faults["2"] = "image"
-    target = emulated.target()
+def test_a_stuck_rolling_update_that_a_killed_driver_left_is_undone(played: Place, releases: list[Release]) -> None:
+    assert played.kubelet
+    played.kubelet.faults["2"] = "image"
+    target = played.target()
     with target.lock():
         target._apply(STABLE, 2, previous=1)
-    emulated.upgrade(releases[2])
-    assert "back to release 1, for release 2 was stuck" in emulated.said("recover")
-    emulated.settled(3)
+    played.upgrade(releases[2])
+    assert "back to release 1, for release 2 was stuck" in played.said("recover")
+    played.settled(3)
 
 
 def test_a_driver_that_lost_its_lease_changes_nothing_more(
-    emulated: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+    deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lease, "_renew", lambda self, over: None)
     with pytest.raises(RollbackFailed, match=r"(canary|flip) on .*: lost the lease"):
-        emulated.upgrade(releases[1], at={"flip": lambda: time.sleep(TIMING.lease_s + 0.1)})
-    assert emulated.live() == 1
-    emulated.upgrade(releases[1], QUICK, replace(TIMING, lease_s=30))
-    emulated.settled(2)
+        deployed.upgrade(releases[1], at={"flip": lambda: time.sleep(TIMING.lease_s + 0.1)})
+    assert deployed.live() == 1
+    deployed.upgrade(releases[1], QUICK, replace(TIMING, lease_s=30))
+    deployed.settled(2)
