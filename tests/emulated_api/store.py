@@ -37,13 +37,18 @@ class Store:
         return iter(found)
 
     def put(self, key: Key, item: Object) -> Object:
-        """Stores it as a new version; a new generation where its spec changed."""
+        """Stores it as a new version; a new generation where its spec changed, of a Deployment its annotations too.
+
+        (registry/apps/deployment/strategy.go: annotations are copied to the ReplicaSets.)
+        """
         with self.changed:
             before, item = self._objects.get(key), copy.deepcopy(item)
             self.version += 1
             metadata = item["metadata"]
             known = before["metadata"] if before else {}
             same = before is not None and before.get("spec") == item.get("spec")
+            if item["kind"] == "Deployment":
+                same = same and known.get("annotations", {}) == metadata.get("annotations", {})
             metadata["generation"] = known.get("generation", 0) + (not same)
             metadata["resourceVersion"] = str(self.version)
             metadata["uid"] = known.get("uid") or str(uuid.uuid4())

@@ -99,6 +99,7 @@ class _Deploy:
                     return f"the namespace {self.cluster.namespace} isn't there yet: no more than that can be tried"
                 self._apply(item)
         self.scalers = self.cluster.look("horizontalpodautoscalers", "autoscaling/v2")
+        self.cluster.take_warnings()  # of what was only looked at
         warnings = []
         for item in self.items:
             with _named(item):

@@ -41,9 +41,9 @@ def test_a_second_time_changes_nothing_and_deletes_nothing(deployed: Place) -> N
     cluster = deployed.cluster
     extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}, "data": {"a": "1"}}
     cluster.apply(cluster.path("configmaps", "extra"), extra, "somebody-else")
-    before = [deployed.deployment(name)["metadata"]["generation"] for name in (STABLE, CANARY)]
+    before = [deployed.deployment(name)["spec"] for name in (STABLE, CANARY)]
     deployed.deploy()
-    assert [deployed.deployment(name)["metadata"]["generation"] for name in (STABLE, CANARY)] == before
+    assert [deployed.deployment(name)["spec"] for name in (STABLE, CANARY)] == before
     assert cluster.find(cluster.path("configmaps", "extra"))
 
 

@@ -18,7 +18,12 @@ def merge(place: Place, path: str, patch: dict[str, object]) -> None:
 
 
 def quota(place: Place, pods: int) -> None:
-    item = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": pods}}}
+    item = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "few"},
+        "spec": {"hard": {"pods": str(pods)}},
+    }
     place.cluster.apply(place.cluster.path("resourcequotas", "few"), item, "somebody")
 
 
