@@ -58,6 +58,10 @@ class Jobs:
         return self
 
     def step(self) -> None:
+        there = {pod["metadata"]["name"] for pod in self.api.store.items("pods")}
+        for name in self._started - there:  # somebody deleted them
+            self.kubelet.stop(name)
+        self._started &= there
         for job in list(self.api.store.items("jobs")):
             if "deletionTimestamp" in job["metadata"]:
                 self._collect(job)
@@ -82,8 +86,6 @@ class Jobs:
         status = dict(before or {})
         pods = self.pods(job)
         for pod in pods:
-            if "deletionTimestamp" in pod["metadata"]:
-                self.kubelet.stop(pod["metadata"]["name"])
             self._move(pod)
         pods = self.pods(job)
         done = {_index(pod) for pod in pods if pod["status"]["phase"] == "Succeeded"}
@@ -159,7 +161,6 @@ class Jobs:
         self.api.store.remove(("jobs", job["metadata"]["namespace"], job["metadata"]["name"]))
 
     def _remove(self, pod: Object) -> None:
-        self.kubelet.stop(pod["metadata"]["name"])
         self.api.store.remove(("pods", pod["metadata"]["namespace"], pod["metadata"]["name"]))
 
     def _warn(self, job: Object) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -16,18 +21,23 @@ from cmt_release.checkpoints import pull_checkpoint
 from cmt_release.objects import open_objects
 from cmt_rollout.kubernetes.cluster import Cluster, connect
 from cmt_rollout.kubernetes.layout import ClusterOptions
-from cmt_rollout.kubernetes.training_job import TrainingRequest, train_on
-from emulated_api.jobs import Jobs
+from cmt_rollout.kubernetes.training_job import TrainingRequest, follow, train_on
+from emulated_api.jobs import INDEX, Jobs
+from emulated_api.jobs import NAME as JOB_NAME
 from emulated_api.server import EmulatedApi
 from job_kubelet import NamespaceKubelet
+from k8s_place import KUBECONFIG
 from pod_network import node
 from pods import Sandbox
 from published import preset_file, write_config
+from rendering import one
 from small_corpus import small_corpus, table_of
 from small_training import without_times
 from training_manifests import training_manifests
 
 TIMING = ClusterOptions(ready_timeout_s=120, tick_s=1)
+PATIENT = ClusterOptions(ready_timeout_s=600, tick_s=1)  # images are pulled, and volumes made
+TRAINING_IMAGE = os.environ.get("CMT_TEST_TRAINING_IMAGE")
 #: One and two processes do the same sums: nothing is drawn within networks, and none is wider than the tiny.
 ALIKE = ("--preset=/training/models/my-own.toml", "--epochs=3", "--batch-size=6", "--save-every=2", "--precision=fp32")
 
@@ -72,15 +82,101 @@ def training(tmp_path: Path) -> Iterator[Training]:
     preset = claim / "models" / "my-own.toml"
     preset.write_text(preset.read_text().replace(str(claim), "/training") + "dropout = 0.0\n")
     opened_to_all(tmp_path, claim)
-    with EmulatedApi() as api, node(tmp_path) as where:
+    with emulated_cluster(tmp_path, claim) as (cluster, api, kubelet):
+        yield Training(api, cluster, kubelet, claim)
+
+
+@contextmanager
+def emulated_cluster(folder: Path, claim: Path) -> Iterator[tuple[Cluster, EmulatedApi, NamespaceKubelet]]:
+    with EmulatedApi() as api, node(folder) as where:
         api.store.put(("namespaces", "", "cmt"), {"kind": "Namespace", "metadata": {"name": "cmt"}})
-        kubelet = NamespaceKubelet(api, where, tmp_path, {"cmt-training": claim})
+        kubelet = NamespaceKubelet(api, where, folder, {"cmt-training": claim})
         Jobs(api, kubelet).attach()
-        cluster = connect(None, "cmt", api.kubeconfig(tmp_path / "kubeconfig"), patience_s=5)
         try:
-            yield Training(api, cluster, kubelet, claim)
+            yield connect(None, "cmt", api.kubeconfig(folder / "kubeconfig"), patience_s=5), api, kubelet
         finally:
             kubelet.stop_all()
+
+
+@dataclass
+class Anywhere:
+    """A namespace of the cluster that CMT_TEST_KUBECONFIG names, or of an emulated one whose pods run here."""
+
+    cluster: Cluster
+    items: list[dict[str, Any]]
+
+    def pods(self, index: int) -> list[dict[str, Any]]:
+        query = [("labelSelector", f"{JOB_NAME}=cmt-training,{INDEX}={index}")]
+        found: list[dict[str, Any]] = self.cluster.request("GET", self.cluster.path("pods"), query=query)["items"]
+        return found
+
+    def make_corpus(self, items: int) -> None:
+        """By a Job with the same pod, in the same claim."""
+        made = copy.deepcopy(self.items)
+        job = one(made, "Job", "cmt-training")
+        job["metadata"]["name"] = "cmt-training-corpus"
+        job["spec"] |= {"completions": 1, "parallelism": 1}
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        container["args"] = ["corpus", "/training/corpus", f"--items={items}"]
+        for item in made:
+            self.cluster.apply(self.cluster.path_of(item), item, "cmt-test")
+        follow(self.cluster, "cmt-training-corpus", PATIENT, print)
+
+
+@pytest.fixture
+def anywhere(tmp_path: Path) -> Iterator[Anywhere]:
+    if KUBECONFIG is None:
+        claim = tmp_path / "claim"
+        claim.mkdir()
+        opened_to_all(tmp_path, claim)
+        with emulated_cluster(tmp_path, claim) as (cluster, _, _):
+            yield Anywhere(cluster, training_manifests("/training/store"))
+        return
+    cluster = connect(None, f"cmt-test-{secrets.token_hex(4)}", Path(KUBECONFIG))
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
+    cluster.apply(cluster.path_of(namespace), namespace, "cmt-test")
+    try:
+        yield Anywhere(cluster, for_one_node(training_manifests("/training/store"), cluster.namespace))
+    finally:
+        cluster.request("DELETE", f"/api/v1/namespaces/{cluster.namespace}")
+
+
+def for_one_node(items: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    """As small as a cluster of tests is, with the caller's image."""
+    for item in items:
+        item["metadata"]["namespace"] = namespace
+    claim = one(items, "PersistentVolumeClaim", "cmt-training")["spec"]
+    claim |= {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    (container,) = one(items, "Job", "cmt-training")["spec"]["template"]["spec"]["containers"]
+    container["image"] = TRAINING_IMAGE
+    container["resources"]["requests"] = {"cpu": "250m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
+    return items
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(KUBECONFIG and not TRAINING_IMAGE), reason="a cluster's nodes need CMT_TEST_TRAINING_IMAGE, k8s/training's"
+)
+@pytest.mark.skipif(not KUBECONFIG and bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
+def test_a_pod_that_is_deleted_is_made_again_and_the_training_goes_on(anywhere: Anywhere) -> None:
+    anywhere.make_corpus(48)
+    said: list[str] = []
+    lost: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "epoch 2 of 4" in line and not lost:
+            lost.extend(pod["metadata"]["name"] for pod in anywhere.pods(1))
+            for name in lost:
+                path = anywhere.cluster.path("pods", name)
+                anywhere.cluster.request("DELETE", path, query=[("gracePeriodSeconds", "0")])
+
+    options = ("--model=text", "--epochs=4", "--save-every=1", "--threads=1")
+    train_on(anywhere.cluster, anywhere.items, TrainingRequest("lost", options=options), PATIENT, say)
+    assert len(lost) == 1, said
+    assert not set(lost) & {pod["metadata"]["name"] for pod in anywhere.pods(1)}, said
+    assert any("lost is in /training/store" in line for line in said)
+    assert any("PeerLost" in line for line in said)
 
 
 def opened_to_all(folder: Path, claim: Path) -> None:
