@@ -9,10 +9,13 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
+
+live: $(VENV)/.live  ## exports the mini preset and serves it with the live page, until Ctrl-C: http://127.0.0.1:8080
+	@$(BIN)/cmt demo --live
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -67,6 +70,10 @@ $(VENV)/.demo: pyproject.toml  # what exports and serves, without what tests and
 	@echo "Installing PyTorch, OpenVINO and Triton into $(VENV); the first time takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[export]"
+	@touch $@
+
+$(VENV)/.live: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[export,gateway]"
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml

@@ -21,15 +21,20 @@ WARM_UP = 5
 
 def demo(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    live: Annotated[bool, typer.Option("--live", help="Stay, with the live page on http://127.0.0.1:8080.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Exports the mini preset, serves it, asks about a face, a voice and a sentence, and stops.
 
+    With --live it asks nothing and stays, behind a page for camera, microphone and words.
+
     Example: [bold]cmt demo --precision int8[/]
     """
     from cmt_cli.export import run_export, sample, trained_weights
-    from cmt_cli.serve import serving
+    from cmt_cli.gateway import PORT, gateway_before
+    from cmt_cli.serve import WATCH_S, serving
     from cmt_cli.show import console, emotion_table
+    from cmt_cli.signals import stop_signal
     from cmt_export.export import ExportOptions
     from cmt_server.repository import InstallOptions
     from cmt_server.server import ServerOptions
@@ -44,7 +49,13 @@ def demo(
         grpc_port=0,
         metrics_port=0,
     )
-    with serving(chosen, release, options, InstallOptions()) as server:
+    with stop_signal() as stop, serving(chosen, release, options, InstallOptions(), stop) as server:
+        if live:
+            with gateway_before(server.grpc_url, PORT) as before:
+                console.print("Open the page that is named below; Ctrl-C stops all.")
+                while not stop.wait(WATCH_S):
+                    before.look()
+            return
         answers, stages, total_ms = ask(server.grpc_url)
     meant = sample("label").read_text().strip()
     text = sample("text").read_text().strip()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +103,35 @@ def gateway(
         scheme = "https" if tls_certificate else "http"
         LOG.info(f"gateway {scheme}://{host}:{on.getsockname()[1]} before {options.triton}; /docs describes it")
         run(options, door, on)
+
+
+class GatewayProcess:
+    """`cmt gateway` as a child, started again when it dies."""
+
+    def __init__(self, triton: str, port: int) -> None:
+        self._command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--triton", triton, "--port", str(port)]
+        self._process = subprocess.Popen(self._command)
+
+    def look(self) -> None:
+        """Call it now and then."""
+        if (code := self._process.poll()) is not None:
+            LOG.warning(f"the gateway ended with exit code {code}; it is started again")
+            self._process = subprocess.Popen(self._command)
+
+    def stop(self) -> None:
+        """What it let in is answered first."""
+        self._process.terminate()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def gateway_before(triton: str, port: int) -> Iterator[GatewayProcess]:
+    """A gateway while the block runs."""
+    child = GatewayProcess(triton, port)
+    try:
+        yield child
+    finally:
+        child.stop()
 
 
 def key(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmt_cli.gateway import PORT as GATEWAY_PORT
+from cmt_cli.gateway import GatewayProcess, gateway_before
 from cmt_cli.signals import Stopped, StopSignal, stop_signal
 from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
 from cmt_pipeline.constants import GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, TOKEN_VARIABLE
@@ -70,6 +72,11 @@ def serve(
     triton_log: Annotated[
         bool, typer.Option("--triton-log", envvar="CMT_TRITON_LOG", help="Log Triton's lines here too.")
     ] = False,
+    gateway: Annotated[
+        bool,
+        typer.Option("--gateway", help="Start `cmt gateway` before it too; the environment says how: CMT_CONTEXT, …"),
+    ] = False,
+    gateway_port: Annotated[int, typer.Option(help="0 takes a free one.")] = GATEWAY_PORT,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Serves a release until Ctrl-C or SIGTERM, then finishes what is in flight and stops.
@@ -111,11 +118,14 @@ def serve(
             log_level=level,
             verbose=verbose,
         )
-        with serving(chosen, served, options, install, stop, log_line if triton_log else None) as server:
-            _keep_up(server, stop)
+        with (
+            serving(chosen, served, options, install, stop, log_line if triton_log else None) as server,
+            gateway_before(server.grpc_url, gateway_port) if gateway else contextlib.nullcontext() as before,
+        ):
+            _keep_up(server, stop, before)
 
 
-def _keep_up(server: TritonServer, stop: StopSignal) -> None:
+def _keep_up(server: TritonServer, stop: StopSignal, gateway: GatewayProcess | None) -> None:
     """Says where the server is, and looks after it until somebody wants it to stop."""
     from cmt_server.supervise import Supervisor
 
@@ -127,6 +137,8 @@ def _keep_up(server: TritonServer, stop: StopSignal) -> None:
     supervisor = Supervisor(server, LOG.warning, stop.check)
     while not stop.wait(WATCH_S):
         supervisor.look()
+        if gateway:
+            gateway.look()
     LOG.info("draining: requests in flight finish, new ones are refused")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
-import threading
 from collections.abc import Iterator
 
 
@@ -13,19 +13,27 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """Set by the first of its signals."""
+    """Set by the first of its signals.
+
+    A handler may run within itself and within `wait`: what it calls has to bear that, as a SimpleQueue does and an
+    Event doesn't.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
+        self._came: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._raises = False
 
     def wait(self, timeout_s: float) -> bool:
         """Whether a signal came by then."""
-        return self._event.wait(timeout_s)
+        if not self._is_set:
+            with contextlib.suppress(queue.Empty):
+                self._came.get(timeout=timeout_s)
+        return self._is_set
 
     def check(self, *_: object) -> None:
         """Raises Stopped if a signal came."""
-        if self._event.is_set():
+        if self._is_set:
             raise Stopped
 
     @contextlib.contextmanager
@@ -39,8 +47,9 @@ class StopSignal:
             self._raises = False
 
     def handle(self, *_: object) -> None:
-        first = not self._event.is_set()
-        self._event.set()
+        first, self._is_set = not self._is_set, True
+        if first:
+            self._came.put(None)
         if first and self._raises:
             raise Stopped
 

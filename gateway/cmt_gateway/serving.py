@@ -59,17 +59,17 @@ class _Server(uvicorn.Server):
         """Ours: the process ends by returning, and drains before it stops to listen."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._told_to_stop)
+            loop.add_signal_handler(number, self._told_to_stop, number)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _told_to_stop(self) -> None:
+    def _told_to_stop(self, number: signal.Signals) -> None:
         if self._gateway.door.draining:
-            self.force_exit = True  # asked twice
-            self.should_exit = True
+            if number == signal.SIGINT:  # somebody is impatient
+                self.force_exit = self.should_exit = True
             return
         LOG.info("draining: requests in flight finish, new ones are refused")
         self._gateway.drain()

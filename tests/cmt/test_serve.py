@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
+import httpx
 import pytest
 
 from cmt_cli.serve import limits_from, log_level_from, quantiles_from
@@ -103,6 +107,45 @@ def test_startup_can_be_interrupted(folder: Path, moment: str, number: signal.Si
     assert not (folder / "server.json").exists()
 
 
+def test_a_gateway_comes_with_it_and_goes_with_it(folder: Path) -> None:
+    """And is started again when it dies."""
+    serving = subprocess.Popen(
+        command(folder, *FREE, "--gateway", "--gateway-port", "0"), stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert serving.stderr is not None
+    try:
+        url = next_gateway(serving.stderr)
+        answer = httpx.post(f"{url}/v1/emotion", json={"text": "hello"}, headers={"X-Timeout-Ms": "30000"}, timeout=60)
+        assert answer.json()["modalities"] == ["text"]
+        (gateway,) = [p for p in children_of(serving.pid) if "\0gateway\0" in Path(f"/proc/{p}/cmdline").read_text()]
+        os.kill(gateway, signal.SIGKILL)
+        again = next_gateway(serving.stderr)
+        assert httpx.get(f"{again}/livez").status_code == 200
+        serving.send_signal(signal.SIGTERM)
+        threading.Thread(target=serving.stderr.read, daemon=True).start()
+        assert serving.wait(60) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{again}/livez")
+    finally:
+        serving.terminate()
+        serving.wait(60)
+
+
+def next_gateway(lines: IO[str]) -> str:
+    """The URL that is said next."""
+    for line in lines:
+        if found := re.search(r"gateway (http://\S+) before", line):
+            return found[1]
+    raise AssertionError("no gateway")
+
+
+def children_of(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 @pytest.mark.parametrize("variables", [{}, {"CMT_CONTROL_TOKEN": "shared"}])
 def test_a_second_server_on_taken_ports_harms_nobody(
     folder: Path, server: TritonServer, variables: dict[str, str]
@@ -188,6 +231,22 @@ def test_a_signal_is_looked_at_or_interrupts() -> None:
             stop.check()
         with pytest.raises(Stopped), stop.at_once():
             pass
+
+
+def test_a_storm_of_signals_stops_once_and_nothing_hangs() -> None:
+    """Signals come within each other's handlers: Ctrl-C reaches a whole group, whose leader passes on its own."""
+    with stop_signal() as stop:
+        storm = subprocess.Popen(
+            ["bash", "-c", f"for _ in $(seq 1000); do kill -INT {os.getpid()}; kill -TERM {os.getpid()}; done"]
+        )
+        try:
+            while storm.poll() is None:
+                for _ in range(10_000):
+                    stop.wait(0.001)
+        finally:
+            storm.kill()
+            storm.wait()
+        assert stop.wait(0)
 
 
 @pytest.mark.parametrize("pair", ["max_audio_s=nan", "max_audio_s=inf", "max_audio_s=0", "max_text_bytes=-5"])
