@@ -32,10 +32,14 @@ from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
 from cmt_client.retry import Budget
+from cmt_client.session import AsyncEmotionSession
 from cmt_client.transport import AsyncTransport, connect_async
 from cmt_client.windows import LongEmotion, WindowEmotion, cut, long_emotion, mean_emotion, uncut_explained
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
+from cmt_session.options import TrackerOptions
+from cmt_session.policy import Policy
+from cmt_session.session import SessionState
 
 
 class AsyncEmotionClient(ClientBase):
@@ -74,6 +78,16 @@ class AsyncEmotionClient(ClientBase):
             check_film_alone(image, audio, request_id, headers)
             return (await self.predict_video(video, text=text, timeout_s=timeout_s)).whole
         return await self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
+
+    def session(
+        self,
+        policy: Policy | str | Path | None = None,
+        *,
+        options: TrackerOptions | None = None,
+        state: str | SessionState | None = None,
+    ) -> AsyncEmotionSession:
+        """As EmotionClient.session."""
+        return AsyncEmotionSession(self, policy, options, state)
 
     @overload
     async def predict_many(

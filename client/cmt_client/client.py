@@ -34,10 +34,14 @@ from cmt_client.operations import Infer
 from cmt_client.requests import Item, from_item, from_tensors, named
 from cmt_client.result import Emotion, emotions_from
 from cmt_client.retry import Budget
+from cmt_client.session import EmotionSession
 from cmt_client.transport import Transport, connect
 from cmt_client.windows import LongEmotion, WindowEmotion, cut, long_emotion, mean_emotion, uncut_explained
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 from cmt_pipeline.tensors import Array
+from cmt_session.options import TrackerOptions
+from cmt_session.policy import Policy
+from cmt_session.session import SessionState
 
 
 class EmotionClient(ClientBase):
@@ -98,6 +102,21 @@ class EmotionClient(ClientBase):
             check_film_alone(image, audio, request_id, headers)
             return self.predict_video(video, text=text, timeout_s=timeout_s).whole
         return self._predict({"image": image, "audio": audio, "text": text}, timeout_s, request_id, headers)
+
+    def session(
+        self,
+        policy: Policy | str | Path | None = None,
+        *,
+        options: TrackerOptions | None = None,
+        state: str | SessionState | None = None,
+    ) -> EmotionSession:
+        """A session with one person: `observe` asks, and says what is known over time and what the policy decides.
+
+        policy: itself, the name of one that ships (`customer_service`, `tutoring`), or the path of a YAML file, which
+        needs `pip install 'cmt-triton[policy]'`. state: what a session's `state` was, to go on from. Raises
+        InvalidPolicy, InvalidState.
+        """
+        return EmotionSession(self, policy, options, state)
 
     @overload
     def predict_many(

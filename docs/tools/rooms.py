@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "cmt_server": {"cmt_client", "cmt_release", "cmt_engine", "cmt_pipeline"},  # what serves needs no export
     "cmt_export": {"cmt_release", "cmt_engine", "cmt_pipeline"},
     "cmt_release": {"cmt_engine", "cmt_pipeline"},
-    "cmt_client": {"cmt_pipeline"},  # it is installed without what a server or an export needs
+    "cmt_client": {"cmt_session", "cmt_pipeline"},  # it is installed without what a server or an export needs
     "cmt_engine": {"cmt_pipeline"},
     "cmt_session": {"cmt_pipeline"},  # decides for others' answers: it needs neither a client nor a server
     "cmt_pipeline": set[str](),
