@@ -4,11 +4,12 @@ Start a server with `cmt serve`, then: python examples/09_session.py [URL]
 """
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 
 from cmt_client import EmotionClient
-from cmt_session import Observation, Session, SessionState, TrackerOptions, ruling, shipped_policy
+from cmt_session import Observation, Session, SessionState, shipped_policy
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "grpc://127.0.0.1:8001"
 RATE_HZ = 16_000
@@ -17,7 +18,7 @@ seconds = np.arange(20 * RATE_HZ) / RATE_HZ
 rising = np.sin(2 * np.pi * (200 + 10 * seconds) * seconds)  # a recording of a call would do as well
 
 policy = shipped_policy("customer_service")
-options = TrackerOptions(modalities=ruling(policy.context).modalities, untrained=True)
+options = replace(policy.options(), untrained=True)  # whatever weights the server has
 state = SessionState().to_text()  # the caller keeps it; no server does
 
 with EmotionClient(URL) as client:

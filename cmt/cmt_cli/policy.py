@@ -73,7 +73,6 @@ def simulate(
     Example: [bold]cmt policy simulate cmt/cmt_cli/samples/call.jsonl --policy customer_service[/]
     """
     from cmt_session.context import ruling
-    from cmt_session.options import TrackerOptions
     from cmt_session.policy_file import open_policy
     from cmt_session.session import Session
     from cmt_session.session_file import read_session
@@ -82,8 +81,8 @@ def simulate(
     if picture is not None:
         check_matplotlib()
     chosen = open_policy(name)
-    where = ruling(context or chosen.context, exemption)
-    tracked = Session(chosen, TrackerOptions(modalities=where.modalities))
+    where = ruling(context or chosen.context, exemption or chosen.exemption)
+    tracked = Session(chosen, chosen.options(where))
     steps = [tracked.observe(seen) for seen in read_session(session)]
     if picture is not None:
         draw(steps, picture, f"{session.name}: {chosen.name}, context {where.rule.context}")

@@ -42,6 +42,7 @@ REASONS = {
     "no_evidence": "Nothing that counts was seen or heard lately; that is no evidence, which isn't neutral.",
     "unsettled": "What was seen and heard doesn't agree on a state for long enough.",
     "absent": "Nothing was there to be read.",
+    "missing": "Something that has to be seen or heard is missing.",
     "not_allowed": "This was made from a modality that may not be used here.",
     "untrained": "The answer was made with random weights and means nothing.",
     "poor_input": "The picture or the sound is too poor to be read.",

@@ -18,13 +18,15 @@ def entropy(shares: Collection[float]) -> float:
 def refusals(seen: Observation, options: TrackerOptions) -> tuple[str, ...]:
     """Why an answer doesn't count; empty where it does.
 
-    `absent`: nothing was there; `not_allowed`: made from a modality that may not be used; `untrained`: random weights;
-    `poor_input`: an input of too low a quality; `unlikely`, `spread`: too little certainty.
+    `absent`: nothing was there; `missing`: made without a modality that has to be there; `not_allowed`: made from one
+    that may not be used; `untrained`: random weights; `poor_input`: an input of too low a quality; `unlikely`,
+    `spread`: too little certainty.
     """
     if not seen.probabilities:
         return ("absent",)
     shares = seen.probabilities.values()
     found = {
+        "missing": not set(options.required) <= set(seen.modalities),
         "not_allowed": not set(seen.modalities) <= set(options.modalities),
         "untrained": not (seen.trained or options.untrained),
         "poor_input": any(seen.quality.get(m, 1.0) < options.min_quality for m in seen.modalities),

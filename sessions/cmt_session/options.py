@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_session.fields import is_number, shown
 
+FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}  # what reads a policy's file obeys this
 STREAM_NAMES = frozenset("_".join(subset) for subset in SUBSETS)
 
 
@@ -31,6 +33,7 @@ class StreamOptions:
     """Answers made from one set of modalities. tau_s: time constant of their smoothing; hold_s: how long the latest
     counts, its weight falling to 0 meanwhile; weight: beside other streams. Times are seconds of media."""
 
+    __pydantic_config__: ClassVar = FORBID_UNKNOWN
     tau_s: float
     hold_s: float
     weight: float
@@ -44,8 +47,8 @@ class TrackerOptions:
     """Times are seconds of media, never counts of messages. ValueError for what can't be.
 
     Gate: min_probability: of the likeliest label; max_entropy: as a share of the largest possible; min_quality: of
-    each input whose quality is known; modalities: those that may be used (see `cmt_session.context`); untrained:
-    whether answers of random weights count.
+    each input whose quality is known; modalities: those that may be used (see `cmt_session.context`); required: those
+    without which an answer doesn't count; untrained: whether answers of random weights do.
     Smoothing: temperature: divides log-probabilities, 1 for calibrated ones; frames: pictures alone; turns: whatever
     has sound or text; streams: sets of modalities that have their own.
     Hysteresis: a label becomes the state once its probability was at least `enter` for dwell_s, and stops being it once
@@ -55,10 +58,12 @@ class TrackerOptions:
     point; max_lateness_s: how far an event may lie behind the latest of other streams.
     """
 
+    __pydantic_config__: ClassVar = FORBID_UNKNOWN
     min_probability: float = 0.5
     max_entropy: float = 0.9
     min_quality: float = 0.4
     modalities: tuple[Modality, ...] = MODALITIES
+    required: tuple[Modality, ...] = ()
     untrained: bool = False
     temperature: float = 1.0
     frames: StreamOptions = StreamOptions(tau_s=1.5, hold_s=6.0, weight=1.0)
@@ -89,8 +94,9 @@ class TrackerOptions:
             raise ValueError(f"exit: got {self.exit:g} above enter {self.enter:g}; expected at most that")
         if unknown := sorted(set(self.streams) - STREAM_NAMES):
             raise ValueError(f"streams: got {unknown[0]!r}; expected names such as image or audio_text")
-        if unknown := sorted(set(self.modalities) - set(MODALITIES)):
-            raise ValueError(f"modalities: got {unknown[0]!r}; expected some of {', '.join(MODALITIES)}")
+        for name in ("modalities", "required"):
+            if unknown := sorted(set(getattr(self, name)) - set(MODALITIES)):
+                raise ValueError(f"{name}: got {unknown[0]!r}; expected some of {', '.join(MODALITIES)}")
         for label, dwell_s in self.dwell_of.items():
             if not is_number(dwell_s) or not 0 <= dwell_s <= 3_600:
                 raise ValueError(f"dwell_of: got {label!r}: {shown(dwell_s)}; expected 0 to 3600 s")
@@ -106,3 +112,6 @@ class TrackerOptions:
     def digest(self) -> str:
         """Names these options in a state."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+DEFAULT_TRACKER_OPTIONS = TrackerOptions()

@@ -11,14 +11,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from cmt_pipeline.synonyms import canonical
-from cmt_session.context import Context, ruling
+from cmt_session.context import Context, Exemption, Ruling, ruling
 from cmt_session.errors import InvalidPolicy
 from cmt_session.fields import is_number, shown
+from cmt_session.options import DEFAULT_TRACKER_OPTIONS, FORBID_UNKNOWN, TrackerOptions
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 #: States that every policy knows: no evidence that counts, and evidence that doesn't agree on a label for long enough.
@@ -33,8 +34,6 @@ MAX_FIRINGS = 1_000
 MAX_ESCALATE_AFTER = 8
 MAX_TEXT = 500  # characters
 DAY_S = 86_400
-
-FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}  # what reads the file obeys this
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ class HandOff:
 class Policy:
     """A whole policy.
 
-    context: where it is meant to be used, which decides the modalities (`cmt_session.context`); states: each name's
-    labels; rules: the first that holds and may fire does; gap_s: least time between any two actions; trend_per_min: a
-    probability's change a minute from which it is rising or falling. Raises InvalidPolicy.
+    context, exemption: where it is meant to be used, which decides the modalities (`cmt_session.context`); states: each
+    name's labels; rules: the first that holds and may fire does; gap_s: least time between any two actions;
+    trend_per_min: a probability's change a minute from which it is rising or falling; tracking: how its sessions are
+    tracked. Raises InvalidPolicy.
     """
 
     __pydantic_config__: ClassVar = FORBID_UNKNOWN
@@ -166,11 +166,13 @@ class Policy:
     hand_off: HandOff
     gap_s: float = 0.0
     trend_per_min: float = 0.5
+    exemption: Exemption | None = None
+    tracking: TrackerOptions = DEFAULT_TRACKER_OPTIONS
 
     def __post_init__(self) -> None:
         _name("name", self.name)
         _text("about", self.about)
-        ruling(self.context)
+        ruling(self.context, self.exemption)
         _number("gap_s", self.gap_s, 0, DAY_S)
         _number("trend_per_min", self.trend_per_min, 0.01, 60)
         _check_states(self.states)
@@ -189,6 +191,15 @@ class Policy:
     def digest(self) -> str:
         """Names this policy in a state."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def options(self, where: Ruling | None = None) -> TrackerOptions:
+        """Its tracking, of the modalities alone that may be read there; by default in its own context."""
+        allowed = (where or ruling(self.context, self.exemption)).modalities
+        return replace(self.tracking, modalities=tuple(m for m in self.tracking.modalities if m in allowed))
+
+    @cached_property
+    def default_options(self) -> TrackerOptions:
+        return self.options()
 
     @cached_property
     def state_of(self) -> dict[str, str]:

@@ -15,10 +15,10 @@ from cmt_session.decide import Decision, decide
 from cmt_session.errors import InvalidState
 from cmt_session.fields import Fields, object_of
 from cmt_session.observation import Observation
-from cmt_session.options import TrackerOptions
+from cmt_session.options import DEFAULT_TRACKER_OPTIONS, TrackerOptions
 from cmt_session.policy import Policy
 from cmt_session.policy_state import PolicyState, policy_state_from_json
-from cmt_session.tracker import DEFAULT_TRACKER_OPTIONS, Reading, observe
+from cmt_session.tracker import Reading, observe
 from cmt_session.tracker_state import TrackerState, tracker_from_json
 
 STATE_VERSION = 1
@@ -67,14 +67,21 @@ def advance(
     state: SessionState,
     seen: Observation,
     policy: Policy | None = None,
-    options: TrackerOptions = DEFAULT_TRACKER_OPTIONS,
+    options: TrackerOptions | None = None,
 ) -> tuple[SessionState, Step]:
-    """The next state, and what is known and decided now: a pure function."""
-    tracker, reading = observe(state.tracker, seen, options)
+    """The next state, and what is known and decided now: a pure function.
+
+    options: by default the policy's, which read what is allowed in its context alone.
+    """
+    tracker, reading = observe(state.tracker, seen, options or default_options(policy))
     if policy is None:
         return SessionState(tracker, state.policy), Step(reading, None)
     memory, decision = decide(policy, state.policy, reading)
     return SessionState(tracker, memory), Step(reading, decision)
+
+
+def default_options(policy: Policy | None) -> TrackerOptions:
+    return policy.default_options if policy else DEFAULT_TRACKER_OPTIONS
 
 
 class Session:
@@ -83,10 +90,10 @@ class Session:
     def __init__(
         self,
         policy: Policy | None = None,
-        options: TrackerOptions = DEFAULT_TRACKER_OPTIONS,
+        options: TrackerOptions | None = None,
         state: SessionState | None = None,
     ) -> None:
-        self.policy, self.options, self.state = policy, options, state or SessionState()
+        self.policy, self.options, self.state = policy, options or default_options(policy), state or SessionState()
 
     def observe(self, seen: Observation) -> Step:
         """Takes in one observation."""

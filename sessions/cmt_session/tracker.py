@@ -18,7 +18,7 @@ from cmt_session.changes import ChangePoint, Trend, changed, followed
 from cmt_session.gate import entropy, refusals
 from cmt_session.hysteresis import settled
 from cmt_session.observation import Observation
-from cmt_session.options import TrackerOptions, stream_name
+from cmt_session.options import DEFAULT_TRACKER_OPTIONS, TrackerOptions, stream_name
 from cmt_session.relabel import ReleaseChange, relabelled
 from cmt_session.smoothing import Shares, joined, smoothed, tempered
 from cmt_session.tracker_state import Stream, TrackerState
@@ -27,8 +27,6 @@ from cmt_session.tracker_state import Stream, TrackerState
 Outcome = Literal["used", "gated", "late", "duplicate"]
 #: Whether there is a steady label; if not: whether anything is known.
 Standing = Literal["steady", "unsettled", "no_evidence"]
-
-DEFAULT_TRACKER_OPTIONS = TrackerOptions()
 
 
 @dataclass(frozen=True)

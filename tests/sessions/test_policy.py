@@ -26,6 +26,7 @@ from cmt_session import (
     advance,
     open_policy,
     policy_from_yaml,
+    ruling,
     shipped_policies,
     shipped_policy,
 )
@@ -166,6 +167,30 @@ def test_what_does_not_count_fires_nothing() -> None:
     assert poor is not None
     assert good is not None
     assert (poor.kind, poor.why, good.kind) == ("abstain", "poor_input", "act")
+
+
+def test_a_policy_says_how_its_sessions_are_tracked() -> None:
+    tracking = {"enter": 0.7, "dwell_of": {"joy": 3}, "streams": {"text": {"tau_s": 9, "hold_s": 60, "weight": 2}}}
+    options = Session(small(tracking=tracking)).options
+    assert (options.enter, options.dwell("joy"), options.stream("text").hold_s) == (0.7, 3, 60)
+    assert options.exit == TrackerOptions().exit
+    with pytest.raises(InvalidPolicy, match=r"^tracking: exit: got 0\.9 above enter 0\.3; expected at most that$"):
+        small(tracking={"exit": 0.9})
+    with pytest.raises(InvalidPolicy, match=r"^tracking\.alpha: Unexpected keyword argument$"):
+        small(tracking={"alpha": 0.9})
+
+
+def test_a_policy_reads_what_its_context_allows_unless_excepted() -> None:
+    """Without options of the caller's own, so that nobody has to think of it."""
+    lesson, seen = shipped_policy("tutoring"), of("anger", 0)
+    assert Session(lesson).observe(seen).reading.refused == ("not_allowed",)
+    assert advance(SessionState(), seen, lesson)[1].reading.refused == ("not_allowed",)
+    assert Session(lesson).observe(replace(seen, modalities=("text",))).reading.outcome == "used"
+    assert Session(small(context="workplace")).observe(seen).reading.outcome == "gated"
+    assert Session(small(context="workplace", exemption="safety")).observe(seen).reading.outcome == "used"
+    own = small(context="workplace", tracking={"modalities": ["image", "text"]})
+    assert own.options().modalities == ("text",)
+    assert own.options(ruling("medical")).modalities == ("image", "text")
 
 
 def test_labels_without_a_state_are_other() -> None:

@@ -40,10 +40,11 @@ def frames(label: str, begin_s: float, end_s: float, **more: Any) -> list[Observ
         ({"probabilities": dict.fromkeys(MELD, 1 / 7)}, "unlikely"),
         ({"probabilities": {"a": 0.36, **{f"label {n}": 0.64 / 9 for n in range(9)}}}, "spread"),
         ({"modalities": ("image", "text")}, "not_allowed"),
+        ({"modalities": ("text",)}, "missing"),
     ],
 )
 def test_what_is_too_uncertain_counts_for_nothing(change: dict[str, Any], reason: str) -> None:
-    options = TrackerOptions(max_entropy=0.85, modalities=("image",))
+    options = TrackerOptions(max_entropy=0.85, modalities=("image",), required=("image",))
     state, first = observe(TrackerState(), of("anger", 0), options)
     after, reading = observe(state, replace(of("joy", 1), **change), options)
     assert first.outcome == "used"
@@ -269,6 +270,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         {"streams": {"smell": StreamOptions(1, 1, 1)}},
         {"dwell_of": {"joy": -1}},
         {"modalities": ("smell",)},
+        {"required": ("smell",)},
         {"temperature": 0},
     ],
 )
