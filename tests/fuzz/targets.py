@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import session_events
 import small_releases
 import tiny_model
 from cmt_client.film import scenes
@@ -29,6 +30,19 @@ from cmt_release.manifest import MANIFEST_FILE, ReleaseError, manifest_from_byte
 from cmt_server.checks import check_ready_tensors
 from cmt_server.doctor import repository
 from cmt_server.doctor.diagnosis import diagnose
+from cmt_session import (
+    InvalidPolicy,
+    InvalidState,
+    Observation,
+    Session,
+    SessionState,
+    advance,
+    policy_from_yaml,
+    shipped_policies,
+    shipped_policy,
+)
+from cmt_session.generated import Scenario, generated_session
+from cmt_session.policy_file import SHIPPED
 from fuzz import generated
 from media.pictures import PICTURES
 from media.sounds import SOUNDS
@@ -147,6 +161,36 @@ def model_config(data: bytes) -> str:
     return repository.UNREADABLE.id if any(f.rule == repository.UNREADABLE for f in findings) else ANSWERED
 
 
+def session_state(data: bytes) -> str:
+    """Read, gone on from, and read again."""
+    state = SessionState.from_json(data)
+    policy = shipped_policy("customer_service")
+    for seen in (session_events.of("anger", 1e6), Observation(1e6 + 9, 1e6 + 9)):
+        state, _ = advance(state, seen, policy)
+    assert SessionState.from_json(state.to_text()) == state
+    return ANSWERED
+
+
+def policy(data: bytes) -> str:
+    """Read, and tried on a session."""
+    session = Session(policy_from_yaml(data))
+    for second in range(20):
+        session.observe(session_events.of("anger", second))
+    return ANSWERED
+
+
+def _states(_: Path) -> list[bytes]:
+    session, found = Session(shipped_policy("customer_service")), []
+    for arrival in generated_session(1, Scenario(seconds=60)).arrivals:
+        session.observe(arrival.seen)
+        found.append(session.state.to_text().encode())
+    return found[::40]
+
+
+def _policies(_: Path) -> list[bytes]:
+    return [(SHIPPED / f"{name}.yaml").read_bytes() for name in shipped_policies()]
+
+
 def _with(_: object) -> list[bytes]:
     """No seeds: what the target needs was made, and that is all."""
     return []
@@ -225,4 +269,6 @@ TARGETS: tuple[Target, ...] = (
         lambda folder: [(_checkpoint(folder) / "model.safetensors").read_bytes()],
     ),
     Target("model-config", model_config, (), _model_configs),
+    Target("session-state", session_state, (InvalidState,), _states),
+    Target("policy", policy, (InvalidPolicy,), _policies),
 )

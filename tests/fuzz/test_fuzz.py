@@ -32,7 +32,17 @@ SEEDS = {
     "image": [PICTURES[name].make() for name in ("JPEG", "PNG, with alpha", "WebP", "GIF", "TIFF, LZW")],
     "audio": [SOUNDS[name].make() for name in ("WAV, PCM of 16 bits", "FLAC", "Ogg, Vorbis", "M4A, AAC", "WebM, Opus")],
 }
-TRIED = {"image": 150, "audio": 100, "text": 100, "typed-text": 50, "tensors": 20, "manifest": 50, "model-config": 15}
+TRIED = {
+    "image": 150,
+    "audio": 100,
+    "text": 100,
+    "typed-text": 50,
+    "tensors": 20,
+    "manifest": 50,
+    "model-config": 15,
+    "session-state": 50,
+    "policy": 30,
+}
 
 
 @pytest.fixture(scope="module")
