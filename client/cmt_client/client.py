@@ -113,7 +113,8 @@ class EmotionClient(ClientBase):
         """A session with one person: `observe` asks, and says what is known over time and what the policy decides.
 
         policy: itself, the name of one that ships (`customer_service`, `tutoring`), or the path of a YAML file, which
-        needs `pip install 'cmt-triton[policy]'`. state: what a session's `state` was, to go on from. Raises
+        needs `pip install 'cmt-triton[policy]'`. options: by default the policy's, which use what its context allows
+        alone. state: what a session's `state` was, to go on from. Raises
         InvalidPolicy, InvalidState.
         """
         return EmotionSession(self, policy, options, state)

@@ -23,7 +23,7 @@ from cmt_session.observation import Observation
 from cmt_session.options import TrackerOptions
 from cmt_session.policy import Policy
 from cmt_session.session import Session, SessionState
-from cmt_session.tracker import DEFAULT_TRACKER_OPTIONS, Reading
+from cmt_session.tracker import Reading
 
 
 class Client(Protocol):
@@ -61,7 +61,7 @@ class SessionBase:
 
         of = policy if policy is None or isinstance(policy, Policy) else open_policy(policy)
         began = SessionState.from_json(state) if isinstance(state, str) else state
-        self._session = Session(of, options or DEFAULT_TRACKER_OPTIONS, began)
+        self._session = Session(of, options, began)
 
     @property
     def state(self) -> str:

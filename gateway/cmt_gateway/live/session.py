@@ -22,6 +22,7 @@ from cmt_gateway.problems import Refused, refused
 from cmt_pipeline.modality import Modality
 from cmt_session.context import Ruling
 from cmt_session.observation import Observation
+from cmt_session.options import TrackerOptions
 from cmt_session.policy import Policy
 from cmt_session.session import Session, SessionState
 
@@ -66,7 +67,8 @@ class LiveSession:
     ) -> None:
         self._client, self._ruling, self._tell, self._noted = client, ruling, tell, noted
         self.options = options or LiveOptions()
-        self._session = Session(policy, state=state)
+        tracking = policy.options(ruling) if policy else TrackerOptions(modalities=ruling.modalities)
+        self._session = Session(policy, tracking, state)
         self._cutter = TurnCutter(self.options.turns)
         self._speech: Speech | None = None
         self._opus: OpusDecoder | None = None
