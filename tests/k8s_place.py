@@ -134,7 +134,7 @@ class Place:
         asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
         token = self.cluster.request("POST", path, asked)["status"]["token"]
         driver = connect(None, self.namespace, self.kubeconfig)
-        driver.api.configuration.api_key = {"authorization": f"Bearer {token}"}
+        driver.api.configuration.api_key = {"BearerToken": f"Bearer {token}"}
         driver.api.configuration.cert_file = driver.api.configuration.key_file = None
         return replace(self, cluster=Cluster(ApiClient(driver.api.configuration), self.namespace, driver.name))
 

@@ -121,7 +121,9 @@ class Controllers:
             since = time.monotonic()
         late = time.monotonic() - since > spec["progressDeadlineSeconds"]
         reason = "NewReplicaSetAvailable" if complete else "ProgressDeadlineExceeded" if late else "ReplicaSetUpdated"
-        progressing = {"type": "Progressing", "status": str(not late), "reason": reason, "message": reason}
+        replica_set = f'ReplicaSet "{deployment["metadata"]["name"]}-{_hash(spec["template"])}"'
+        message = f"{replica_set} has timed out progressing." if late else f"{replica_set} is progressing."
+        progressing = {"type": "Progressing", "status": str(not late), "reason": reason, "message": message}
         if spec.get("paused"):
             progressing = {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused"}
         conditions = [progressing]

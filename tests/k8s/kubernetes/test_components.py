@@ -85,7 +85,7 @@ def test_an_autoscaler_is_left_the_count_that_it_came_to(serving: Place) -> None
     scalers = serving.cluster.path("horizontalpodautoscalers", STABLE, "autoscaling/v2")
     least: dict[str, Any] = {"spec": {"minReplicas": 8}}
     serving.cluster.request("PATCH", scalers, least, [("fieldManager", "somebody")], MERGE)
-    wait_until(lambda: len(serving.with_traffic()) == 8)
+    wait_until(lambda: sum(pod.ready for pod in serving.with_traffic()) == 8)
     with ready_counts(serving) as counts:
         serving.deploy(with_components(serving, "canary", "autoscaling-hpa"), timing=FORCED)
         serving.deploy(with_components(serving, "canary"))

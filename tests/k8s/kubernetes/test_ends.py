@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from cmt_rollout.options import Event
 from k8s_place import QUICK, REPLICAS, TIMING, Place, manifests, wait_until
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+@pytest.fixture
+def not_ignored() -> Iterator[None]:
+    """SIGHUP as a terminal's command has it, however these tests were started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def expect_no_trial(place: Place) -> None:
@@ -63,7 +72,7 @@ def test_a_reader_that_leaves_on_the_way_back_doesnt_keep_anything_there(
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("step", ["canary", "watch"])
 def test_a_signal_leads_back_before_it_ends_the_command(
-    deployed: Place, releases: list[Release], number: signal.Signals, step: str
+    deployed: Place, releases: list[Release], number: signal.Signals, step: str, not_ignored: None
 ) -> None:
     with pytest.raises(Ended, match="a signal ended it"), reporting(True):
         deployed.upgrade(releases[1], at={step: lambda: os.kill(os.getpid(), number)})

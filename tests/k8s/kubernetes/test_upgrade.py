@@ -306,10 +306,13 @@ def test_two_api_servers_are_as_good_as_one(
     [
         ("init", r"init container pull-release: .*exit code 1, Error: .*StoreError: release 3 came; /store holds 1, 2"),
         ("evicted", r"3 pods have failed, such as pod .*: it has failed \(Evicted: The node was low on"),
-        ("never_ready", r"ProgressDeadlineExceeded .*; pod .*: Unhealthy: Readiness probe failed: HTTP probe failed"),
-        ("mount", r"ProgressDeadlineExceeded .*; pod .*: FailedMount: MountVolume\.SetUp failed .* not found"),
-        ("gated", r"ProgressDeadlineExceeded .*; pod .*: it may not be scheduled yet"),
-        ("unschedulable", r"ProgressDeadlineExceeded .*no node has room for it \(0/3 nodes are available"),
+        (
+            "never_ready",
+            r".* has timed out progressing.*; pod .*: Unhealthy: Readiness probe failed: HTTP probe failed",
+        ),
+        ("mount", r".* has timed out progressing.*; pod .*: FailedMount: MountVolume\.SetUp failed .* not found"),
+        ("gated", r".* has timed out progressing.*; pod .*: it may not be scheduled yet"),
+        ("unschedulable", r".* has timed out progressing.*no node has room for it \(0/3 nodes are available"),
     ],
 )
 def test_pods_that_dont_get_ready_lead_back_with_the_reason(
