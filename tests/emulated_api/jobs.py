@@ -161,6 +161,8 @@ class Jobs:
         self.api.store.remove(("jobs", job["metadata"]["namespace"], job["metadata"]["name"]))
 
     def _remove(self, pod: Object) -> None:
+        self.kubelet.stop(pod["metadata"]["name"])
+        self._started.discard(pod["metadata"]["name"])
         self.api.store.remove(("pods", pod["metadata"]["namespace"], pod["metadata"]["name"]))
 
     def _warn(self, job: Object) -> None:
