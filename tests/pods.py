@@ -132,7 +132,8 @@ class Sandbox:
         return int(asked.stdout or 0)
 
     def inside(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         enter = ["nsenter", "--target", str(self.process), "--net"]
         return subprocess.run([*enter, *command], env=environment, capture_output=True, text=True, timeout=60)
 
