@@ -26,6 +26,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
     "gpu-mig/engine-build": ("overlays/gpu-mig/engine-build",),
     "training": ("training",),
     "gpu/training": ("overlays/gpu/training",),
+    "cpu, front door": ("overlays/cpu", "components/front-door", "components/front-door/monitoring"),
     "cpu, HPA": ("overlays/cpu", "components/autoscaling-hpa", "components/monitoring", "components/gateway"),
     "gpu, KEDA": ("overlays/gpu", "components/autoscaling-keda", "components/monitoring", "components/gateway"),
 }

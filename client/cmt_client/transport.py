@@ -37,6 +37,8 @@ SCHEMES: dict[str, tuple[Literal["grpc", "http"], bool]] = {
 # gRPC waits a second, later two minutes, before it dials a lost server again; a retry must find it sooner.
 # ("min" isn't a pause: it is how long gRPC lets a connection take, and stays at its 20 s.)
 RECONNECT_MS = {"initial": 100, "max": 2_000}
+#: A name may stand for several servers, as a headless Service's does: each request goes to the next.
+ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 
 
 class Transport(Protocol):
@@ -242,8 +244,12 @@ def _grpc_wire() -> Wire:
 
 def _grpc_settings(address: Address, limits: Limits, root_certificates: Path | None) -> dict[str, Any]:
     size = max_message_bytes(limits)
-    options = [("grpc.max_send_message_length", size), ("grpc.max_receive_message_length", size)]
+    options: list[tuple[str, str | int]] = [
+        ("grpc.max_send_message_length", size),
+        ("grpc.max_receive_message_length", size),
+    ]
     options += [(f"grpc.{which}_reconnect_backoff_ms", wait) for which, wait in RECONNECT_MS.items()]
+    options.append(("grpc.service_config", ROUND_ROBIN))
     roots = str(root_certificates) if root_certificates else None
     return {"url": address.target, "ssl": address.tls, "root_certificates": roots, "channel_args": options}
 

@@ -27,7 +27,14 @@ from cmt_client import (
     connect_async,
 )
 from cmt_client.operations import Infer, ModelReady, ServerLive
-from cmt_client.transport import Address, max_message_bytes
+from cmt_client.transport import (
+    Address,
+    AsyncGrpcTransport,
+    BlockingTransport,
+    GrpcTransport,
+    Transport,
+    max_message_bytes,
+)
 from cmt_pipeline.constants import MIB
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 
@@ -289,3 +296,18 @@ def test_large_requests_pass(wired: Any) -> None:
     answer = transport.call(Infer("emotion_image", {"image": tensor}, ("probabilities",)), 20.0)
     transport.close()
     assert answer.outputs["probabilities"].shape == (1, 7)
+
+
+@pytest.mark.parametrize("transport", [GrpcTransport, lambda *args: BlockingTransport(AsyncGrpcTransport(*args))])
+def test_each_grpc_request_goes_to_the_next_server_of_a_name(
+    transport: Callable[..., Transport], wired_grpc_at: Callable[[int], Any]
+) -> None:
+    """As a headless Service's name stands for all ready pods."""
+    with wired_grpc_at(0) as first, wired_grpc_at(0) as second:
+        addresses = ",".join(wired.url.removeprefix("grpc://") for wired in (first, second))
+        name = Address("grpc", f"ipv4:{addresses}", False)
+        with EmotionClient("many:1", transport=transport(name, DEFAULT_LIMITS, None)) as client:
+            for _ in range(20):
+                client.predict(text="hello")
+        assert len(first.fake.calls) + len(second.fake.calls) == 20
+        assert min(len(first.fake.calls), len(second.fake.calls)) >= 5

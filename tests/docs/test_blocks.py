@@ -21,6 +21,7 @@ from doc_blocks import LANGUAGES, PAGES, ROOT, TARGETS, Block, blocks, check
 
 #: Of tritonserver, perf_analyzer, curl and base64.
 OPTIONS_OF_OTHERS = {"--id", "--input-data", "--data-binary", "--decode", "--replay"}
+OPTIONS_OF_OTHERS |= {"--rm", "--force", "--grace-period", "--entrypoint"}
 #: Blocks until Ctrl-C; tests/server/test_lifecycle.py runs it.
 SERVE = "cmt serve"
 COMMANDS = sorted({line for block in blocks("sh") for line in block.lines} - {SERVE})

@@ -434,7 +434,7 @@ def test_configurations_are_checked_with_the_message_of_the_images_triton() -> N
 
 
 def test_the_docs_name_files_that_are_there() -> None:
-    for path in re.findall(r"\bk8s/[\w./-]*\w", PAGE):
+    for path in re.findall(r"(?<![\w/])k8s/[\w./-]*\w", PAGE):
         assert (ROOT / path).exists(), path
     for folder in re.findall(r"apply -k ([\w./-]+)", PAGE):
         assert folder.removeprefix("k8s/overlays/") in RENDERED, folder

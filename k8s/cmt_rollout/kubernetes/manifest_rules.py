@@ -108,7 +108,7 @@ def canaries_wait(manifests: Manifests) -> Iterator[str]:
 
 
 def grace_adds_up(manifests: Manifests) -> Iterator[str]:
-    """The kernel kills no pod that is still within the time that `cmt serve` gives itself."""
+    """The kernel kills no pod that is still within the time that its command gives itself."""
     for deployment in manifests.deployments:
         for container in deployment.pod["containers"]:
             drain = option_of(container, "--drain-timeout-s")
@@ -118,7 +118,9 @@ def grace_adds_up(manifests: Manifests) -> Iterator[str]:
             sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             if sleep < 1:
                 yield f"{deployment.name}: {container['name']} drains before proxies know that it ends"
-            needed = sleep + float(drain) + EXIT_TIMEOUT_S + GROUP_TIMEOUT_S + EXIT_SPARE_S
+            needed = sleep + float(drain) + EXIT_SPARE_S
+            if deployment in manifests.servers:
+                needed += EXIT_TIMEOUT_S + GROUP_TIMEOUT_S
             grace = deployment.pod.get("terminationGracePeriodSeconds", 30)
             if grace < needed:
                 yield f"{deployment.name} is killed after {grace} s; it may take {needed:g} s to end"
@@ -157,7 +159,7 @@ def ports_are_served(manifests: Manifests) -> Iterator[str]:
     for deployment in manifests.deployments:
         for container in deployment.pod["containers"]:
             for port in container.get("ports", ()):
-                opened = option_of(container, f"--{port['name']}-port")
+                opened = option_of(container, f"--{port['name']}-port") or option_of(container, "--port")
                 if opened != str(port["containerPort"]):
                     yield (
                         f"{deployment.name}: {container['name']} names port {port['containerPort']} {port['name']}, "
@@ -189,7 +191,7 @@ def variables_are_defined(manifests: Manifests) -> Iterator[str]:
 
 def releases_agree(manifests: Manifests) -> Iterator[str]:
     """What is pulled is what is served is what the pod's label says."""
-    for deployment in manifests.deployments:
+    for deployment in manifests.servers:
         values = {
             f"{container['name']}: {variable.get('value')}"
             for container in deployment.containers
@@ -226,7 +228,7 @@ def memory_volumes_fit(manifests: Manifests) -> Iterator[str]:
             limit = quantity(container.get("resources", {}).get("limits", {}).get("memory", 0))
             if used > MEMORY_VOLUME_SHARE * limit:
                 yield f"{workload.name}: memory volumes of {used:.3g} B in {container['name']}'s limit of {limit:.3g} B"
-    for deployment in manifests.deployments:
+    for deployment in manifests.servers:
         mounts = {m["mountPath"] for c in deployment.pod["containers"] for m in c.get("volumeMounts", ())}
         if "/dev/shm" not in mounts:  # noqa: S108
             yield f"{deployment.name} has no volume at /dev/shm"

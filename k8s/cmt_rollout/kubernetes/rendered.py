@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cmt_rollout.kubernetes.layout import TRACK
+
 #: One object of the Kubernetes API, which nobody here changes.
 Object = Mapping[str, Any]
 Labels = Mapping[str, str]
@@ -68,6 +70,11 @@ class Manifests:
     @cached_property
     def deployments(self) -> list[Workload]:
         return [Workload(each) for each in self.of("Deployment")]
+
+    @cached_property
+    def servers(self) -> list[Workload]:
+        """Deployments of Triton: those whose pods are labelled with a track."""
+        return [each for each in self.deployments if TRACK in each.labels]
 
 
 def quantity(text: str | int | float) -> float:
