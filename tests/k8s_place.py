@@ -135,6 +135,7 @@ class Place:
         token = self.cluster.request("POST", path, asked)["status"]["token"]
         driver = connect(None, self.namespace, self.kubeconfig)
         driver.api.configuration.api_key = {"BearerToken": f"Bearer {token}"}
+        driver.api.configuration.refresh_api_key_hook = None  # would read the kubeconfig's own again
         driver.api.configuration.cert_file = driver.api.configuration.key_file = None
         return replace(self, cluster=Cluster(ApiClient(driver.api.configuration), self.namespace, driver.name))
 

@@ -83,7 +83,9 @@ class Following:
         except (OSError, SystemExit) as error:  # rich ends the process where its reader is gone
             self._lost = True
             if self.expected:
-                raise Ended("the report can't be written any more: its reader is gone") from error
+                gone = isinstance(error, (BrokenPipeError, SystemExit))
+                why = "its reader is gone" if gone else str(error)
+                raise Ended(f"the report can't be written any more: {why}") from error
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,12 @@ class KubernetesTarget:
         if canary_share == 0:
             return
         golden = golden_of_release(release)
+        wait_for_rollout(self._cluster, CANARY, self._options, self._say)
         for pod in self._ready(CANARY):
+            if pod.release != str(release.number):
+                raise StepFailed(
+                    "canary", self.name, f"pod {pod.name} runs release {pod.release}: somebody changed {CANARY} by hand"
+                )
             with EmotionClient(pod.name, transport=self._connector.transport(pod), retries=0) as client:
                 faults = golden_faults(client, golden)
             if faults:
