@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,16 @@ RENDERED: dict[str, tuple[str, ...]] = {
 }
 
 
-@functools.cache
 def rendered_text(name: str) -> str:
     """YAML as `kubectl apply -k` would send it."""
     return _text_of(RENDERED[name])
 
 
-def _text_of(names: Sequence[str], **more: Any) -> str:
-    """more: of the kustomization that puts them together."""
+@functools.cache
+def _text_of(names: tuple[str, ...], more: str = "{}") -> str:
+    """more: of the kustomization that puts them together, as JSON."""
     folders = [K8S / each for each in names]
-    if len(folders) == 1 and not more:
+    if len(folders) == 1 and more == "{}":
         return _kustomize(folders[0])
     with tempfile.TemporaryDirectory() as draft:
         relative = [os.path.relpath(each, Path(draft).resolve()) for each in folders]
@@ -52,7 +52,7 @@ def _text_of(names: Sequence[str], **more: Any) -> str:
                     "kind": "Kustomization",
                     "resources": relative[:1],
                     "components": relative[1:],
-                    **more,
+                    **json.loads(more),
                 }
             )
         )
@@ -61,7 +61,7 @@ def _text_of(names: Sequence[str], **more: Any) -> str:
 
 def kustomized(*names: str, **more: Any) -> list[dict[str, Any]]:
     """A kustomization and components together, as somebody's own overlay would have them."""
-    return list(yaml.safe_load_all(_text_of(names, **more)))
+    return list(yaml.safe_load_all(_text_of(names, json.dumps(more))))
 
 
 def rendered(name: str) -> list[dict[str, Any]]:

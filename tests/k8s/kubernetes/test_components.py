@@ -17,7 +17,7 @@ from emulated_api.requests import EXTENSIONS
 from k8s_place import TIMING, Place, manifests, placed, wait_until
 from rendering import K8S, kustomized, one
 
-SERVING = 6
+SERVING = 3
 FORCED = replace(TIMING, force_conflicts=True)
 COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
 #: What a component is added to, where that isn't the base with its canary.
@@ -83,15 +83,15 @@ def test_an_autoscaler_is_left_the_count_that_it_came_to(serving: Place) -> None
     serving.deploy(with_components(serving, "canary"), release=1)
     serving.deploy(with_components(serving, "canary", "autoscaling-hpa"))
     scalers = serving.cluster.path("horizontalpodautoscalers", STABLE, "autoscaling/v2")
-    least: dict[str, Any] = {"spec": {"minReplicas": 8}}
+    least: dict[str, Any] = {"spec": {"minReplicas": 5}}
     serving.cluster.request("PATCH", scalers, least, [("fieldManager", "somebody")], MERGE)
-    wait_until(lambda: sum(pod.ready for pod in serving.with_traffic()) == 8)
+    wait_until(lambda: sum(pod.ready for pod in serving.with_traffic()) == 5)
     with ready_counts(serving) as counts:
         serving.deploy(with_components(serving, "canary", "autoscaling-hpa"), timing=FORCED)
         serving.deploy(with_components(serving, "canary"))
     assert f"kubectl delete hpa {STABLE} -n {serving.namespace}" in serving.said("preflight")
-    assert serving.deployment()["spec"]["replicas"] == 8
-    assert min(counts, default=8) == 8
+    assert serving.deployment()["spec"]["replicas"] == 5
+    assert min(counts, default=5) == 5
     serving.cluster.request("DELETE", scalers)
     with pytest.raises(StepFailed, match=r"kube-controller-manager sets \.spec\.replicas"):
         serving.deploy(with_components(serving, "canary"))
