@@ -9,7 +9,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -142,6 +142,10 @@ bench-overload: $(VENV)/.installed  ## what a server does at up to 4 times its l
 
 bench-sessions: $(VENV)/.installed  ## affect over time against known truth: writes perf/results/sessions.*; 5 minutes
 	$(BIN)/python -m cmt_perf.session_trial
+
+bench-live: $(VENV)/.installed  ## the gateway from the browser to Triton and back, and at 2x overload: perf/results/live.json; quiet machine
+	$(BIN)/cmt export --precision bf16 --state .cmt/live
+	$(BIN)/python -m cmt_perf.live_trial .cmt/live
 
 bench-hostile: $(VENV)/.installed  ## 200 of each body that ends a bare Triton 2.51: writes perf/results/hostile.json
 	$(BIN)/cmt export --precision bf16 --state .cmt/hostile

@@ -51,6 +51,7 @@ class AsyncEmotionClient(ClientBase):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
+        retry_refused: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         canary: CanaryMode = "off",
         transport: AsyncTransport | None = None,
@@ -60,7 +61,7 @@ class AsyncEmotionClient(ClientBase):
         self._transport = transport or connect_async(url, limits, root_certificates)
         if canary != "off":
             self._transport = AsyncCanaryTransport(self._transport, routing)
-        super().__init__(timeout_s, retries, limits)
+        super().__init__(timeout_s, retries, limits, retry_refused)
 
     async def predict(
         self,

@@ -49,7 +49,7 @@ class EmotionClient(ClientBase):
 
     url: `grpc://host:port`, `http://host:port`, `grpcs://…`, `https://…`, or `host:port` for gRPC. timeout_s:
     for a whole answer, retries included; retries: further tries when the server is unavailable (nothing else
-    is repeated); limits: those that the server was started with; canary: `follow` sends the share of requests
+    is repeated); retry_refused: of those that it refuses for too much load, too; limits: those that the server was started with; canary: `follow` sends the share of requests
     that an upgrade under way asks for to the release on trial, and asks the live one when that fails, `only` sends
     all there; transport: instead of `url`'s own, for tests; root_certificates: PEM file of the authorities to trust
     under TLS.
@@ -64,6 +64,7 @@ class EmotionClient(ClientBase):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = DEFAULT_RETRIES,
+        retry_refused: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         canary: CanaryMode = "off",
         transport: Transport | None = None,
@@ -73,7 +74,7 @@ class EmotionClient(ClientBase):
         self._transport = transport or connect(url, limits, root_certificates)
         if canary != "off":
             self._transport = CanaryTransport(self._transport, routing)
-        super().__init__(timeout_s, retries, limits)
+        super().__init__(timeout_s, retries, limits, retry_refused)
 
     def predict(
         self,

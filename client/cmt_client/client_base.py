@@ -27,10 +27,10 @@ DEFAULT_CONCURRENCY = 8
 class ClientBase:
     """What both clients know."""
 
-    def __init__(self, timeout_s: float, retries: int, limits: Limits) -> None:
+    def __init__(self, timeout_s: float, retries: int, limits: Limits, retry_refused: bool) -> None:
         self._timeout_s = timeout_s
         self._retries = retries
-        self._allowance = Allowance()
+        self._allowance = Allowance() if retry_refused else Allowance(0)
         self.limits = limits
 
     def _budget(self, timeout_s: float | None) -> Budget:

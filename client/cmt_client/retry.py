@@ -24,15 +24,18 @@ MOST_RETRIES = 10.0  # at once, after a time without any
 
 
 class Allowance:
-    """How many refused requests may be tried again: each new request earns a share of one. Any number of threads."""
+    """How many refused requests may be tried again: each new request earns a share of one. Any number of threads.
 
-    def __init__(self) -> None:
-        self._retries = MOST_RETRIES
+    most: at once, after a time without any; 0 for none ever.
+    """
+
+    def __init__(self, most: float = MOST_RETRIES) -> None:
+        self._most = self._retries = most
         self._lock = threading.Lock()
 
     def earn(self) -> None:
         with self._lock:
-            self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
+            self._retries = min(self._most, self._retries + RETRY_SHARE)
 
     def spend(self) -> bool:
         """Whether one is left, which is used up."""

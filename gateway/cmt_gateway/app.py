@@ -71,7 +71,10 @@ class Gateway:
     def __init__(self, options: GatewayOptions, transport: AsyncTransport | None = None) -> None:
         """transport: instead of a connection to options.triton, for tests."""
         transport = transport or connect_async(options.triton)
-        client = AsyncEmotionClient(options.triton, timeout_s=options.max_timeout_s, transport=transport)
+        # Who is refused for too much load is told so at once, and comes again when it suits.
+        client = AsyncEmotionClient(
+            options.triton, timeout_s=options.max_timeout_s, retry_refused=False, transport=transport
+        )
         metrics = Metrics()
         self.api = _api(client)
         self.door = Door(self.api, options, metrics)

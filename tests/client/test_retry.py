@@ -99,3 +99,13 @@ def test_callers_of_a_client_share_its_allowance() -> None:
         with pytest.raises(Overloaded):
             client.predict(text="Who is there?")
         assert client.predict(text="Who is there?").label
+
+
+def test_refused_requests_are_not_tried_again_where_the_caller_will() -> None:
+    fake = FakeTransport()
+    fake.fail(Overloaded("full", None, 0.01, "queue"))
+    with EmotionClient("fake:1", transport=fake, retry_refused=False) as client:
+        with pytest.raises(Overloaded):
+            client.predict(text="hello")
+        fake.fail(ServerUnavailable("gone"))
+        assert client.predict(text="hello").label, "one that went away is"

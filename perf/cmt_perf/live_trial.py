@@ -1,0 +1,255 @@
+"""`make bench-live`: the gateway, from the browser to Triton and back, and at twice what it can answer.
+
+    python -m cmt_perf.live_trial STATE
+
+A real Chromium, whose camera and microphone play the sample's face and voice, holds a session on the live page. A
+turn's time runs from the piece of sound that ended it, as the browser sent it, to its answer, as the browser got it;
+the silence that ends a turn, 0.4 s, isn't in it. Afterwards the same turns are sent whole by HTTP, one at a time. The storm
+is HTTP requests of a face, a voice and words, in an open loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from cmt_perf.conditions import conditions, to_text
+from cmt_perf.upgrade_rig import rig_on
+from cmt_release.release import newest_release
+
+RESULT = Path("perf/results/live.json")
+RATE_HZ = 16_000
+HEAD = struct.Struct(">BI")  # of a binary message: kind, milliseconds
+IMAGE, PCM = 1, 2
+TURNS = 60
+PAUSE_S, EARLY_S, PAD_S = 0.4, 0.16, 0.1  # of cmt_gateway.live.turns
+OVERLOAD = 2.0
+STORM_S, CLOSED_S, LOOPS = 20.0, 8.0, (4, 8, 12)
+
+
+@dataclass
+class Heard:
+    """What went over one page's socket: pieces sent, as (monotonic seconds, time of the media in s, bytes), and turns
+    answered, as (monotonic seconds, message)."""
+
+    pcm: list[tuple[float, float, bytes]] = field(default_factory=list)
+    images: list[tuple[float, float, bytes]] = field(default_factory=list)
+    turns: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+
+    def sent(self, payload: str | bytes) -> None:
+        if isinstance(payload, bytes):
+            kind, time_ms = HEAD.unpack_from(payload)
+            into = self.images if kind == IMAGE else self.pcm
+            into.append((time.monotonic(), time_ms / 1000, payload[HEAD.size :]))
+
+    def received(self, payload: str | bytes) -> None:
+        message = json.loads(payload)
+        if message["type"] == "turn.result" and message["ended"] == "silence":
+            self.turns.append((time.monotonic(), message))
+
+    def latency_ms(self, turn: tuple[float, dict[str, Any]]) -> float:
+        """From the piece that ended it."""
+        came, message = turn
+        over_s = message["end_s"] - PAD_S + PAUSE_S
+        ending = next(at for at, begin_s, data in self.pcm if begin_s + len(data) / 2 / RATE_HZ >= over_s)
+        return 1000 * (came - ending)
+
+    def request(self, message: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+        """The same turn, whole, as a form."""
+        begin_s = self.pcm[0][1]
+        pcm = b"".join(data for _, _, data in self.pcm)
+        first, last = (2 * round((message[at] - begin_s) * RATE_HZ) for at in ("start_s", "end_s"))
+        middle = (message["start_s"] + message["end_s"]) / 2
+        image = min(self.images, key=lambda frame: abs(frame[1] - middle))[2]
+        return {"audio": ("turn.wav", _wav(pcm[max(0, first) : last])), "image": ("frame.jpg", image)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--seconds", type=float, default=STORM_S, help="of the storm")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    release = newest_release(given.state / "releases", given.precision)
+    with (
+        tempfile.TemporaryDirectory() as draft,
+        rig_on(release, Path(draft), state=given.state) as rig,
+        gateway(rig.server.grpc_url) as url,
+    ):
+        result = {"conditions": conditions(release), **trial(url, Path(draft), given.turns, given.seconds)}
+    given.out.write_text(to_text(result))
+    print(to_text({name: value for name, value in result.items() if name != "conditions"}))
+
+
+def trial(url: str, folder: Path, turns: int, seconds: float) -> dict[str, Any]:
+    """folder: for what the camera and the microphone play."""
+    heard = live(url, folder, turns)
+    times = [heard.latency_ms(turn) for turn in heard.turns]
+    whole = [_asked_whole(url, heard.request(message)) for _, message in heard.turns]
+    return {
+        "turns": {
+            "count": len(times),
+            "mean_length_s": round(float(np.mean([m["end_s"] - m["start_s"] for _, m in heard.turns])), 2),
+            "live_ms": summary(times),
+            "gateway_ms": summary([message["latency_ms"] for _, message in heard.turns]),
+            "whole_ms": summary(whole),
+        },
+        "storm": asyncio.run(storm(url, seconds)),
+    }
+
+
+@contextlib.contextmanager
+def gateway(triton: str) -> Iterator[str]:
+    """`cmt gateway` on a free port; its URL."""
+    command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--triton", triton, "--port", "0"]
+    command += ["--rate", "1000000/second"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        found = next(filter(None, (re.search(r"gateway (http://\S+) before", line) for line in process.stderr)))
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def live(url: str, folder: Path, turns: int) -> Heard:
+    """A session on the page, until so many turns of it ended by silence."""
+    from playwright.sync_api import sync_playwright
+
+    heard = Heard()
+    playing = _playing(folder)
+    flags = [f"--use-file-for-fake-{kind}-capture={path}" for kind, path in playing.items()]
+    flags += ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), headless=True, args=flags)
+        page = browser.new_page()
+
+        def follow(socket: Any) -> None:
+            socket.on("framesent", heard.sent)
+            socket.on("framereceived", heard.received)
+
+        page.on("websocket", follow)
+        page.goto(url)
+        page.check("[name=consent]")
+        page.get_by_role("button", name="Begin").click()
+        while len(heard.turns) < turns:
+            page.wait_for_timeout(200)
+            print(f"\r{len(heard.turns)} of {turns} turns", end="", file=sys.stderr)
+        browser.close()
+    print(file=sys.stderr)
+    return heard
+
+
+def _playing(folder: Path) -> dict[str, Path]:
+    """The sample's face as a film, and its voice with pauses that end turns."""
+    import av
+    import soundfile
+    from PIL import Image
+
+    samples = files("cmt_cli") / "samples"
+    face = Image.open(io.BytesIO((samples / "face.jpg").read_bytes())).convert("RGB").resize((320, 240))
+    film = folder / "face.y4m"
+    with film.open("wb") as out:
+        out.write(b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420mpeg2\n")
+        for _ in range(10):
+            frame = av.VideoFrame.from_ndarray(np.asarray(face), format="rgb24").reformat(format="yuv420p")
+            out.write(b"FRAME\n" + frame.to_ndarray().tobytes())
+    voice, rate_hz = soundfile.read(io.BytesIO((samples / "speech.wav").read_bytes()), dtype="int16")
+    sound = folder / "talk.wav"
+    soundfile.write(sound, np.concatenate([np.zeros(rate_hz, np.int16), voice]), rate_hz)
+    return {"video": film, "audio": sound}
+
+
+def _wav(pcm: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
+        out.writeframes(pcm)
+    return file.getvalue()
+
+
+def _asked_whole(url: str, form: Mapping[str, tuple[str, bytes]]) -> float:
+    began = time.monotonic()
+    httpx.post(f"{url}/v1/emotion", files=dict(form), timeout=60).raise_for_status()
+    return 1000 * (time.monotonic() - began)
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    return {name: round(float(np.percentile(times, q)), 1) for name, q in (("p50", 50), ("p95", 95), ("p99", 99))}
+
+
+async def storm(url: str, seconds: float) -> dict[str, Any]:
+    """Saturation by closed loops, then twice as much in an open loop."""
+    samples = files("cmt_cli") / "samples"
+    form = {
+        "image": ("f.jpg", (samples / "face.jpg").read_bytes()),
+        "audio": ("v.wav", (samples / "speech.wav").read_bytes()),
+        "text": (None, (samples / "sentence.txt").read_bytes()),
+    }
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
+
+        async def ask() -> tuple[int, float]:
+            began = time.monotonic()
+            answer = await client.post("/v1/emotion", files=form)
+            return answer.status_code, 1000 * (time.monotonic() - began)
+
+        async def closed(loops: int) -> float:
+            end, answered = time.monotonic() + CLOSED_S, itertools.count()
+
+            async def loop() -> None:
+                while time.monotonic() < end:
+                    if (await ask())[0] == 200:
+                        next(answered)
+
+            await asyncio.gather(*(loop() for _ in range(loops)))
+            return next(answered) / CLOSED_S
+
+        saturation = max([await closed(loops) for loops in LOOPS])
+        rate, tasks = OVERLOAD * saturation, []
+        began = time.monotonic()
+        for number in range(round(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            tasks.append(asyncio.create_task(ask()))
+        found = await asyncio.gather(*tasks)
+        took_s = time.monotonic() - began
+    answered = [ms for status, ms in found if status == 200]
+    refused = [ms for status, ms in found if status == 503]
+    return {
+        "saturation_per_s": round(saturation, 1),
+        "offered_per_s": round(len(found) / seconds, 1),
+        "goodput_per_s": round(len(answered) / took_s, 1),
+        "answered_ms": summary(answered),
+        "refused": round(len(refused) / len(found), 3),
+        "refused_ms": summary(refused) if refused else {},
+        "otherwise": len(found) - len(answered) - len(refused),
+    }
+
+
+if __name__ == "__main__":
+    main()
