@@ -49,10 +49,10 @@ class EmotionClient(ClientBase):
 
     url: `grpc://host:port`, `http://host:port`, `grpcs://…`, `https://…`, or `host:port` for gRPC. timeout_s:
     for a whole answer, retries included; retries: further tries when the server is unavailable (nothing else
-    is repeated); retry_refused: of those that it refuses for too much load, too; limits: those that the server was started with; canary: `follow` sends the share of requests
-    that an upgrade under way asks for to the release on trial, and asks the live one when that fails, `only` sends
-    all there; transport: instead of `url`'s own, for tests; root_certificates: PEM file of the authorities to trust
-    under TLS.
+    is repeated); retry_refused: of what it refuses for too much load, too; limits: those that the server was started
+    with; canary: `follow` sends the share of requests that an upgrade under way asks for to the release on trial, and
+    asks the live one when that fails, `only` sends all there; transport: instead of `url`'s own, for tests;
+    root_certificates: PEM file of the authorities to trust under TLS.
 
     Raises ValueError for a URL that isn't one. Nothing is sent before the first question. Close it, or use
     `with`.

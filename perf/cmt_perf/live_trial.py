@@ -4,8 +4,8 @@
 
 A real Chromium, whose camera and microphone play the sample's face and voice, holds a session on the live page. A
 turn's time runs from the piece of sound that ended it, as the browser sent it, to its answer, as the browser got it;
-the silence that ends a turn, 0.4 s, isn't in it. Afterwards the same turns are sent whole by HTTP, one at a time. The storm
-is HTTP requests of a face, a voice and words, in an open loop.
+the silence that ends a turn, 0.4 s, isn't in it. Afterwards the same turns are sent whole by HTTP, one at a time. The
+storm is HTTP requests of a face, a voice and words, in an open loop.
 """
 
 from __future__ import annotations
