@@ -42,8 +42,9 @@ export class Chart {
     }
     if (!this.#points.length) return;
     const last = this.#points.at(-1)[0];
-    const x = (time) => width - 4 - ((last - time) / SPAN_S) * (width - 38);
-    pen.fillText(`${Math.max(0, last - SPAN_S).toFixed(0)} s`, 30, height - 2);
+    const first = Math.max(this.#points[0][0], last - SPAN_S);
+    const x = (time) => 34 + ((time - first) / Math.max(1, last - first)) * (width - 38);
+    pen.fillText(`${first.toFixed(0)} s`, 34, height - 2);
     pen.textAlign = "right";
     pen.fillText(`${last.toFixed(0)} s`, width, height - 2);
     pen.globalAlpha = 1;
