@@ -72,7 +72,7 @@ class Echo(socketserver.BaseRequestHandler):
 def echoing(tmp_path: Path) -> Iterator[Place]:
     """Pods that send back what comes."""
     if KUBECONFIG is not None:
-        pytest.skip("needs the emulated API server")
+        pytest.skip("forwarding needs a kubelet and a container that listens, that is an image")
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as echo, place_of(tmp_path) as place:
         echo.daemon_threads = True
         threading.Thread(target=echo.serve_forever, args=(0.05,), daemon=True).start()
