@@ -8,24 +8,33 @@ import yaml
 
 from cmt_session.errors import InvalidPolicy
 
+MOST_NESTED = 16
+
 
 def loaded(text: str | bytes) -> Any:
     """What a YAML text holds. Raises InvalidPolicy, with the line."""
     try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise _at(event.start_mark, "got a reference (*); expected it written out")
+        _check_events(text)
         _check_names(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         told = f"got no YAML ({getattr(error, 'problem', None) or error})"
         raise _at(getattr(error, "problem_mark", None), told) from None
-    except RecursionError:
-        raise InvalidPolicy("got YAML that is nested too deeply; expected a policy") from None
     except InvalidPolicy:
         raise
     except ValueError as error:  # a date that is none, a number of thousands of digits
         raise InvalidPolicy(f"got no YAML of plain values ({error})") from None
+
+
+def _check_events(text: str | bytes) -> None:
+    """Before anything is built: what is nested deeply takes PyYAML minutes."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise _at(event.start_mark, "got a reference (*); expected it written out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTED:
+            raise _at(event.start_mark, f"got more than {MOST_NESTED} levels; expected a policy")
 
 
 def _check_names(node: Any) -> None:

