@@ -151,6 +151,17 @@ def test_words_alone_are_turns() -> None:
     assert [item["text"] for item in asked(fake)] == [b"typing done", b"again"]
 
 
+def test_silence_is_known_too() -> None:
+    """So that a policy's rules of time go on where nobody says anything."""
+    client, fake = asking()
+    found = conversation(client, list(pieces(quiet(12.0))), {**BEGIN, "policy": "customer_service"})
+    told = of_type(found, "quiet")
+    assert [round(message["time_s"]) for message in told] == [5, 10]
+    assert {message["reading"]["standing"] for message in told} == {"no_evidence"}
+    assert told[-1]["decision"]["kind"] == "abstain"
+    assert not asked(fake)
+
+
 def test_a_button_ends_a_turn_and_a_gap_does() -> None:
     client, _ = asking()
     voice = [*pieces(VOICE[-12_000:])]
@@ -373,6 +384,7 @@ def test_whatever_is_sent_the_session_answers_or_closes(sent: list[bytes | str])
         found = heard(socket)
     assert found[0]["type"] == "session.created"
     assert {message["type"] for message in found} <= {
+        "quiet",
         "session.created",
         "session.ended",
         "error",

@@ -27,8 +27,8 @@ class Noted:
     def dropped(self) -> None:
         self.metrics.dropped.inc()
 
-    def step(self, step: Step, answer: Emotion) -> None:
-        """An answer that was taken in, and what was decided after it: what is done is audited."""
+    def step(self, step: Step, answer: Emotion | None) -> None:
+        """An answer that was taken in, or none, and what was decided after it: what is done is audited."""
         self.metrics.states.labels(step.reading.standing).inc()
         decision = step.decision
         if decision is None or decision.action is None:
@@ -44,6 +44,6 @@ class Noted:
                 rule=decision.rule,
                 why=decision.why,
                 hand_off_to=decision.hand_off_to,
-                release=answer.release,
-                digest=answer.digest,
+                release=answer and answer.release,
+                digest=answer and answer.digest,
             )

@@ -40,6 +40,7 @@ class LiveOptions:
     turns: TurnOptions = field(default_factory=TurnOptions)
     frame_every_s: float = 1.0
     timeout_s: float = 5.0
+    quiet_s: float = 5.0  # of media time without an answer, after which that is told: rules of time go on
     most_waiting: int = 2  # turns that are being answered; the next waits, and so does what the client sends
 
 
@@ -80,6 +81,7 @@ class LiveSession:
         self._before: asyncio.Task[None] | None = None
         self._frame_task: asyncio.Task[None] | None = None
         self._frame_read_s = -1e9
+        self._known_s = 0.0 if state is None else state.tracker.clock_s
         self.dropped = 0
 
     async def media(self, piece: Media) -> None:
@@ -137,6 +139,7 @@ class LiveSession:
             raise Refused(422, "out_of_order", told, field=piece.kind)
         for chunk in await asyncio.to_thread(self._speech.hear, pcm):
             await self._follow(self._cutter.feed(*chunk))
+        self._quiet(self._speech.end_s)
 
     async def _follow(self, events: list[Event]) -> None:
         for event in events:
@@ -199,10 +202,21 @@ class LiveSession:
             {"type": "turn.result", **head, "latency_ms": round(1000 * latency_s, 1)}, found, turn.start_s, turn.end_s
         )
 
+    def _quiet(self, now_s: float) -> None:
+        """Nothing was there to be read for a while: that is known too."""
+        busy = self._cutter.since_s is not None or self._answering
+        if busy or now_s - self._known_s < self.options.quiet_s:
+            return
+        self._known_s = now_s
+        step = self._session.observe(Observation(now_s, now_s))
+        self._noted.step(step, None)
+        self._tell({"type": "quiet", "time_s": now_s, **step.to_json(), "state": self._session.state.to_text()})
+
     def _observed(self, head: Mapping[str, Any], found: Emotion, start_s: float, end_s: float) -> None:
         """Tells an answer with what is known and decided after it, and the state to go on from."""
         step = self._session.observe(Observation.of(found, end_s, start_s))
         self._noted.step(step, found)
+        self._known_s = max(self._known_s, end_s)
         answer = Answer.of(found, found.request_id).model_dump(exclude_none=True)
         self._tell({**head, "answer": answer, **step.to_json(), "state": self._session.state.to_text()})
 

@@ -46,6 +46,7 @@ async function begin(chosen) {
   on("turn.start", () => ($("speaking").textContent = "Listening …"));
   on("turn.result", (found) => (showTurn(found), showReading(found)));
   on("frame.result", showReading);
+  on("quiet", showReading);
   on("turn.error", (found) => turnRow(found, "–", found.problem.detail, "failed"));
   on("frame.error", (found) => ($("devices").textContent = found.problem.detail));
   on("error", (found) => ($("connection").textContent = found.problem.detail));
@@ -98,7 +99,8 @@ function showReading({ reading, decision, answer }) {
     const action = Object.assign(document.createElement("strong"), { textContent: decision.action ?? decision.kind });
     $("decision").replaceChildren(action, decision.reason);
   }
-  $("attention").replaceChildren(...Object.entries(answer.attention).flatMap(([name, share]) => weighed(name, share)));
+  const weights = Object.entries(answer?.attention ?? {});
+  $("attention").replaceChildren(...weights.flatMap(([name, share]) => weighed(name, share)));
   chart.add(reading.clock_s, reading.probabilities);
 }
 
