@@ -26,7 +26,7 @@ from cmt_rollout.errors import ApplyConflict, ClusterError
 from cmt_rollout.kubernetes.layout import NAMESPACE, Object
 
 PATIENCE_S = 60.0
-RIGHTS_S = 3.0
+RIGHTS_S = 2.0
 CONNECT_S, ANSWER_S = 5.0, 30.0
 BACKOFF = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
 #: Too many requests, or the server is starting, stopping or out of reach behind its proxy.
