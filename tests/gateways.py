@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from starlette.testclient import TestClient
@@ -26,25 +28,25 @@ def asking(**options: Any) -> tuple[TestClient, FakeTransport]:
 
 
 @contextmanager
-def running(*options: str, environment: dict[str, str] | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(*options: str, environment: dict[str, str] | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """`cmt gateway` on a free port of this machine; its URL. Killed at the end."""
     command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"gateway (https?://\S+) before", line.replace("\n", " ")):
-                break
-        else:
-            raise AssertionError(f"no gateway: {process.wait()}")
-        url = found[1]
-        while True:
-            with suppress(httpx.TransportError):
-                httpx.get(f"{url}/livez", verify=False)
-                break
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+    with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would stop it
+        process = subprocess.Popen(command, stderr=log, env={**os.environ, **(environment or {})})
+        try:
+            yield _url_of(process, log), process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _url_of(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
+    """Of a gateway that answers."""
+    while (found := re.search(rb"gateway (https?://\S+) before", os.pread(log.fileno(), 100_000, 0))) is None:
+        assert process.poll() is None, os.pread(log.fileno(), 100_000, 0)
+        time.sleep(0.05)
+    url = found[1].decode()
+    while True:
+        with suppress(httpx.TransportError):
+            httpx.get(f"{url}/livez", verify=False)
+            return url

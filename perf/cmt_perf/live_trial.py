@@ -125,16 +125,17 @@ def gateway(triton: str) -> Iterator[str]:
     """`cmt gateway` on a free port; its URL."""
     command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--triton", triton, "--port", "0"]
     command += ["--rate", "1000000/second"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        found = next(filter(None, (re.search(r"gateway (http://\S+) before", line) for line in process.stderr)))
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+    with tempfile.NamedTemporaryFile("r") as log:  # a pipe that nobody reads would stop it
+        process = subprocess.Popen(command, stderr=Path(log.name).open("w"))
+        try:
+            while (found := re.search(r"gateway (http://\S+) before", Path(log.name).read_text())) is None:
+                if process.poll() is not None:
+                    raise RuntimeError(f"no gateway: {Path(log.name).read_text()[-500:]}")
+                time.sleep(0.1)
+            yield found[1]
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def live(url: str, folder: Path, turns: int) -> Heard:

@@ -41,19 +41,19 @@ def connected(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=30)
 
 
-def memory_mb(process: subprocess.Popen[str]) -> float:
+def memory_mb(process: subprocess.Popen[bytes]) -> float:
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def alone() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Before nobody."""
     with running("--triton", NOBODY, "--timeout-s", "1") as found:
         yield found
 
 
-def test_a_thousand_idle_connections_cost_little(alone: tuple[str, subprocess.Popen[str]]) -> None:
+def test_a_thousand_idle_connections_cost_little(alone: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, process = alone
     before = memory_mb(process)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,7 +88,7 @@ def test_heads_and_bodies_that_drip_are_cut_off() -> None:
         b"POST /v1/emotion HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_isnt_http_is_refused_and_forgotten(alone: tuple[str, subprocess.Popen[str]], sent: bytes) -> None:
+def test_what_isnt_http_is_refused_and_forgotten(alone: tuple[str, subprocess.Popen[bytes]], sent: bytes) -> None:
     url, _ = alone
     answer = b""
     with connected(url) as strange, suppress(ConnectionError):  # closed while more was coming
@@ -100,7 +100,7 @@ def test_what_isnt_http_is_refused_and_forgotten(alone: tuple[str, subprocess.Po
     assert httpx.get(f"{url}/livez").status_code == 200
 
 
-def test_without_triton_it_says_so(alone: tuple[str, subprocess.Popen[str]]) -> None:
+def test_without_triton_it_says_so(alone: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, _ = alone
     assert httpx.get(f"{url}/readyz").status_code == 503
     answer = httpx.post(f"{url}/v1/emotion", json={"text": "a"})
@@ -127,13 +127,13 @@ def as_json(item: dict[str, bytes | str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def door(server: TritonServer) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def door(server: TritonServer) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with running("--triton", server.grpc_url, "--timeout-s", "30") as found:
         yield found
 
 
 def test_every_subset_is_answered_as_triton_answers_it(
-    server: TritonServer, door: tuple[str, subprocess.Popen[str]]
+    server: TritonServer, door: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
     subsets = [s for size in (1, 2, 3) for s in itertools.combinations(MODALITIES, size)]
     with EmotionClient(server.grpc_url) as client:
@@ -146,7 +146,7 @@ def test_every_subset_is_answered_as_triton_answers_it(
             assert np.allclose(list(ours["probabilities"].values()), list(theirs.probabilities.values()), atol=1e-5)
 
 
-def test_what_triton_refuses_names_field_and_code(door: tuple[str, subprocess.Popen[str]]) -> None:
+def test_what_triton_refuses_names_field_and_code(door: tuple[str, subprocess.Popen[bytes]]) -> None:
     for field, value, code in (
         ("image", b"no picture", "not_decodable"),
         ("audio", b"no sound", "not_decodable"),
@@ -191,7 +191,7 @@ def test_stopping_finishes_what_is_in_flight(server: TritonServer) -> None:
     assert statuses.count(503) <= 4
 
 
-def test_the_openapi_page_is_whole(alone: tuple[str, subprocess.Popen[str]]) -> None:
+def test_the_openapi_page_is_whole(alone: tuple[str, subprocess.Popen[bytes]]) -> None:
     described = httpx.get(f"{alone[0]}/openapi.json").json()
     assert {"/v1/emotion", "/v1/emotion/batch", "/v1/clips", "/v1/service", "/livez", "/readyz"} <= set(
         described["paths"]
