@@ -125,8 +125,8 @@ def gateway(triton: str) -> Iterator[str]:
     """`cmt gateway` on a free port; its URL."""
     command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--triton", triton, "--port", "0"]
     command += ["--rate", "1000000/second"]
-    with tempfile.NamedTemporaryFile("r") as log:  # a pipe that nobody reads would stop it
-        process = subprocess.Popen(command, stderr=Path(log.name).open("w"))
+    with tempfile.NamedTemporaryFile("w") as log:  # a pipe that nobody reads would stop it
+        process = subprocess.Popen(command, stderr=log)
         try:
             while (found := re.search(r"gateway (http://\S+) before", Path(log.name).read_text())) is None:
                 if process.poll() is not None:
