@@ -32,6 +32,7 @@ GUARDED = "/v1/"  # what lies elsewhere is the page's and the operator's
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TIMEOUT_HEADER = "x-timeout-ms"
 ANONYMOUS = "anonymous"
+DISCARD_S = 2.0  # for the body of a request that is refused by its head
 
 
 class Door:
@@ -162,9 +163,29 @@ class Door:
 
     async def _refuse(self, error: Refused, scope: Scope, receive: Receive, answer: _Answer) -> None:
         scope["state"]["said"]["code"] = error.code
-        early = "body" not in scope["state"]  # what is still coming isn't read: the connection can't be used again
-        response = error.response(answer.request_id, {"Connection": "close"} if early else None)
+        whole = "body" in scope["state"] or (error.code != "slow" and await self._discarded(receive))
+        response = error.response(answer.request_id, None if whole else {"Connection": "close"})
         await response(scope, receive, answer)
+
+    async def _discarded(self, receive: Receive) -> bool:
+        """Whether the rest of a body came within DISCARD_S; nothing of it is kept.
+
+        To close a connection on which more comes would lose the answer.
+        """
+
+        async def rest() -> bool:
+            left = 2 * self._options.max_body_bytes
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return True
+            return False
+
+        try:
+            return await asyncio.wait_for(rest(), DISCARD_S)
+        except asyncio.TimeoutError:
+            return False
 
     def _tell(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
         """Counts, logs and audits what became of a request, without its content."""

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from cmt_client import EmotionClient
+from cmt_gateway.keys import new_key
 from cmt_pipeline.modality import MODALITIES
 from cmt_server.server import TritonServer
 from gateways import running
@@ -75,6 +76,21 @@ def test_heads_and_bodies_that_drip_are_cut_off() -> None:
                 drip.sendall(sent)
                 assert drip.recv(1) == b"", "closed by the gateway"
         assert httpx.get(f"{url}/livez").status_code == 200
+
+
+def test_who_is_refused_by_the_head_is_told_so_whatever_else_was_being_sent(tmp_path: Path) -> None:
+    """A connection that is closed while a body still comes is reset, and the answer lost."""
+    new_key(tmp_path / "keys", "shop")
+    size, piece = 4_000_000, 100_000
+    with running("--triton", NOBODY, "--keys", str(tmp_path / "keys")) as (url, _), connected(url) as caller:
+        caller.sendall(f"POST /v1/emotion HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
+        caller.settimeout(0.3)
+        with suppress(TimeoutError):
+            assert caller.recv(1), "refused before the body was sent"
+        caller.settimeout(30)
+        for _ in range(size // piece):
+            caller.sendall(b"a" * piece)
+        assert b" 401 " in caller.recv(4096)
 
 
 @pytest.mark.parametrize(
