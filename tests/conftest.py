@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Libraries get one thread each, before they are loaded: small models gain nothing from a second one, and lose much
-    when another process wants its core. Workers start no Triton."""
+    when another process wants its core. Workers start no Triton.
+
+    Ctrl-C interrupts, also where the tests were started in the background by a shell that has it ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["COLUMNS"] = "200"  # commands break no line within a path, which are long beneath a worker's folder
     if "not triton" in config.option.markexpr:
