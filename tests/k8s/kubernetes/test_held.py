@@ -10,7 +10,7 @@ from cmt_release.release import Release
 from cmt_rollout.errors import ClusterError, StepFailed
 from cmt_rollout.kubernetes.cluster import MERGE
 from cmt_rollout.kubernetes.layout import CANARY, STABLE
-from k8s_place import REPLICAS, TIMING, Place, manifests
+from k8s_place import REPLICAS, TIMING, Place, manifests, wait_until
 
 
 def merge(place: Place, path: str, patch: dict[str, object]) -> None:
@@ -142,6 +142,7 @@ def test_pods_that_were_evicted_for_good_hold_nobody_up(played: Place, releases:
     assert played.kubelet
     for item in played.cluster.request("GET", played.cluster.path("pods"))["items"]:
         played.kubelet.evict({"apiVersion": "v1", "kind": "Pod", **item})
+    wait_until(lambda: sum(pod.ready for pod in played.target()._pods(STABLE)) == REPLICAS)
     played.upgrade(releases[1])
     played.settled(2)
     assert sum(pod.over for pod in played.target()._pods(STABLE)) == REPLICAS
