@@ -20,7 +20,7 @@ import command_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "k8s" / "README.md")
-LANGUAGES = {"sh", "python", "py", "js", "go", "toml", "console", "yaml"}
+LANGUAGES = {"sh", "python", "py", "js", "javascript", "go", "toml", "console", "yaml"}  # javascript: a browser's
 FENCE = re.compile(r'^```([^\n` ]*)(?: title="pip install ([\w-]+)")?[^\n`]*\n(.*?)^```', re.DOTALL | re.MULTILINE)
 #: Commands of others, in console blocks, that nothing here can check.
 OTHERS = {"kind", "minikube", "git", "kubectl", "docker"}

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from cmt_cli.state import RunningServer, State
 from cmt_pipeline.constants import TOKEN_VARIABLE
 from cmt_server.server import TritonServer
 from doc_blocks import LANGUAGES, PAGES, ROOT, TARGETS, Block, blocks, check
+from gateways import running
 
 #: Of tritonserver, perf_analyzer, curl and base64.
 OPTIONS_OF_OTHERS = {"--id", "--input-data", "--data-binary", "--decode", "--replay"}
@@ -46,10 +48,17 @@ def on_ports_of(server: TritonServer, text: str) -> str:
     return text
 
 
+@pytest.fixture(scope="module")
+def gateway(server: TritonServer) -> Iterator[str]:
+    """HOST:PORT of a gateway before it."""
+    with running("--triton", server.grpc_url, "--timeout-s", "30") as (url, _):
+        yield url.removeprefix("http://")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(server: TritonServer, environment: dict[str, str], command: str) -> None:
+def test_commands_run(server: TritonServer, environment: dict[str, str], gateway: str, command: str) -> None:
     ran = subprocess.run(
-        on_ports_of(server, command),
+        on_ports_of(server, command).replace("127.0.0.1:8080", gateway),
         shell=True,
         cwd=ROOT,
         env=environment,
