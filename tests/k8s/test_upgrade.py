@@ -332,9 +332,8 @@ def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, tiny_stat
                 [*command, str(pair[1].number)], env=environment, capture_output=True, text=True, timeout=240
             )
             assert done.returncode == status, done.stdout + done.stderr
-            died = rig.mends + other.mends  # and can't come back, with a file damaged
-            assert not died, f"{died}: is the server running?"
-            assert (rig.live(), other.live()) == (number, number)
+            # A Triton that died can't come back, with a file damaged.
+            assert (rig.live(), other.live()) == (number, number), f"is the server running? {rig.mends + other.mends}"
 
 
 def test_two_drivers_at_once(shared_rig: Rig, pair: Pair) -> None:
