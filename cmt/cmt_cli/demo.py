@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
+from cmt_pipeline.constants import GATEWAY_PORT
 from cmt_pipeline.modality import MODALITIES, Modality
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def demo(
     Example: [bold]cmt demo --precision int8[/]
     """
     from cmt_cli.export import run_export, sample, trained_weights
-    from cmt_cli.gateway import PORT, gateway_before
+    from cmt_cli.gateway import gateway_before
     from cmt_cli.serve import WATCH_S, serving
     from cmt_cli.show import console, emotion_table
     from cmt_cli.signals import stop_signal
@@ -51,7 +52,7 @@ def demo(
     )
     with stop_signal() as stop, serving(chosen, release, options, InstallOptions(), stop) as server:
         if live:
-            with gateway_before(server.grpc_url, PORT) as before:
+            with gateway_before(server.grpc_url, GATEWAY_PORT) as before:
                 console.print("Open the page that is named below; Ctrl-C stops all.")
                 while not stop.wait(WATCH_S):
                     before.look()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
+import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +14,12 @@ from typing import Annotated
 import typer
 
 from cmt_cli.state import DEFAULT_STATE, State, StateOption
-from cmt_pipeline.constants import LOOPBACK
+from cmt_pipeline.constants import GATEWAY_PORT, LOOPBACK
 
 LOG = logging.getLogger(__name__)
 
-PORT = 8080
+STEADY_S = 10.0  # a gateway that lives so long has started
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 
 def gateway(
@@ -25,7 +27,7 @@ def gateway(
         str | None, typer.Option(envvar="CMT_TRITON_URL", help="The server behind; the one running here by default.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys.")] = LOOPBACK,
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = PORT,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = GATEWAY_PORT,
     context: Annotated[
         str,
         typer.Option(
@@ -106,17 +108,33 @@ def gateway(
 
 
 class GatewayProcess:
-    """`cmt gateway` as a child, started again when it dies."""
+    """`cmt gateway` as a child, started again when it dies: after a second, and later where it dies at once."""
 
     def __init__(self, triton: str, port: int) -> None:
         self._command = [sys.executable, "-m", "cmt_cli.main", "gateway", "--triton", triton, "--port", str(port)]
-        self._process = subprocess.Popen(self._command)
+        self._pause_s = FIRST_PAUSE_S
+        self._again_at: float | None = None
+        self._start()
+
+    def _start(self) -> None:
+        from cmt_server.child import start_child
+
+        stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        self._process = start_child(self._command, {}, sys.stderr.fileno(), stack)
+        self._started, self._again_at = time.monotonic(), None
 
     def look(self) -> None:
         """Call it now and then."""
-        if (code := self._process.poll()) is not None:
-            LOG.warning(f"the gateway ended with exit code {code}; it is started again")
-            self._process = subprocess.Popen(self._command)
+        code, now = self._process.poll(), time.monotonic()
+        if code is None:
+            return
+        if self._again_at is None:
+            at_once = now - self._started < STEADY_S
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s) if at_once else FIRST_PAUSE_S
+            self._again_at = now + self._pause_s
+            LOG.warning(f"the gateway ended with exit code {code}; it is started again in {self._pause_s:g} s")
+        elif now >= self._again_at:
+            self._start()
 
     def stop(self) -> None:
         """What it let in is answered first."""

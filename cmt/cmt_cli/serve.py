@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmt_cli.gateway import PORT as GATEWAY_PORT
 from cmt_cli.gateway import GatewayProcess, gateway_before
 from cmt_cli.signals import Stopped, StopSignal, stop_signal
 from cmt_cli.state import DEFAULT_STATE, RunningServer, State, StateOption
-from cmt_pipeline.constants import GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, TOKEN_VARIABLE
+from cmt_pipeline.constants import GATEWAY_PORT, GRPC_PORT, HTTP_PORT, LOOPBACK, METRICS_PORT, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from cmt_pipeline.limits import Limits

@@ -6,6 +6,7 @@ from __future__ import annotations
 HTTP_PORT = 8000
 GRPC_PORT = 8001
 METRICS_PORT = 8002
+GATEWAY_PORT = 8080
 LOOPBACK = "127.0.0.1"
 
 #: Files of a Triton model folder; `model.py` lies in its version folders.

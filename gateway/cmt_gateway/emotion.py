@@ -50,7 +50,7 @@ def emotion_routes(client: AsyncEmotionClient, ruling: Ruling) -> APIRouter:
         """Up to 32 moments at once, each answered or refused on its own."""
         if content_type_of(request.headers) != JSON_TYPE:
             raise Refused(415, "content_type", f"expected {JSON_TYPE}")
-        items = items_in(await asyncio.to_thread(parsed, request.state.body))
+        items = await asyncio.to_thread(lambda: items_in(parsed(request.state.body)))
         return Batch(items=await asyncio.gather(*(asked.settled(request, item) for item in items)))
 
     @router.post(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -74,7 +75,7 @@ async def fields_of(headers: Headers, body: bytes) -> dict[str, bytes | str]:
     """The fields of one moment, by name. Raises Refused, which names the field."""
     kind = content_type_of(headers)
     if kind == JSON_TYPE:
-        return json_fields(parsed(body))
+        return await asyncio.to_thread(lambda: json_fields(parsed(body)))  # megabytes of base64
     if kind == FORM_TYPE:
         return await _form_fields(headers, body)
     raise Refused(415, "content_type", f"got {kind or 'no content type'}; expected {FORM_TYPE} or {JSON_TYPE}")

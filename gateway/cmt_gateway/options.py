@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmt_pipeline.constants import GRPC_PORT, LOOPBACK, MIB
+from cmt_pipeline.constants import GATEWAY_PORT, GRPC_PORT, LOOPBACK, MIB
 from cmt_session.context import Ruling, ruling
-
-DEFAULT_PORT = 8080
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class GatewayOptions:
 
     triton: str = f"grpc://{LOOPBACK}:{GRPC_PORT}"
     host: str = LOOPBACK
-    port: int = DEFAULT_PORT
+    port: int = GATEWAY_PORT
     ruling: Ruling = field(default_factory=lambda: ruling("general"))
     keys: Path | None = None
     anonymous: bool = False

@@ -109,6 +109,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         422: "A file or a text that isn't accepted; `field` and `code` say which and why.",
         429: "More than this caller's share.",
         500: "The service failed.",
+        502: "Triton refuses this gateway.",
         503: "Overloaded, draining or not ready; `retry_after_s` says when to ask again.",
         504: "No answer within the deadline.",
     }.items()
