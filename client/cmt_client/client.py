@@ -115,8 +115,7 @@ class EmotionClient(ClientBase):
 
         policy: itself, the name of one that ships (`customer_service`, `tutoring`), or the path of a YAML file, which
         needs `pip install 'cmt-triton[policy]'`. options: by default the policy's, which use what its context allows
-        alone. state: what a session's `state` was, to go on from. Raises
-        InvalidPolicy, InvalidState.
+        alone. state: what a session's `state` was, to go on from. Raises InvalidPolicy, InvalidState.
         """
         return EmotionSession(self, policy, options, state)
 

@@ -247,9 +247,9 @@ def _grpc_settings(address: Address, limits: Limits, root_certificates: Path | N
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", size),
         ("grpc.max_receive_message_length", size),
+        ("grpc.service_config", ROUND_ROBIN),
     ]
     options += [(f"grpc.{which}_reconnect_backoff_ms", wait) for which, wait in RECONNECT_MS.items()]
-    options.append(("grpc.service_config", ROUND_ROBIN))
     roots = str(root_certificates) if root_certificates else None
     return {"url": address.target, "ssl": address.tls, "root_certificates": roots, "channel_args": options}
 
