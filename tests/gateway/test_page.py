@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from cmt_server.server import TritonServer
 from gateways import running
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, WebSocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SAMPLES = Path(__file__).parents[2] / "cmt/cmt_cli/samples"
@@ -80,6 +81,14 @@ def says(page: Page, selector: str, text: str, timeout_s: float = 60.0) -> None:
     expect(page.locator(selector)).to_contain_text(text, timeout=1000 * timeout_s)
 
 
+def until(page: Page, condition: str, timeout_s: float = 20.0) -> None:
+    """Waits until JavaScript is true; Playwright's own way needs an `eval`, which the page's policy forbids."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(50)
+
+
 @contextmanager
 def fake_gateway(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     script = Path(__file__).parents[1] / "fake_gateway.py"
@@ -101,9 +110,10 @@ def url() -> Iterator[str]:
 
 
 @contextmanager
-def opened(browser: Browser, url: str, **context: object) -> Iterator[Page]:
-    """The page, on which nothing may fail."""
+def opened(browser: Browser, url: str, script: str = "", **context: object) -> Iterator[Page]:
+    """The page, on which nothing may fail. script: what runs in it before its own."""
     with browser.new_context(**context) as made:  # type: ignore[arg-type]
+        made.add_init_script(script)
         page = made.new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -142,6 +152,59 @@ def test_a_session_with_face_and_voice(browser: Browser, url: str) -> None:
         assert page.eval_on_selector("#video", "video => video.srcObject") is None, "the camera is off"
 
 
+SLOW_PICTURES = """
+const toBlob = HTMLCanvasElement.prototype.toBlob;
+HTMLCanvasElement.prototype.toBlob = function (done, ...rest) {
+  const counted = (blob) => (done(blob), (window.pictures = (window.pictures ?? 0) + 1));
+  setTimeout(() => toBlob.call(this, counted, ...rest), 700);
+};"""
+SLOW_DEVICES = """
+window.granted = [];
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (...asked) => {
+  await new Promise((resolve) => setTimeout(resolve, 700));
+  const stream = await ask(...asked);
+  window.granted.push(...stream.getTracks());
+  return stream;
+};"""
+
+
+def test_a_picture_still_encoded_at_the_end_is_dropped(browser: Browser, url: str) -> None:
+    with opened(browser, url, SLOW_PICTURES) as page:
+        begin(page)
+        until(page, "window.pictures > 0")
+        page.get_by_role("button", name="Stop").click()
+        says(page, "#connection", "Ended.")
+        seen = page.evaluate("window.pictures")
+        until(page, f"window.pictures > {seen}")
+
+
+def test_a_device_granted_after_the_end_is_let_go(browser: Browser, url: str) -> None:
+    with opened(browser, url, SLOW_DEVICES) as page:
+        begin(page)
+        page.get_by_role("button", name="Stop").click()
+        says(page, "#connection", "Ended.")
+        until(page, "granted.length > 0 && granted.every((track) => track.readyState === 'ended')")
+        page.wait_for_timeout(1500)  # the microphone would be asked for next
+        assert page.evaluate("granted.every((track) => track.readyState === 'ended')")
+        assert page.eval_on_selector("#video", "video => video.srcObject") is None
+        assert page.inner_text("#devices") == ""
+
+
+def test_stop_ends_a_session_that_waits_to_connect_again(browser: Browser) -> None:
+    with fake_gateway() as (url, first), opened(browser, url) as page:
+        begin(page)
+        says(page, "#devices", "The camera is on.")
+        first.kill()
+        says(page, "#connection", "again in 5000 ms")
+        with fake_gateway(int(url.rsplit(":", 1)[1])):
+            page.get_by_role("button", name="Stop").click()
+            assert page.inner_text("#connection") == "Ended."
+            assert page.eval_on_selector("#video", "video => video.srcObject") is None
+            page.wait_for_timeout(5000)
+            assert page.inner_text("#connection") == "Ended."
+
+
 def test_words_alone_by_keyboard_where_every_device_is_denied(launched: Callable[..., Browser], url: str) -> None:
     with closing(launched("--deny-permission-prompts")) as denying, opened(denying, url) as page:
         page.focus("[name=consent]")
@@ -166,6 +229,22 @@ def test_a_recording_is_played_to_its_end(browser: Browser, url: str, playing: d
         rows = [row.inner_text() for row in page.query_selector_all("#turns tr")]
         assert rows
         assert all("audio" in row and "image" not in row for row in rows)
+
+
+def test_a_recording_that_cannot_be_read_is_said(browser: Browser, url: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF" + bytes(1000))
+    with opened(browser, url) as page:
+        sockets: list[WebSocket] = []
+        page.on("websocket", lambda socket: sockets.append(socket))
+        page.set_input_files("[name=file]", broken)
+        page.check("[name=consent]")
+        page.get_by_role("button", name="Begin").click()
+        says(page, "#connection", "Couldn't begin")
+        page.wait_for_selector("#start:not([hidden])")
+        page.wait_for_timeout(1000)
+        assert [socket.is_closed() for socket in sockets] == [True]
+        assert "Couldn't begin" in page.inner_text("#connection")
 
 
 def test_a_session_goes_on_when_its_replica_dies(browser: Browser) -> None:

@@ -13,15 +13,25 @@ export async function microphone(session, onPcm) {
     audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 },
   });
   let context = null;
+  const stop = () => (release(stream), context?.close());
   try {
-    context = new AudioContext({ sampleRate: RATE_HZ });
-    await connected(context, stream, session, onPcm);
-  } catch {
-    await context?.close(); // a browser that doesn't convert the rate: the worklet does
-    context = new AudioContext();
-    await connected(context, stream, session, onPcm);
+    try {
+      context = new AudioContext({ sampleRate: RATE_HZ });
+      await connected(context, stream, session, onPcm);
+    } catch {
+      await context?.close(); // a browser that doesn't convert the rate: the worklet does
+      context = new AudioContext();
+      await connected(context, stream, session, onPcm);
+    }
+  } catch (error) {
+    stop();
+    throw error;
   }
-  return { stop: () => (stream.getTracks().forEach((track) => track.stop()), context.close()) };
+  return { stop };
+}
+
+function release(stream) {
+  for (const track of stream.getTracks()) track.stop();
 }
 
 async function connected(context, stream, session, onPcm) {
@@ -55,15 +65,23 @@ class SampleClock {
 /** Shows the camera in `video` and calls onJpeg(Uint8Array, timeMs). Rejects where there is no camera. */
 export async function camera(session, video, onJpeg) {
   const stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: FRAME_WIDTH }, facingMode: "user" } });
-  video.srcObject = stream;
-  await video.play();
-  const stop = frames(session, video, onJpeg);
-  return { stop: () => (stop(), stream.getTracks().forEach((track) => track.stop()), (video.srcObject = null)) };
+  let stopFrames = () => {};
+  const stop = () => (stopFrames(), release(stream), (video.srcObject = null));
+  try {
+    video.srcObject = stream;
+    await video.play();
+  } catch (error) {
+    stop();
+    throw error;
+  }
+  stopFrames = frames(session, video, onJpeg);
+  return { stop };
 }
 
 function frames(session, video, onJpeg) {
   const canvas = document.createElement("canvas");
   let busy = false;
+  let stopped = false; // a picture may still be being encoded then
   const timer = setInterval(() => {
     if (busy || video.readyState < 2 || video.videoWidth === 0) return;
     busy = true;
@@ -73,14 +91,15 @@ function frames(session, video, onJpeg) {
     canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
     canvas.toBlob(
       async (blob) => {
-        if (blob) onJpeg(new Uint8Array(await blob.arrayBuffer()), timeMs);
+        const bytes = blob && new Uint8Array(await blob.arrayBuffer());
+        if (bytes && !stopped) onJpeg(bytes, timeMs);
         busy = false;
       },
       "image/jpeg",
       JPEG_QUALITY,
     );
   }, 1000 / FRAMES_PER_S);
-  return () => clearInterval(timer);
+  return () => ((stopped = true), clearInterval(timer));
 }
 
 /** Plays a file of sound, perhaps with pictures, as fast as it was recorded; `ended` resolves at its end. */

@@ -21,6 +21,7 @@ export class LiveSession extends EventTarget {
   #socket = null;
   #closing = false;
   #tries = 0;
+  #again = null; // the timer of another try
   #began = performance.now();
 
   /** state: of a session that goes on; the page's own server by default. */
@@ -94,10 +95,19 @@ export class LiveSession extends EventTarget {
     this.#json({ type: "turn.end" });
   }
 
-  /** What is being answered still is; then the server says `session.ended`. */
+  /** What is being answered still is; then the server says `session.ended`, and `closed` comes: at once if not connected. */
   close() {
     this.#closing = true;
-    this.#json({ type: "session.end" });
+    if (this.connected) return this.#json({ type: "session.end" });
+    this.#socket?.close(); // where it was connecting
+    if (this.#again === null) return;
+    clearTimeout(this.#again);
+    this.#again = null;
+    this.#closed(1000, "");
+  }
+
+  get closing() {
+    return this.#closing;
   }
 
   get connected() {
@@ -124,7 +134,10 @@ export class LiveSession extends EventTarget {
     }
     const pause = PAUSES_MS[this.#tries++];
     this.dispatchEvent(new CustomEvent("reconnecting", { detail: { code, reason, pause } }));
-    setTimeout(() => this.open().catch(() => this.#closed(code, reason)), pause);
+    this.#again = setTimeout(() => {
+      this.#again = null;
+      this.open().catch(() => this.#closed(code, reason));
+    }, pause);
   }
 }
 

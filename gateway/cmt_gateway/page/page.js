@@ -24,7 +24,7 @@ $("words").addEventListener("submit", (event) => {
 });
 $("text").addEventListener("input", () => session?.sendText($("text").value, session.now(), false));
 $("end-turn").addEventListener("click", () => session?.endTurn());
-$("stop").addEventListener("click", () => session?.close());
+$("stop").addEventListener("click", () => (release(), session?.close()));
 
 async function introduce() {
   const service = await (await fetch(new URL("v1/service", document.baseURI))).json();
@@ -41,8 +41,8 @@ async function introduce() {
 }
 
 async function begin(chosen) {
-  session = new LiveSession({ key: chosen.get("key"), policy: chosen.get("policy") || null });
-  const on = (type, show) => session.addEventListener(type, ({ detail }) => show(detail));
+  const live = (session = new LiveSession({ key: chosen.get("key"), policy: chosen.get("policy") || null }));
+  const on = (type, show) => live.addEventListener(type, ({ detail }) => session === live && show(detail));
   on("turn.start", () => ($("speaking").textContent = "Listening …"));
   on("turn.result", (found) => (showTurn(found), showReading(found)));
   on("frame.result", showReading);
@@ -53,39 +53,55 @@ async function begin(chosen) {
   on("reconnecting", ({ pause }) => ($("connection").textContent = `Connection lost; again in ${pause} ms.`));
   on("session.created", ({ resumed }) => ($("connection").textContent = resumed ? "Connected again; it goes on." : "Connected."));
   on("closed", () => stopped("Ended."));
-  await session.open();
+  await live.open();
   $("start").hidden = true;
   $("live").hidden = false;
   const told = [];
-  const send = { pcm: (samples, at) => session.sendPcm(samples, at), jpeg: (bytes, at) => session.sendImage(bytes, at) };
+  const send = { pcm: (samples, at) => live.sendPcm(samples, at), jpeg: (bytes, at) => live.sendImage(bytes, at) };
   const file = chosen.get("file");
   if (file?.size) {
-    const played = await recording(session, file, $("video"), send.pcm, send.jpeg);
-    sources.push(played);
-    played.ended.then(() => session?.close());
+    const played = await recording(live, file, $("video"), send.pcm, send.jpeg);
+    keep(live, played);
+    played.ended.then(() => live.close());
     told.push(`Plays ${file.name}.`);
   } else {
-    await opened("camera", chosen, told, () => camera(session, $("video"), send.jpeg));
-    await opened("microphone", chosen, told, () => microphone(session, send.pcm));
+    await opened("camera", live, chosen, told, () => camera(live, $("video"), send.jpeg));
+    await opened("microphone", live, chosen, told, () => microphone(live, send.pcm));
   }
-  $("devices").textContent = told.join(" ");
+  if (current(live)) $("devices").textContent = told.join(" ");
 }
 
 /** A device that is missing or denied is said; the session goes on with the others. */
-async function opened(name, chosen, told, open) {
-  if (!chosen.get(name)) return;
+async function opened(name, live, chosen, told, open) {
+  if (!chosen.get(name) || !current(live)) return;
   try {
-    sources.push(await open());
+    keep(live, await open());
     told.push(`The ${name} is on.`);
   } catch (error) {
     told.push(`No ${name} (${error.name === "NotAllowedError" ? "denied" : error.message}): it goes on without.`);
   }
 }
 
-function stopped(why) {
+function current(live) {
+  return session === live && !live.closing;
+}
+
+/** A device may be granted when the session is over: it is let go at once. */
+function keep(live, source) {
+  if (current(live)) sources.push(source);
+  else source.stop();
+}
+
+function release() {
   for (const source of sources) source.stop();
   sources = [];
+}
+
+function stopped(why) {
+  release();
+  const last = session;
   session = null;
+  last?.close();
   $("connection").textContent = why;
   $("devices").textContent = $("speaking").textContent = "";
   $("start").hidden = false;
