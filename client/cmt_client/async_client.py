@@ -26,6 +26,7 @@ from cmt_client.client_base import (
 )
 from cmt_client.encode import AudioInput, FileInput, ImageInput, TextInput
 from cmt_client.errors import EmotionError, ServerUnavailable, identified
+from cmt_client.faces import emotions_of_faces, items_of_others
 from cmt_client.files import rereadable
 from cmt_client.film import scenes
 from cmt_client.operations import Infer
@@ -201,6 +202,16 @@ class AsyncEmotionClient(ClientBase):
             items = items_of_scene(scene, beside)
             emotions = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
             yield WindowEmotion(scene.start_s, scene.end_s, mean_emotion(emotions))
+
+    async def predict_faces(
+        self, image: ImageInput, *, concurrency: int = DEFAULT_CONCURRENCY, timeout_s: float | None = None
+    ) -> list[Emotion]:
+        """As EmotionClient.predict_faces."""
+        beside = await asyncio.to_thread(self._beside, image, None)
+        first = await self._predict(beside, timeout_s)
+        items = await asyncio.to_thread(items_of_others, beside, first, self.limits)
+        others = await self.predict_many(items, concurrency=concurrency, timeout_s=timeout_s, errors="raise")
+        return emotions_of_faces(first, others)
 
     async def predict_tensors(
         self,

@@ -1,4 +1,4 @@
-"""The face in a picture: found by BlazeFace, turned upright by the eyes, cut out with a margin.
+"""The faces in a picture: found by BlazeFace, turned upright by the eyes, cut out with a margin.
 
 BlazeFace (Bazarevsky et al. 2019, arXiv 1907.05047) comes in several sizes. The one for 256 pixels finds faces down to
 an eighth of a picture's longer side, and now and then one in a texture. So whatever it finds is cut out and has
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cmt_pipeline.face_note import Box
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +39,7 @@ SAME_FACE = 0.3  # intersection over union
 MARGIN = 0.25
 #: Of a candidate's box, on each side, where it is looked at again.
 SECOND_LOOK = 0.5
-MOST_CANDIDATES = 4
+MOST_CANDIDATES = 8
 #: Of the longer side; windows overlap by a quarter of themselves, so that hardly a face is cut by all of them.
 WINDOW, OVERLAP = 0.5, 0.25
 MOST_OF_SHORTER = 1.25  # of the shorter side: a face may reach beyond the border, not much
@@ -51,7 +53,7 @@ EYES = (0, 1)
 class Face:
     """box: left, top, right, bottom in pixels; angle_deg: how far it is turned clockwise; score: from 0 to 1."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     angle_deg: float
     score: float
 
@@ -59,9 +61,10 @@ class Face:
     def size(self) -> float:
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
-    def scaled(self, factor: float) -> Face:
-        left, top, right, bottom = (value * factor for value in self.box)
-        return Face((left, top, right, bottom), self.angle_deg, self.score)
+    def box_in(self, scale: float) -> Box:
+        """The box in a picture that is so many times as large, to a tenth of a pixel."""
+        left, top, right, bottom = (round(value * scale, 1) for value in self.box)
+        return left, top, right, bottom
 
 
 class FaceFinder:
@@ -71,12 +74,15 @@ class FaceFinder:
         self._far = _BlazeFace(FOLDER / "blazeface_back.tflite", 256, (16, 32, 32, 32))
         self._near = _BlazeFace(FOLDER / "blazeface_short_range.tflite", 128, (8, 16, 16, 16))
 
-    def find(self, image: Image.Image) -> Face | None:
-        """The most prominent face of an RGB image, by area times score; None where there is none."""
+    def find(self, image: Image.Image) -> list[Face]:
+        """The faces of an RGB image, MOST_CANDIDATES at most, the most prominent, by area times score, first.
+
+        Where the whole picture shows some, smaller ones that only its windows would show aren't looked for.
+        """
         found = self._confirmed(image, [(0, 0, *image.size)], SURE_SCORE)
         if not found and max(image.size) > self._far.side:
             found = self._confirmed(image, list(_windows(*image.size)), SURE_SCORE_IN_WINDOW)
-        return max(found, key=lambda face: face.size**2 * face.score, default=None)
+        return _distinct(sorted(found, key=lambda face: -(face.size**2) * face.score))
 
     def _confirmed(self, image: Image.Image, windows: list[tuple[int, int, int, int]], least: float) -> list[Face]:
         candidates = [face for window in windows for face in self._far.faces(image, window)]
@@ -95,6 +101,15 @@ class FaceFinder:
         most = MOST_OF_SHORTER * min(image.size)
         sure = (face for face in seen if face.score >= least and face.size <= most)
         return next((face for face in sure if _overlap(face.box, candidate.box) >= SAME_FACE), None)
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """Windows overlap: each face once."""
+    kept: list[Face] = []
+    for face in faces:
+        if all(_overlap(face.box, other.box) < SAME_FACE for other in kept):
+            kept.append(face)
+    return kept
 
 
 def cut_out(image: Image.Image, face: Face) -> Image.Image:

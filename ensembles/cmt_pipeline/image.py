@@ -107,12 +107,12 @@ class ImagePreprocessor:
     def _face_of(self, finder: FaceFinder, data: bytes) -> tuple[Image.Image | None, FaceNote]:
         """The face made to fit, if there is one, and what to say of it."""
         image, scale = decode_to_look(data, self._limits, self._room)
-        face = finder.find(image)
-        if face is None:
+        found = finder.find(image)
+        if not found:
             return None, FaceNote("absent" if self._face == "always" else "whole")
-        square = cut_out(image, face)
-        left, top, right, bottom = (round(side * scale, 1) for side in face.box)
-        note = FaceNote("face", (left, top, right, bottom), round(face.angle_deg, 1), round(face.score, 3))
+        face, square = found[0], cut_out(image, found[0])
+        box, *others = (each.box_in(scale) for each in found)
+        note = FaceNote("face", box, round(face.angle_deg, 1), round(face.score, 3), tuple(others))
         return _fitted(square, self._fit, self._fit.resized(*square.size), square.size), note
 
     def _normalized(self, image: Image.Image) -> dict[str, Array]:

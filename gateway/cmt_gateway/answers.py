@@ -10,15 +10,18 @@ from pydantic import BaseModel, Field
 from cmt_client.result import Emotion
 from cmt_client.windows import LongEmotion, WindowEmotion
 from cmt_gateway.problems import Problem
+from cmt_pipeline.face_note import Box
 
 
 class Face(BaseModel):
-    """The face that was read. box: left, top, right, bottom in pixels of the upright picture."""
+    """The face that was read. box: left, top, right, bottom in pixels of the upright picture; others: of its other
+    faces, which `/v1/faces` reads too."""
 
     used: str
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     angle_deg: float = 0.0
     score: float = 0.0
+    others: tuple[Box, ...] = ()
 
 
 class Reading(BaseModel):
@@ -76,6 +79,12 @@ class Answer(Reading):
     @classmethod
     def of_long(cls, found: LongEmotion, request_id: str) -> Answer:
         return cls.of(found.whole, request_id, [Window.of(window) for window in found.windows] or None)
+
+
+class Faces(BaseModel):
+    """The most prominent first; each says in `face.box` where it is."""
+
+    faces: list[Answer]
 
 
 class Settled(BaseModel):

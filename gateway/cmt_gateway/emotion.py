@@ -14,8 +14,18 @@ from cmt_client.async_client import AsyncEmotionClient
 from cmt_client.errors import DeadlineExceeded
 from cmt_client.result import Emotion
 from cmt_client.windows import LongEmotion, WindowEmotion, long_emotion
-from cmt_gateway.answers import Answer, Batch, Settled, Window
-from cmt_gateway.inputs import BATCH_BODY, BODY, JSON_TYPE, content_type_of, fields_of, item_of, items_in, parsed
+from cmt_gateway.answers import Answer, Batch, Faces, Settled, Window
+from cmt_gateway.inputs import (
+    BATCH_BODY,
+    BODY,
+    JSON_TYPE,
+    PICTURE_BODY,
+    content_type_of,
+    fields_of,
+    item_of,
+    items_in,
+    parsed,
+)
 from cmt_gateway.problems import RESPONSES, Refused, refused
 from cmt_pipeline.modality import MODALITIES
 from cmt_session.context import Ruling
@@ -44,6 +54,18 @@ def emotion_routes(client: AsyncEmotionClient, ruling: Ruling) -> APIRouter:
             return Answer.of_long(await asked.film(request, fields), request.state.request_id)
         found = await asked.moment(request, fields)
         return Answer.of(found, request.state.request_id)
+
+    @router.post("/faces", openapi_extra=PICTURE_BODY)
+    async def faces(request: Request) -> Faces:
+        """Every face in a picture, up to eight, each read by itself; without voice and words, which are one person's.
+
+        One answer where no face is found, and from a release that looks for none.
+        """
+        fields = await fields_of(request.headers, request.state.body)
+        if set(fields) != {"image"}:
+            raise Refused(422, "unexpected", f"got {', '.join(sorted(fields))}; expected `image` alone", field="body")
+        asked.check(request, fields)
+        return Faces(faces=[Answer.of(face, request.state.request_id) for face in await asked.faces(request, fields)])
 
     @router.post("/emotion/batch", openapi_extra=BATCH_BODY)
     async def batch(request: Request) -> Batch:
@@ -96,6 +118,12 @@ class Asked:
             **item, timeout_s=left_s(request), request_id=request.state.request_id, headers=_trace(request)
         )
         return _made_by(request, found)
+
+    async def faces(self, request: Request, fields: Fields) -> list[Emotion]:
+        left = left_s(request)
+        found: list[Emotion] = await _within(self._client.predict_faces(fields["image"], timeout_s=left), left)
+        _made_by(request, found[0])
+        return found
 
     async def film(self, request: Request, fields: Fields) -> LongEmotion:
         if set(fields) - {"video", "text"}:

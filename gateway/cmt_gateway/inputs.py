@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from python_multipart.exceptions import MultipartParseError
@@ -26,32 +26,25 @@ _TOLD = {
     "text": "What was said, in UTF-8.",
     "video": "A film with picture and sound, MP4 or WebM, in place of image and audio.",
 }
-ITEM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "minProperties": 1,
-    "properties": {
-        name: {"type": "string", "description": told}
-        | ({} if name == "text" else {"contentEncoding": "base64", "format": "byte"})
-        for name, told in _TOLD.items()
-    },
-    "example": {"text": "I can't believe you came!"},
-}
-FORM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "minProperties": 1,
-    "properties": {
-        name: {"type": "string", "description": told} | ({} if name == "text" else {"format": "binary"})
-        for name, told in _TOLD.items()
-    },
-}
-BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {JSON_TYPE: {"schema": ITEM_SCHEMA}, FORM_TYPE: {"schema": FORM_SCHEMA}},
+
+
+def _schema(fields: Iterable[str], file: dict[str, str]) -> dict[str, Any]:
+    """Of an object of some of the fields. file: how those that aren't text are told to be files."""
+    properties = {
+        name: {"type": "string", "description": _TOLD[name]} | ({} if name == "text" else file) for name in fields
     }
-}
+    return {"type": "object", "additionalProperties": False, "minProperties": 1, "properties": properties}
+
+
+def _body(fields: Iterable[str], example: dict[str, Any]) -> dict[str, Any]:
+    as_json = {"schema": _schema(fields, {"contentEncoding": "base64", "format": "byte"}) | example}
+    as_form = {"schema": _schema(fields, {"format": "binary"})}
+    return {"requestBody": {"required": True, "content": {JSON_TYPE: as_json, FORM_TYPE: as_form}}}
+
+
+BODY = _body(FIELDS, {"example": {"text": "I can't believe you came!"}})
+PICTURE_BODY = _body(("image",), {})
+ITEM_SCHEMA = BODY["requestBody"]["content"][JSON_TYPE]["schema"]
 BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,

@@ -13,13 +13,12 @@ import pytest
 from PIL import Image
 
 from cmt_pipeline.face_note import FaceNote
-from cmt_pipeline.faces import FaceFinder, FaceMode, cut_out
+from cmt_pipeline.faces import Face, FaceFinder, FaceMode, cut_out
 from cmt_pipeline.image import ORIENTATION, ImagePreprocessor
 from cmt_pipeline.preprocess import PreprocessConfig, is_absent
-from photographs import astronaut, needs_photographs, photograph
+from photographs import WHERE, astronaut, crowd, needs_photographs, photograph
 
 FER2013 = Path(__file__).parents[3] / "shared" / "data" / "fer2013" / "fer2013.tar.gz"
-WHERE = (174, 72, 276, 175)  # of the astronaut's face, seen by eye
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO isn't installed")
 pytestmark = needs_openvino
 
@@ -27,6 +26,11 @@ pytestmark = needs_openvino
 @pytest.fixture(scope="module")
 def finder() -> FaceFinder:
     return FaceFinder()
+
+
+def the_one(finder: FaceFinder, image: Image.Image) -> Face:
+    (face,) = finder.find(image)
+    return face
 
 
 def near(box: tuple[float, ...], wanted: tuple[float, ...], within: float) -> bool:
@@ -52,8 +56,7 @@ def note_of(made: dict[str, object]) -> FaceNote:
 
 @needs_photographs
 def test_a_face_is_found_where_it_is(finder: FaceFinder) -> None:
-    face = finder.find(astronaut())
-    assert face is not None
+    face = the_one(finder, astronaut())
     assert near(face.box, WHERE, 12)
     assert abs(face.angle_deg) < 8
     assert face.score > 0.8
@@ -62,20 +65,16 @@ def test_a_face_is_found_where_it_is(finder: FaceFinder) -> None:
 @needs_photographs
 @pytest.mark.parametrize("turn", [-45, 30, 60])
 def test_a_turned_face_is_cut_out_upright(finder: FaceFinder, turn: float) -> None:
-    upright = finder.find(astronaut())
-    face = finder.find(astronaut().rotate(-turn, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90)))
-    assert face is not None
-    assert upright is not None
+    upright = the_one(finder, astronaut())
+    face = the_one(finder, astronaut().rotate(-turn, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90)))
     assert abs(face.angle_deg - upright.angle_deg - turn) < 10
-    again = finder.find(cut_out(astronaut().rotate(-turn, Image.Resampling.BICUBIC), face))
-    assert again is not None
+    again = the_one(finder, cut_out(astronaut().rotate(-turn, Image.Resampling.BICUBIC), face))
     assert abs(again.angle_deg) < 8
 
 
 @needs_photographs
 def test_what_lies_beyond_the_border_is_the_borders_own(finder: FaceFinder) -> None:
-    face = finder.find(astronaut().crop((190, 75, 512, 512)))
-    assert face is not None
+    face = the_one(finder, astronaut().crop((190, 75, 512, 512)))
     square = np.asarray(cut_out(astronaut().crop((190, 75, 512, 512)), face))
     assert square.shape[0] == square.shape[1]
     assert (square[:, 0] == square[:, 1]).mean() > 0.9 or abs(face.angle_deg) >= 3
@@ -84,18 +83,18 @@ def test_what_lies_beyond_the_border_is_the_borders_own(finder: FaceFinder) -> N
 @needs_photographs
 @pytest.mark.parametrize("name", ["chelsea.png", "brick.png", "rocket.jpg", "coffee.png", "grass.png"])
 def test_a_picture_without_a_face_has_none(finder: FaceFinder, name: str) -> None:
-    assert finder.find(photograph(name)) is None
+    assert not finder.find(photograph(name))
 
 
 def test_drawn_noise_has_no_face(finder: FaceFinder) -> None:
     rng = np.random.default_rng(0)
     for side in (32, 256, 900):
         noise = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        assert finder.find(Image.fromarray(noise).resize((side, side * 2 // 3))) is None
+        assert not finder.find(Image.fromarray(noise).resize((side, side * 2 // 3)))
 
 
 def test_a_strip_is_looked_through_in_little_memory(finder: FaceFinder) -> None:
-    assert finder.find(Image.new("RGB", (500_000, 16), (200, 150, 120))) is None
+    assert not finder.find(Image.new("RGB", (500_000, 16), (200, 150, 120)))
 
 
 @needs_photographs
@@ -109,11 +108,42 @@ def test_a_box_is_told_in_pixels_of_the_upright_original() -> None:
 
 
 @needs_photographs
+def test_every_face_is_told_the_most_prominent_first() -> None:
+    scene, boxes = crowd(200, 280, 160)
+    note = note_of(preprocessor("auto")(jpeg(scene)))
+    assert note.box is not None
+    for told, where in zip((note.box, *note.others), (boxes[1], boxes[0], boxes[2]), strict=True):
+        assert near(told, where, 24)
+    assert FaceNote.from_json(note.to_json()) == note
+
+
+@needs_photographs
+def test_a_face_that_several_windows_show_is_told_once() -> None:
+    scene = Image.new("RGB", (1600, 1200), (90, 110, 90))
+    scene.paste(astronaut().crop((124, 22, 324, 222)).resize((150, 150)), (730, 540))  # where all of them meet
+    note = note_of(preprocessor("auto")(jpeg(scene)))
+    assert note.used == "face"
+    assert note.others == ()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"used": "face"}', '{"used": "seen", "box": null}', '{"used": "face", "box": [1, 2, 3]}', "[]", "{"]
+)
+def test_another_note_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        FaceNote.from_json(text)
+
+
+def test_a_note_of_an_older_release_names_no_others() -> None:
+    old = '{"used": "face", "box": [1, 2, 3, 4], "angle_deg": 5, "score": 0.9}'
+    assert FaceNote.from_json(old) == FaceNote("face", (1, 2, 3, 4), 5, 0.9)
+
+
+@needs_photographs
 def test_the_face_is_what_the_encoder_sees(finder: FaceFinder) -> None:
     """The picture around it doesn't matter."""
     data = jpeg(astronaut())
-    face = finder.find(Image.open(io.BytesIO(data)))
-    assert face is not None
+    face = the_one(finder, Image.open(io.BytesIO(data)))
     cut = cut_out(Image.open(io.BytesIO(data)), face).resize((224, 224), Image.Resampling.BILINEAR)
     seen = preprocessor("auto")(data)["pixel_values"]
     np.testing.assert_allclose(seen, np.asarray(cut, np.float32).transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)
@@ -151,9 +181,9 @@ def test_small_faces_in_large_pictures_are_found(finder: FaceFinder) -> None:
         )
         left, top = rng.randrange(800 - pasted.width), rng.randrange(600 - pasted.height)
         scene.paste(pasted, (left, top), pasted)
-        seen = finder.find(scene)
-        if seen is None:
+        if not (faces_seen := finder.find(scene)):
             continue
+        seen = faces_seen[0]
         across, down = (seen.box[0] + seen.box[2]) / 2, (seen.box[1] + seen.box[3]) / 2
         right = abs(across - left - pasted.width / 2) < 0.3 * size and abs(down - top - pasted.height / 2) < 0.35 * size
         found, wrong = found + right, wrong + (not right)

@@ -58,6 +58,17 @@ def test_a_form_and_json_ask_the_same() -> None:
     assert form.headers["cache-control"] == "no-store"
 
 
+def test_a_picture_for_its_faces_comes_alone() -> None:
+    client, _ = asking()
+    answer = client.post("/v1/faces", json={"image": base64_of(FACE)}).json()
+    assert [face["label"] for face in answer["faces"]] == ["joy"], "this release looks for none"
+    refused = client.post("/v1/faces", json={"image": base64_of(FACE), "text": TEXT})
+    assert (refused.status_code, refused.json()["field"]) == (422, "body")
+    assert "expected `image` alone" in refused.json()["detail"]
+    forbidden, _ = asking(ruling=ruling("workplace"))
+    assert forbidden.post("/v1/faces", json={"image": base64_of(FACE)}).status_code == 403
+
+
 @pytest.mark.parametrize("fields", [{"text": TEXT}, {"image": base64_of(FACE)}, {"audio": base64_of(VOICE)}])
 def test_any_modality_alone(fields: dict[str, str]) -> None:
     client, fake = asking()

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
@@ -15,7 +16,8 @@ from cmt_client import EmotionClient, InvalidInput
 from cmt_export.export import ExportOptions
 from cmt_server.server import TritonServer
 from exports import exported
-from photographs import astronaut, needs_photographs
+from gateways import running
+from photographs import astronaut, crowd, needs_photographs
 from serving import server_on
 
 TEXT = "Well, what a surprise."
@@ -55,6 +57,26 @@ def test_an_answer_tells_the_box(client: EmotionClient, form: str) -> None:
     assert answer.face.used == "face"
     assert answer.face.box == pytest.approx((174, 72, 276, 175), abs=12)
     assert answer.attention["image"] > 0
+
+
+@needs_photographs
+def test_every_face_is_read(client: EmotionClient, looking: TritonServer) -> None:
+    """Each as if it had come alone, from the client and through the gateway."""
+    scene, boxes = crowd(160, 280)
+    first, second = client.predict_faces(encoded(scene))
+    assert first.face is not None
+    assert second.face is not None
+    assert (first.face.box, second.face.box) == (pytest.approx(boxes[1], abs=12), pytest.approx(boxes[0], abs=12))
+    assert first.face.others == second.face.others == ()
+    assert first.probabilities == pytest.approx(client.predict(image=encoded(scene)).probabilities, abs=1e-5)
+    alone = client.predict(image=encoded(scene.crop((0, 0, 220, scene.height))))
+    assert second.probabilities == pytest.approx(alone.probabilities, abs=0.05)
+    assert len(client.predict_faces(astronaut())) == 1
+    with running("--triton", looking.grpc_url) as (url, _):
+        answer = httpx.post(f"{url}/v1/faces", files={"image": encoded(scene)}, timeout=30).json()
+        assert [face["face"]["box"] for face in answer["faces"]] == [list(first.face.box), list(second.face.box)]
+        refused = httpx.post(f"{url}/v1/faces", files={"image": GRADIENT}, timeout=30)
+        assert (refused.status_code, refused.json()["code"]) == (422, "no_face")
 
 
 def test_without_a_face_the_picture_counts_as_absent(client: EmotionClient) -> None:
