@@ -61,8 +61,7 @@ def _portraits(picture: bytes, boxes: Sequence[Box], limits: Limits) -> Iterator
     for box in boxes:
         left, top, right, bottom = (side / scale for side in box)
         around = MARGIN * max(right - left, bottom - top)
-        start = (max(0, int(left - around)), max(0, int(top - around)))
-        square = image.crop(
-            (*start, min(image.width, round(right + around)), min(image.height, round(bottom + around)))
-        )
+        start = max(0, int(left - around)), max(0, int(top - around))
+        end = min(image.width, round(right + around)), min(image.height, round(bottom + around))
+        square = image.crop((*start, *end))
         yield ppm_from_array(np.asarray(square), limits)
