@@ -26,6 +26,9 @@ def corpus(
     contradiction_rate: Annotated[
         float, typer.Option(help="Share of examples with an emotion in which one modality shows another.")
     ] = DEFAULTS.contradiction_rate,
+    interplay_rate: Annotated[
+        float, typer.Option(help="Share of examples with an emotion whose label no modality tells alone.")
+    ] = DEFAULTS.interplay_rate,
     image_side_px: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = DEFAULTS.image_side_px,
     processes: Annotated[int | None, typer.Option(help="Parallel processes; one for each core by default.")] = None,
 ) -> None:
@@ -49,14 +52,17 @@ def corpus(
         noisy_rate=noisy_rate,
         noise_level=noise_level,
         contradiction_rate=contradiction_rate,
+        interplay_rate=interplay_rate,
         image_side_px=image_side_px,
     )
     with progress_bar("corpus") as progress:
         made = generate_corpus(folder, options, progress, processes)
-    table = Table("split", "examples", "people", "noisy", "contradicting", "incomplete")
+    table = Table("split", "examples", "people", "noisy", "contradicting", "interplay", "incomplete")
     for split in SPLITS:
         examples = made.of(split)
-        tagged = [sum(tag in example.tags for example in examples) for tag in ("noisy", "contradicts", "missing")]
+        tagged = [
+            sum(tag in example.tags for example in examples) for tag in ("noisy", "contradicts", "interplay", "missing")
+        ]
         people = len({example.speaker for example in examples})
         table.add_row(split, *map(str, (len(examples), people, *tagged)))
     console.print(table)

@@ -84,16 +84,16 @@ class Reading(nn.Module):
         return logits
 
 
-def made(model: str) -> Reading:
+def made(model: str, labels: int = LABELS, size: FusionSize = SIZE) -> Reading:
     """A net of random weights, its feed-forward nets as wide as it takes to have the parameters of cross-attention."""
-    return _of_size(model, replace(SIZE, feed_forward_width=_width_of(model)))
+    return _of_size(model, replace(size, feed_forward_width=_width_of(model, labels, size)), labels)
 
 
 @functools.cache
-def _width_of(model: str) -> int:
+def _width_of(model: str, labels: int, size: FusionSize) -> int:
     """A multiple of 8; the count of parameters is linear in it."""
-    wanted = parameters_of(_of_size("cross-attention", SIZE))
-    one, two = (parameters_of(_of_size(model, replace(SIZE, feed_forward_width=width))) for width in (8, 16))
+    wanted = parameters_of(_of_size("cross-attention", size, labels))
+    one, two = (parameters_of(_of_size(model, replace(size, feed_forward_width=width), labels)) for width in (8, 16))
     return 8 * max(1, 1 + round((wanted - one) / (two - one)))
 
 
@@ -102,7 +102,7 @@ def parameters_of(net: nn.Module) -> int:
     return sum(p.numel() for name, p in net.named_parameters() if "valence_arousal" not in name)
 
 
-def _of_size(model: str, size: FusionSize) -> Reading:
+def _of_size(model: str, size: FusionSize, labels: int) -> Reading:
     name, kind = MODELS[model]
     if model in MEET_AS_TOKENS:
         read: Sequence[int] = ()
@@ -110,4 +110,4 @@ def _of_size(model: str, size: FusionSize) -> Reading:
         read = [MODALITIES.index(model)] if model in MODALITIES else range(len(MODALITIES))
     if model == "summary":  # layers within each modality, and between summaries
         size = replace(size, layers=1)
-    return Reading(read, size, fusion_of(name, replace(size, kind=kind), LABELS, WIDTH))
+    return Reading(read, size, fusion_of(name, replace(size, kind=kind), labels, WIDTH))

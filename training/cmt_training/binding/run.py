@@ -105,7 +105,7 @@ def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
             tuple(m[r] for m, r in zip(given.masks, rows, strict=True)),
             given.labels[rows[own]],
         )
-        parts.append(answers(net, mixed).reshape(count, EMAP_OTHERS, LABELS).mean(dim=1))
+        parts.append(answers(net, mixed).reshape(count, EMAP_OTHERS, -1).mean(dim=1))
     means = torch.stack([part.mean(dim=0) for part in parts])
     return torch.stack(parts).sum(dim=0) - (len(MODALITIES) - 1) * means.mean(dim=0)
 

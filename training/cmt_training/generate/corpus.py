@@ -26,7 +26,7 @@ from cmt_training.generate.plan import Plan, plan_of, tags_of
 from cmt_training.generate.scenes import picture
 from cmt_training.generate.seeds import rng_of
 from cmt_training.generate.sentences import misheard, sentence
-from cmt_training.generate.voices import Prosody, prosody_of, speech
+from cmt_training.generate.voices import Prosody, prosody_of, speech, stressed
 
 LIBRARIES = ("numpy", "pillow", "scipy", "soundfile", "soxr")
 CHUNK = 40  # examples that a process makes at a time
@@ -121,7 +121,9 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
         "audio": None if audio.missing else f"audio/{plan.split}/{plan.id}.flac",
     }
     cues = {}
-    spoken = sentence(text.emotion, text.strength, plan.split, rng_of(options.seed, "text", plan.id))
+    rng = rng_of(options.seed, "text", plan.id)
+    emotions = plan.interplay.clauses if plan.interplay else (text.emotion,)
+    clauses = [sentence(emotion, text.strength, plan.split, rng) for emotion in emotions]
     if names["image"]:
         rng = rng_of(options.seed, "image", plan.id)
         actions = actions_of(image.emotion, image.strength, person.face.rest, rng)
@@ -131,8 +133,13 @@ def _make_example(draft: Path, options: CorpusOptions, plan: Plan) -> str:
     if names["audio"]:
         rng = rng_of(options.seed, "audio", plan.id)
         prosody = prosody_of(audio.emotion, audio.strength, rng)
-        (draft / names["audio"]).write_bytes(speech(spoken, person.voice, prosody, audio.noise, rng))
+        said = [(clause, prosody) for clause in clauses]
+        if plan.interplay and plan.interplay.stressed is not None:
+            clause, _ = said[plan.interplay.stressed]
+            said[plan.interplay.stressed] = clause, stressed(prosody, audio.strength)
+        (draft / names["audio"]).write_bytes(speech(said, person.voice, audio.noise, rng))
         cues["audio"] = _rounded(prosody)
+    spoken = " ".join(clauses)
     written = misheard(spoken, text.noise, rng_of(options.seed, "typing", plan.id)) if text.noise else spoken
     row = {
         "id": plan.id,

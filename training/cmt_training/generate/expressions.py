@@ -31,7 +31,7 @@ class Actions:
 
 REST = Actions()
 
-#: Each emotion has faces of more than one kind.
+#: Each emotion has faces of more than one kind, and so has a smirk: a smile of closed lips under half-closed lids.
 FACES: dict[str, tuple[Actions, ...]] = {
     "neutral": (REST,),
     "surprise": (
@@ -58,6 +58,10 @@ FACES: dict[str, tuple[Actions, ...]] = {
     "anger": (
         Actions(brow_inner=-1.0, brow_outer=0.2, furrow=1.0, lid_upper=0.2, lid_lower=0.4, press=0.9, corners=-0.35),
         Actions(brow_inner=-1.0, brow_outer=0.3, furrow=0.8, lid_upper=0.4, nose=0.3, open=0.55, width=0.3),
+    ),
+    "smirk": (
+        Actions(brow_outer=0.7, lid_upper=-0.7, lid_lower=0.3, corners=0.6, width=-0.2, press=0.8, tilt=0.4),
+        Actions(brow_inner=-0.3, brow_outer=0.8, lid_upper=-0.6, corners=0.7, press=0.7, tilt=-0.3),
     ),
 }
 JITTER = 0.06  # standard deviation of every action, whatever the emotion

@@ -51,11 +51,12 @@ class CorpusOptions:
     noisy_rate: float = 0.2  # of each modality of each example
     noise_level: float = 0.6  # how strong that noise is, 0 to 1
     contradiction_rate: float = 0.15  # of the examples with an emotion; one modality shows another one than the label
+    interplay_rate: float = 0.0  # of the examples with an emotion (see interplay.py)
     image_side_px: int = 224
 
     def __post_init__(self) -> None:
-        rates = ("validation_share", "test_share", "missing_rate", "noisy_rate", "noise_level", "contradiction_rate")
-        for name in rates:
+        rates = ("missing_rate", "noisy_rate", "noise_level", "contradiction_rate", "interplay_rate")
+        for name in ("validation_share", "test_share", *rates):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
         if min(self.people) < 1 or not 16 <= self.image_side_px <= 1024 or not self.splits:
@@ -76,9 +77,10 @@ def test_variation(options: CorpusOptions, variation: Variation, level: float) -
     """Options of the test split alone, with the same people and examples, and one disturbance at a level of 0 to 1.
 
     noise: the strength of noise on every modality; missing: the rate of missing modalities; contradiction: the rate at
-    which one modality of an example contradicts. The other disturbances are off, so that all agree at level 0.
+    which one modality of an example contradicts. The other disturbances and interplay are off: at level 0 all agree.
     """
-    clean = replace(options, splits=("test",), missing_rate=0.0, noisy_rate=0.0, contradiction_rate=0.0)
+    off = {"missing_rate": 0.0, "noisy_rate": 0.0, "contradiction_rate": 0.0, "interplay_rate": 0.0}
+    clean = replace(options, splits=("test",), **off)  # type: ignore[arg-type]  # of mixed fields
     if variation == "noise":
         return replace(clean, noisy_rate=1.0 if level else 0.0, noise_level=level)
     if variation == "missing":

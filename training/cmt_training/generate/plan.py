@@ -9,18 +9,19 @@ import numpy as np
 
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_training.examples import Split
+from cmt_training.generate.interplay import Interplay, interplay_of
 from cmt_training.generate.options import AFFECT, NEUTRAL, SHARES, CorpusOptions
 from cmt_training.generate.seeds import rng_of
 
 AFFECT_SPREAD = 0.08
-CLEAR = 0.7  # the least strength of all modalities where one contradicts, so that two agreeing outvote it
+CLEAR = 0.7  # the least strength where one modality contradicts, so that two agreeing outvote it; and of interplay
 #: Strengths of an expression are drawn from Beta(a, b): some faces, voices and sentences say little.
 STRENGTH = {"image": (3.0, 1.0), "audio": (3.0, 1.0), "text": (2.0, 1.3)}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What one modality shows. strength, noise: 0 to 1; noise 0 is none."""
+    """What one modality shows: an emotion, or that it is ironic. strength, noise: 0 to 1; noise 0 is none."""
 
     emotion: str
     strength: float
@@ -39,6 +40,7 @@ class Plan:
     valence: float
     arousal: float
     contradicts: Modality | None
+    interplay: Interplay | None
     shown: Mapping[Modality, Shown]
 
     @property
@@ -57,17 +59,23 @@ def plan_of(options: CorpusOptions, split: Split, number: int) -> Plan:
     strengths = {modality: float(rng.beta(*STRENGTH[modality])) for modality in MODALITIES}
     places = rng.random(1 + 3 * len(MODALITIES))  # each against its rate
     # A neutral person with one strong expression can't be told from an emotional one with two faint ones.
-    contradicting = bool(places[0] < options.contradiction_rate and label != NEUTRAL)
+    interplay = interplay_of(options, split, number, label)
+    contradicting = bool(places[0] < options.contradiction_rate and label != NEUTRAL and not interplay)
+    clear = contradicting or interplay is not None
+    emotions = dict.fromkeys(MODALITIES, label)
+    if contradicting:
+        emotions[contradicts] = other
+    if interplay:
+        emotions |= {"image": interplay.face, "audio": interplay.voice, "text": interplay.clauses[0]}
     noisy, missing, severity = places[1:].reshape(3, -1)
     stays = int(np.argmax(missing))
     shown = {}
     for index, modality in enumerate(MODALITIES):
-        odd = contradicting and modality == contradicts
         shown[modality] = Shown(
-            emotion=other if odd else label,
-            strength=CLEAR + (1 - CLEAR) * strengths[modality] if contradicting else strengths[modality],
-            noise=_noise(options, noisy[index], severity[index]) if not contradicting else 0.0,
-            missing=bool(missing[index] < options.missing_rate and index != stays and not contradicting),
+            emotion=emotions[modality],
+            strength=CLEAR + (1 - CLEAR) * strengths[modality] if clear else strengths[modality],
+            noise=_noise(options, noisy[index], severity[index]) if not clear else 0.0,
+            missing=bool(missing[index] < options.missing_rate and index != stays and not clear),
         )
     return Plan(
         split,
@@ -77,6 +85,7 @@ def plan_of(options: CorpusOptions, split: Split, number: int) -> Plan:
         round(float(valence), 4),
         round(float(arousal), 4),
         contradicts if contradicting else None,
+        interplay,
         shown,
     )
 
@@ -94,9 +103,10 @@ def _noise(options: CorpusOptions, place: float, severity: float) -> float:
 
 
 def tags_of(plan: Plan) -> dict[str, str]:
-    """contradicts: a modality, where one does; noisy, missing: modalities, where there are any."""
+    """contradicts: a modality, where one does; interplay: its kind; noisy, missing: modalities, where there are any."""
     found = {
         "contradicts": plan.contradicts or "",
+        "interplay": plan.interplay.kind if plan.interplay else "",
         "noisy": ",".join(name for name, shown in plan.shown.items() if shown.noise and not shown.missing),
         "missing": ",".join(name for name, shown in plan.shown.items() if shown.missing),
     }

@@ -1,12 +1,14 @@
 """Speech with an emotion's prosody, in a person's voice.
 
 How pitch, its range, rate, energy, voice quality and tremor go with emotions follows the findings of Banse & Scherer
-(1996) and Juslin & Laukka (2003) in direction; the sizes are our own choice.
+(1996) and Juslin & Laukka (2003) in direction; irony is slower, lower and flatter (Rockwell 2000; Cheang & Pell 2008),
+stress louder, higher and longer (Fry 1955, 1958). The sizes are our own choice.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -20,7 +22,8 @@ from cmt_training.generate.espeak import SEMITONES_PER_PITCH, Utterance, sample_
 
 Sound = NDArray[np.float64]  # [samples]
 
-MIN_S, MAX_S = 1.0, 2.5
+MIN_S, MAX_S = 1.0, 2.5  # of a clause
+PAUSE_S = 0.08  # between two
 FADE_S = 0.02
 LEVEL = 0.1  # RMS of neutral speech
 ROOM_DB = (-46.0, -38.0)  # the room's noise, against neutral speech
@@ -82,16 +85,19 @@ PROSODY = {
     "anger": Prosody(
         pitch=1.0, pitch_range=0.4, rate=0.2, energy_db=8, brightness_db=7, roughness=0.25, rise=-1, pulse=0.7
     ),
+    "irony": Prosody(pitch=-2, pitch_range=-0.9, rate=-0.5, energy_db=2, rise=-1.5),
 }
+#: Added to that of the clause that is stressed, at full strength.
+STRESS = Prosody(pitch=3, pitch_range=0.5, rate=-0.25, energy_db=7, brightness_db=3)
 #: Standard deviations of what people do, whatever the emotion.
 SPREAD = Prosody(1.2, 0.2, 0.08, 1.0, 0.8, 0.08, 0.04, 0.04, 0.9, 0.05)
 
 
-def speech(text: str, voice: Voice, prosody: Prosody, noise: float, rng: np.random.Generator) -> bytes:
-    """A 16 kHz mono FLAC file. noise: how spoilt the recording is, 0 to 1."""
+def speech(said: Sequence[tuple[str, Prosody]], voice: Voice, noise: float, rng: np.random.Generator) -> bytes:
+    """A 16 kHz mono FLAC file of clauses. noise: how spoilt the recording is, 0 to 1."""
     coloured = rng.spawn(2)
-    sound = _voiced(_spoken(text, voice, prosody), voice, prosody, coloured[0])
-    sound = _in_a_room(sound, prosody, rng)
+    clauses = [_voiced(_spoken(text, voice, prosody), voice, prosody, coloured[0]) for text, prosody in said]
+    sound = _in_a_room(_joined(clauses, [prosody.energy_db for _, prosody in said]), len(said) * MAX_S, rng)
     if noise:
         sound = _spoilt(sound, noise, coloured[1])
     file = io.BytesIO()
@@ -104,6 +110,11 @@ def prosody_of(emotion: str, strength: float, rng: np.random.Generator) -> Proso
     target = np.array(astuple(PROSODY[emotion]))
     spread = np.array(astuple(SPREAD))
     return Prosody(*(float(value) for value in strength * target + rng.normal(0, 1, len(spread)) * spread))
+
+
+def stressed(prosody: Prosody, strength: float) -> Prosody:
+    """strength: 0 to 1."""
+    return Prosody(*(own + strength * more for own, more in zip(astuple(prosody), astuple(STRESS), strict=True)))
 
 
 def _spoken(text: str, voice: Voice, prosody: Prosody) -> Sound:
@@ -150,13 +161,19 @@ def _brightened(sound: Sound, brightness_db: float) -> Sound:
     return np.asarray(low * 10 ** (-brightness_db / 40) + (sound - low) * 10 ** (brightness_db / 40))
 
 
-def _in_a_room(sound: Sound, prosody: Prosody, rng: np.random.Generator) -> Sound:
-    """As loud as the emotion is, over a room's noise, with a little quiet around; at least MIN_S long."""
-    sound = sound * LEVEL * 10 ** (prosody.energy_db / 20)
+def _joined(clauses: Sequence[Sound], energies_db: Sequence[float]) -> Sound:
+    """One after another, each as loud as it is meant."""
+    pause = np.zeros(int(PAUSE_S * SAMPLE_RATE_HZ))
+    loud = [sound * LEVEL * 10 ** (energy_db / 20) for sound, energy_db in zip(clauses, energies_db, strict=True)]
+    return np.concatenate([loud[0], *(part for sound in loud[1:] for part in (pause, sound))])
+
+
+def _in_a_room(sound: Sound, max_s: float, rng: np.random.Generator) -> Sound:
+    """Over a room's noise, with a little quiet around; at least MIN_S long."""
     fade = int(FADE_S * SAMPLE_RATE_HZ)
     sound[-fade:] *= np.linspace(1, 0, len(sound[-fade:]))
     before = int(rng.uniform(0.02, 0.12) * SAMPLE_RATE_HZ)
-    length = int(np.clip(before + len(sound) + 0.05 * SAMPLE_RATE_HZ, MIN_S * SAMPLE_RATE_HZ, MAX_S * SAMPLE_RATE_HZ))
+    length = int(np.clip(before + len(sound) + 0.05 * SAMPLE_RATE_HZ, MIN_S * SAMPLE_RATE_HZ, max_s * SAMPLE_RATE_HZ))
     room = LEVEL * 10 ** (rng.uniform(*ROOM_DB) / 20) * rng.normal(0, 1, length)
     sound = sound[: length - before]
     room[before : before + len(sound)] += sound
