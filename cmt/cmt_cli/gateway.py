@@ -49,8 +49,8 @@ def gateway(
     ] = "600/minute",
     rate_storage: Annotated[
         str,
-        typer.Option(envvar="CMT_RATE_STORAGE", help="Where they are counted; async+redis://HOST for replicas."),
-    ] = "async+memory://",
+        typer.Option(envvar="CMT_RATE_STORAGE", help="Where they are counted; redis://HOST for replicas."),
+    ] = "memory",
     origin: Annotated[
         list[str] | None, typer.Option(help="Origin of pages that may ask from a browser; repeatable.")
     ] = None,

@@ -13,9 +13,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from limits import parse
-from limits.aio.strategies import MovingWindowRateLimiter
-from limits.storage import storage_from_string
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +22,7 @@ from cmt_gateway.keys import Keys
 from cmt_gateway.metrics import Metrics
 from cmt_gateway.options import GatewayOptions
 from cmt_gateway.problems import Refused, refused
+from cmt_gateway.rates import Rates
 
 LOG = logging.getLogger(__name__)
 
@@ -42,8 +40,7 @@ class Door:
         self._app, self._options, self.metrics = app, options, metrics
         self._keys = Keys(options.keys) if options.keys else None
         self.audit = Audit(options.audit) if options.audit else None
-        self._rate = parse(options.rate)
-        self._limiter = MovingWindowRateLimiter(storage_from_string(options.rate_storage))
+        self._rates = Rates(options.rate, options.rate_storage)
         self._in_flight = self._sessions = 0
         self._held_bytes = 0
         self.draining = False
@@ -79,7 +76,7 @@ class Door:
         if self.draining:
             raise Refused(503, "draining", "this replica is being stopped; another answers", retry_after_s=1.0)
         caller = self._caller(headers, key)
-        await self._check_rate(caller or address)
+        await self._rates.check(caller or address)
         if self._sessions >= self._options.most_sessions:
             raise Refused(503, "sessions", "too many sessions are open; ask again", retry_after_s=1.0)
         self._sessions += 1
@@ -96,7 +93,7 @@ class Door:
             raise Refused(503, "draining", "this replica is being stopped; another answers", retry_after_s=1.0)
         state["caller"] = self._caller(headers)
         state["deadline"] = came + self._timeout_s(headers)
-        await self._check_rate(state["caller"] or str((scope.get("client") or [""])[0]))
+        await self._rates.check(state["caller"] or str((scope.get("client") or [""])[0]))
         if self._in_flight >= self._options.most_in_flight:
             raise Refused(503, "queue", "too many requests are being answered; ask again", retry_after_s=0.5)
         self._in_flight += 1
@@ -142,12 +139,6 @@ class Door:
                 422, "timeout", f"got {text[:20]!r}; expected 1 to {most_ms} milliseconds", field="X-Timeout-Ms"
             )
         return int(text) / 1000
-
-    async def _check_rate(self, who: str) -> None:
-        if not await self._limiter.hit(self._rate, who):
-            window = await self._limiter.get_window_stats(self._rate, who)
-            wait_s = max(0.1, window.reset_time - time.time())
-            raise Refused(429, "rate", f"more than {self._rate} of this caller", retry_after_s=round(wait_s, 1))
 
     async def _body(self, headers: Headers, receive: Receive, keep: Callable[[int], None]) -> bytes:
         """All of it. Raises Refused for one that is too large or too slow, as soon as that shows."""

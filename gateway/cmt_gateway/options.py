@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmt_gateway.rates import IN_MEMORY
 from cmt_pipeline.constants import GATEWAY_PORT, GRPC_PORT, LOOPBACK, MIB
 from cmt_session.context import Ruling, ruling
 
@@ -12,8 +13,8 @@ from cmt_session.context import Ruling, ruling
 @dataclass(frozen=True)
 class GatewayOptions:
     """triton: URL of the server behind. keys: file of those who may ask (see `keys`); None lets everybody, on loopback.
-    rate: requests of one caller, as `limits` writes them; rate_storage: where they are counted (`async+redis://…` for
-    several replicas together). origins: of pages that may ask from a browser. audit: file of what was decided, without
+    rate: requests of one caller, as `limits` writes them; rate_storage: where they are counted (`redis://…` for several
+    replicas together). origins: of pages that may ask from a browser. audit: file of what was decided, without
     any content.
 
     ValueError for what can't be served.
@@ -26,7 +27,7 @@ class GatewayOptions:
     keys: Path | None = None
     anonymous: bool = False
     rate: str = "600/minute"
-    rate_storage: str = "async+memory://"
+    rate_storage: str = IN_MEMORY
     origins: tuple[str, ...] = ()
     audit: Path | None = None
     certificate: Path | None = None
