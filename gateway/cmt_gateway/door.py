@@ -66,6 +66,7 @@ class Door:
         except Exception as error:
             where = "".join(traceback.format_tb(error.__traceback__))  # without its text, which may quote what was sent
             LOG.error("failed: %s\n%s", type(error).__name__, where, extra={"request_id": request_id})
+            state["said"].setdefault("code", "internal")
             if answer.status is None:
                 await self._refuse(refused(error), scope, receive, answer)
         finally:
@@ -183,8 +184,8 @@ class Door:
         route, said = getattr(scope.get("route"), "path", "none"), state["said"]
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
-        if "code" in said:
-            self.metrics.refusals.labels(said["code"]).inc()
+        for code in filter(None, (said.get("code"), *said.get("refused", ()))):
+            self.metrics.not_answered(code)
         caller = state.get("caller") or ANONYMOUS
         told = {"request_id": state["request_id"], "caller": caller, "route": route, "status": status, **said}
         LOG.info(

@@ -141,7 +141,9 @@ class Asked:
             self.check(request, item)
             return Settled(answer=Answer.of(await self.moment(request, item), request.state.request_id))
         except Exception as error:
-            return Settled(problem=refused(error).problem(request.state.request_id))
+            problem = refused(error)
+            request.state.said.setdefault("refused", []).append(problem.code)
+            return Settled(problem=problem.problem(request.state.request_id))
 
     async def windows(self, request: Request, fields: Fields) -> AsyncIterator[WindowEmotion]:
         """Each within what is left of the deadline."""

@@ -21,6 +21,8 @@ from cmt_client.errors import (
 from cmt_pipeline.errors import InvalidInput
 
 MEDIA_TYPE = "application/problem+json"
+#: Codes of the service's faults; others refuse what was sent, who sent it, or more than can be done.
+FAULTS = ("internal", "inference", "denied", "unavailable", "not_ready")
 #: Code of an InvalidInput -> status; 422 for all others.
 STATUS = {"too_large": 413, "not_allowed": 403}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from cmt_client.errors import EmotionError
-from cmt_client.operations import ModelReady
+from cmt_client.operations import GetModelConfig, ModelReady
+from cmt_client.result import release_of
 from cmt_client.transport import AsyncTransport
 from cmt_gateway.door import Door
 from cmt_gateway.metrics import CONTENT_TYPE, Metrics
@@ -18,6 +20,7 @@ from cmt_gateway.options import GatewayOptions
 from cmt_pipeline.pipelines import pipeline_name
 
 ASK_S = 1.0
+READY = "ready"
 TEXT_PIPELINE = pipeline_name(["text"])  # the least that a release answers
 
 
@@ -59,9 +62,9 @@ def service_routes(
 
     @router.get("/readyz", responses={503: {"description": "Draining, or Triton isn't ready."}})
     async def readyz() -> Response:
-        """200 when a request would be let in and Triton has a release."""
-        why = "draining" if door.draining else await _unready(transport)
-        return JSONResponse({"status": why or "ready"}, 503 if why else 200)
+        """200 when a request would be let in and Triton has a release, which is named."""
+        found = {"status": "draining"} if door.draining else await _asked(transport)
+        return JSONResponse(found, 200 if found["status"] == READY else 503)
 
     @router.get("/metrics", include_in_schema=False)
     async def counted() -> Response:
@@ -70,9 +73,15 @@ def service_routes(
     return router
 
 
-async def _unready(transport: AsyncTransport) -> str | None:
+async def _asked(transport: AsyncTransport) -> dict[str, Any]:
     try:
-        ready = await asyncio.wait_for(transport.call(ModelReady(TEXT_PIPELINE), ASK_S), ASK_S)
-        return None if ready else "no release is ready"
+        return await asyncio.wait_for(_served(transport), ASK_S)
     except (EmotionError, asyncio.TimeoutError):
-        return "triton can't be reached"
+        return {"status": "triton can't be reached"}
+
+
+async def _served(transport: AsyncTransport) -> dict[str, Any]:
+    if not await transport.call(ModelReady(TEXT_PIPELINE), ASK_S):
+        return {"status": "no release is ready"}
+    release = release_of(await transport.call(GetModelConfig(TEXT_PIPELINE), ASK_S))
+    return {"status": READY, **({"release": release.release, "digest": release.digest} if release else {})}

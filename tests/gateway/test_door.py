@@ -195,7 +195,7 @@ def test_a_body_that_drips_is_given_up() -> None:
 
 def test_ready_is_whether_triton_is() -> None:
     client, fake = asking()
-    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/readyz").json() == {"status": "ready", "release": 1, "digest": "f" * 64}
     fake.answer(ModelReady, lambda _: False)
     assert client.get("/readyz").status_code == 503
     fake.fail(ConnectionError("gone"))

@@ -158,6 +158,7 @@ def test_a_field_comes_once_and_files_are_files() -> None:
         (Overloaded("full", "UNAVAILABLE", 0.3, "queue"), 503, "queue"),
         (DeadlineExceeded("late"), 504, "deadline"),
         (UnknownPipeline("no model"), 503, "not_ready"),
+        (ServerUnavailable("gone"), 503, "unavailable"),
         (PermissionDenied("no"), 502, "denied"),
         (InferenceFailed("/opt/secret/path broke"), 500, "inference"),
         (KeyError("secret"), 500, "internal"),
@@ -170,6 +171,11 @@ def test_what_triton_refuses_keeps_its_meaning(error: Exception, status: int, co
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert "secret" not in answer.text
     assert ("retry-after" in answer.headers) == (status == 503)
+    ours = status in (500, 502) or code in ("not_ready", "unavailable")
+    counter = "cmt_gateway_faults_total" if ours else "cmt_gateway_refusals_total"
+    counted = client.get("/metrics").text
+    assert f'{counter}{{code="{code}"}} 1.0' in counted
+    assert counted.count(f'{{code="{code}"}} 1.0') == 1, "never counted together"
 
 
 def test_a_server_that_is_away_for_a_moment_is_asked_again() -> None:
@@ -193,6 +199,7 @@ def test_a_batch_is_settled_item_by_item() -> None:
         None,
     ]
     assert len(fake.calls) == 2
+    assert 'cmt_gateway_refusals_total{code="base64"} 1.0' in client.get("/metrics").text
     for wrong in (
         {},
         {"items": []},

@@ -248,6 +248,7 @@ def test_what_fails_is_told_and_the_session_goes_on() -> None:
     kinds = [message["type"] for message in found if message["type"].startswith("turn.")]
     assert kinds == ["turn.error"] * 3 + ["turn.result"] * 2
     assert of_type(found, "turn.error")[0]["problem"]["code"] == "inference"
+    assert 'cmt_gateway_faults_total{code="inference"} 3.0' in client.get("/metrics").text
 
 
 def test_pictures_are_dropped_when_too_many_come_and_that_is_said() -> None:
@@ -317,6 +318,7 @@ def test_only_those_with_a_key_and_of_a_known_origin(tmp_path: Path) -> None:
     ):
         pass
     assert (stranger.value.status_code, stranger.value.json()["code"]) == (403, "origin")
+    assert 'cmt_gateway_refusals_total{code="origin"} 1.0' in client.get("/metrics").text
     browser = client.websocket_connect(
         "/v1/live", subprotocols=[PROTOCOL, KEY_PROTOCOL + key], headers={"Origin": "https://shop.example"}
     )

@@ -24,6 +24,10 @@ class Noted:
     def turn(self, seconds: float) -> None:
         self.metrics.turn_seconds.observe(seconds)
 
+    def not_answered(self, code: str) -> None:
+        """A turn, a picture or a message, by the code of its `Refused`."""
+        self.metrics.not_answered(code)
+
     def dropped(self) -> None:
         self.metrics.dropped.inc()
 

@@ -188,9 +188,7 @@ class LiveSession:
         except Exception as error:
             if before is not None and not before.done():
                 await asyncio.wait([before])
-            self._tell(
-                {"type": "turn.error", **head, "problem": refused(error).problem(None).model_dump(exclude_none=True)}
-            )
+            self._tell({"type": "turn.error", **head, "problem": self._problem(error)})
             return
         finally:
             asked.cancel()
@@ -263,9 +261,15 @@ class LiveSession:
         except Overloaded:
             self._drop(time_s)
         except EmotionError as error:
-            self._tell({"type": "frame.error", "time_s": time_s, "problem": _problem(error)})
+            self._tell({"type": "frame.error", "time_s": time_s, "problem": self._problem(error)})
         else:
             self._observed({"type": "frame.result", "time_s": time_s}, found, time_s, time_s)
+
+    def _problem(self, error: Exception) -> dict[str, Any]:
+        """What is told of an error, which is counted."""
+        found = refused(error)
+        self._noted.not_answered(found.code)
+        return found.problem(None).model_dump(exclude_none=True)
 
     def _asked(self, item: Mapping[str, Any]) -> asyncio.Task[Emotion]:
         task = asyncio.create_task(self._ask(item))
@@ -274,10 +278,6 @@ class LiveSession:
 
     async def _ask(self, item: Mapping[str, Any]) -> Emotion:
         return await self._client.predict(**item, timeout_s=self.options.timeout_s, request_id=new_request_id())
-
-
-def _problem(error: Exception) -> dict[str, Any]:
-    return refused(error).problem(None).model_dump(exclude_none=True)
 
 
 def _looked_at(task: asyncio.Task[Emotion]) -> None:

@@ -52,6 +52,7 @@ def live_routes(
             _check_origin(socket, options.origins)
             caller = await door.let_socket_in(socket.headers, _key_of(socket), _address_of(socket))
         except Refused as error:
+            door.metrics.not_answered(error.code)
             await socket.send_denial_response(error.response(session_id))
             return
         protocols = socket.scope.get("subprotocols", [])
@@ -177,6 +178,7 @@ class _Conversation:
             self._slow.set()
 
     def _tell_problem(self, error: Refused) -> None:
+        self._noted.not_answered(error.code)
         self.tell({"type": "error", "problem": error.problem(self._id).model_dump(exclude_none=True)})
 
     async def _write(self) -> None:
