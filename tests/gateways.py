@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,9 +15,12 @@ from typing import IO, Any
 
 import httpx
 from starlette.testclient import TestClient
+from websockets.sync.client import connect
 
 from cmt_client.fake import AsyncFakeTransport, FakeTransport
 from cmt_gateway.app import Gateway
+from cmt_gateway.live.messages import HEAD, PROTOCOL
+from cmt_gateway.live.speech import RATE_HZ, SAMPLE_BYTES
 from cmt_gateway.options import GatewayOptions
 
 
@@ -25,6 +29,24 @@ def asking(**options: Any) -> tuple[TestClient, FakeTransport]:
     fake = FakeTransport()
     gateway = Gateway(GatewayOptions(**options), AsyncFakeTransport(fake))
     return TestClient(gateway.asgi, raise_server_exceptions=False), fake
+
+
+def ask_of_all_kinds(url: str) -> None:
+    """A request, a refused one, and a session with a turn and so much silence that its policy decides something."""
+    assert httpx.post(f"{url}/v1/emotion", json={"text": "Hello?"}, timeout=60).status_code == 200
+    assert httpx.post(f"{url}/v1/emotion", json={"text": ""}, timeout=60).status_code == 422
+    silence, seconds = bytes(2 * RATE_HZ * SAMPLE_BYTES), range(2, 60, 2)
+    begin = {"type": "session.begin", "policy": "customer_service"}
+    words = {"type": "text", "text": "Hello?", "time_ms": 0}
+    with connect(url.replace("http", "ws", 1) + "/v1/live", subprotocols=[PROTOCOL], max_queue=None) as socket:  # type: ignore[list-item]
+        for said in (begin, words):
+            socket.send(json.dumps(said))
+        for second in seconds:
+            socket.send(HEAD.pack(2, 1000 * second) + silence)
+        socket.send(json.dumps({"type": "session.end"}))
+        told = [json.loads(message) for message in socket]
+    assert told[-1]["type"] == "session.ended"
+    assert any(message.get("decision", {}).get("action") for message in told)
 
 
 @contextmanager

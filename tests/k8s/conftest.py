@@ -1,4 +1,4 @@
-"""Namespaces for the tests of upgrades on Kubernetes; k8s_place.py says where they are."""
+"""Namespaces for the tests of upgrades on Kubernetes; k8s_place.py says where they are. A gateway that was asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cmt_release.release import Release
 from cmt_rollout import rollout, trial
 from cmt_rollout.golden import generated_golden
 from cmt_rollout.kubernetes import target as kubernetes_target
+from cmt_server.server import TritonServer
+from gateways import ask_of_all_kinds, running
 from k8s_place import Place, place_of, played_golden
 from small_releases import make
 
@@ -59,3 +61,11 @@ def emulated(deployed: Place) -> Place:
     if deployed.emulation is None:
         pytest.skip("a real API server can't be asked to fail")
     return deployed
+
+
+@pytest.fixture(scope="session")
+def front_door(server: TritonServer) -> Iterator[str]:
+    """URL of a gateway before the session's server, which was asked everything that it counts."""
+    with running("--triton", server.grpc_url, "--timeout-s", "30") as (url, _):
+        ask_of_all_kinds(url)
+        yield url

@@ -1,8 +1,7 @@
-"""Rules, dashboard and autoscaling against the real promtool and the real server's metrics."""
+"""Rules, dashboard and autoscaling against the real promtool, and the metrics of a real server and its gateway."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +17,8 @@ from cmt_client import EmotionClient, InvalidInput
 from cmt_pipeline.pipelines import PIPELINES, candidate_of
 from cmt_pipeline.stages import STAGES
 from cmt_server.server import TritonServer
-from rendering import K8S, one, rendered
+from monitoring import RULES, adapter_rule, expressions, groups, panels, rules
+from rendering import one, rendered
 
 PROMTOOL = shutil.which("promtool")
 ALERT_TESTS = Path(__file__).with_name("alerts.yaml")
@@ -37,40 +36,7 @@ FOREIGN = {
 ON_A_GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
 #: What Prometheus adds to a pod's metrics.
 TARGET_LABELS = {"namespace", "pod", "container", "cmt_track"}
-#: Values that Grafana and prometheus-adapter put in for their own words.
-FILLED_IN = {
-    "$__rate_interval": "5m",
-    "$namespace": "cmt",
-    "<<.Series>>": "nv_inference_pending_request_count",
-    "<<.LabelMatchers>>": 'namespace="cmt"',
-    "<<.GroupBy>>": "pod",
-}
-
-
-def rules() -> list[dict[str, Any]]:
-    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]["groups"]
-    return [rule for group in groups for rule in group["rules"]]
-
-
-def expressions() -> dict[str, str]:
-    """Every query in k8s/, by where it stands, as PromQL."""
-    found = {f"rule {rule.get('record') or rule['alert']}": rule["expr"] for rule in rules()}
-    dashboard = json.loads(one(rendered("cpu, HPA"), "ConfigMap", "cmt-triton-dashboard")["data"]["cmt-triton.json"])
-    for panel in dashboard["panels"]:
-        for target in panel["targets"]:
-            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
-    scaled = one(rendered("gpu, KEDA"), "ScaledObject", "cmt-triton")
-    found["KEDA"] = scaled["spec"]["triggers"][0]["metadata"]["query"]
-    found["prometheus-adapter"] = adapter_rule()["metricsQuery"]
-    for word, value in FILLED_IN.items():
-        found = {where: expression.replace(word, value) for where, expression in found.items()}
-    return found
-
-
-def adapter_rule() -> dict[str, Any]:
-    config = one(rendered("cpu, HPA"), "ConfigMap", "cmt-triton-adapter-rules")["data"]["config.yaml"]
-    (rule,) = yaml.safe_load(config)["rules"]
-    return dict(rule)
+OTHER_LABELS = TARGET_LABELS | {"gpu_uuid"}
 
 
 def metrics_in(expression: str) -> set[str]:
@@ -82,20 +48,24 @@ def metrics_in(expression: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def metrics(server: TritonServer) -> dict[str, set[str]]:
-    """What the real server tells after one request and a refused one: metric -> its lines."""
+def metrics(server: TritonServer, front_door: str) -> dict[str, set[str]]:
+    """What a real server and its gateway tell after requests and refused ones: metric -> its lines."""
     with EmotionClient(server.grpc_url, retries=0) as client:
         client.predict(text="Hello?")
         with pytest.raises(InvalidInput):
             client.predict(image=b"no image")
     found: dict[str, set[str]] = {}
-    for line in _scraped(server):
+    for line in (*_scraped(_address(server)), *_scraped(front_door)):
         found.setdefault(re.split(r"[{ ]", line)[0], set()).add(line)
     return found
 
 
-def _scraped(server: TritonServer) -> Iterator[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
+def _address(server: TritonServer) -> str:
+    return f"http://127.0.0.1:{server.metrics_port}"
+
+
+def _scraped(address: str) -> Iterator[str]:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as response:
         yield from (line for line in response.read().decode().splitlines() if not line.startswith("#"))
 
 
@@ -105,6 +75,38 @@ def test_every_metric_named_is_one_that_the_server_gives(metrics: dict[str, set[
     named = metrics_in(expressions()[where])
     assert named
     assert named <= metrics.keys() | recorded | FOREIGN.keys() | ON_A_GPU
+
+
+def unknown_labels(expression: str, metrics: dict[str, set[str]]) -> set[str]:
+    """Labels that an expression selects or keeps and that none of its metrics has."""
+    known = {name: {label for line in lines for label in _name_and_labels(line)[1]} for name, lines in metrics.items()}
+    recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+
+    def labels_of(names: set[str]) -> set[str]:
+        beneath = [labels_of(metrics_in(recorded[name])) for name in names & recorded.keys()]
+        return OTHER_LABELS.union(*beneath, *(known.get(name, set()) for name in names))
+
+    kept = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression)
+    found = {label for words in kept for label in re.findall(r"\w+", words)} - labels_of(metrics_in(expression))
+    for name, matchers in re.findall(r"([a-z_:]+)\{([^}]*)\}", expression):
+        if name not in FOREIGN:
+            found |= set(re.findall(r"(\w+)\s*[=!]", matchers)) - labels_of({name})
+    return found
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_every_label_named_is_one_that_its_metric_has(metrics: dict[str, set[str]], where: str) -> None:
+    assert unknown_labels(expressions()[where], metrics) == set()
+
+
+def test_a_label_that_isnt_there_would_be_found(metrics: dict[str, set[str]]) -> None:
+    for expression, wrong in (
+        ('sum by (le) (rate(cmt_gateway_turn_seconds_bucket{route="/v1/emotion"}[5m]))', {"route"}),
+        ("sum by (status) (cmt_gateway_faults_total)", {"status"}),
+        ("sum by (status) (cmt:gateway_fault_ratio:rate5m)", set()),
+        ("sum by (policy) (cmt:gateway_fault_ratio:rate5m)", {"policy"}),
+    ):
+        assert unknown_labels(expression, metrics) == wrong
 
 
 def test_a_metric_that_isnt_there_would_be_found(metrics: dict[str, set[str]]) -> None:
@@ -130,7 +132,7 @@ def test_a_refused_request_is_two_failures_of_its_pipeline_and_none_of_a_stage(s
     """Why the rules halve failures and can't tell refused inputs from broken stages."""
 
     def failures() -> dict[str, float]:
-        lines = [line for line in _scraped(server) if line.startswith("nv_inference_request_failure")]
+        lines = [line for line in _scraped(_address(server)) if line.startswith("nv_inference_request_failure")]
         counted = {(m[1], m[2]): float(line.split()[-1]) for line in lines if (m := _labels(line))}
         return {f"{model} {reason}": count for (model, reason), count in counted.items()}
 
@@ -182,18 +184,22 @@ def test_accepted_requests_name_the_release_that_answers(server: TritonServer, m
     assert f'digest="{answer.digest}"' in loaded
 
 
-def test_what_the_autoscaler_asks_for_is_what_the_adapter_gives() -> None:
+@pytest.mark.parametrize(("where", "name"), RULES.items())
+def test_what_an_autoscaler_asks_for_is_what_the_adapter_gives(where: str, name: str) -> None:
+    (metric,) = one(rendered(where), "HorizontalPodAutoscaler", name)["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == adapter_rule(name)["name"]["as"]
+
+
+def test_both_autoscalers_keep_to_the_same() -> None:
     (metric,) = one(rendered("cpu, HPA"), "HorizontalPodAutoscaler", "cmt-triton")["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == adapter_rule()["name"]["as"]
     threshold = one(rendered("gpu, KEDA"), "ScaledObject", "cmt-triton")["spec"]["triggers"][0]["metadata"]["threshold"]
     assert threshold == metric["pods"]["target"]["averageValue"]
 
 
 def test_every_panel_has_a_place_and_a_unit() -> None:
-    panels = json.loads((K8S / "components" / "monitoring" / "dashboard.json").read_text())["panels"]
-    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels}
-    assert len(places) == len({p["id"] for p in panels}) == len(panels)
-    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
+    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels()}
+    assert len(places) == len({p["id"] for p in panels()}) == len(panels())
+    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels() if panel["type"] != "row")
 
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool isn't installed: Debian's package prometheus")
@@ -206,8 +212,7 @@ def promtool(*arguments: str | Path, folder: Path) -> subprocess.CompletedProces
 
 @needs_promtool
 def test_promtool_accepts_the_rules_and_every_query(tmp_path: Path) -> None:
-    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups()))
     queries = [{"record": f"query:{n}", "expr": each} for n, each in enumerate(expressions().values())]
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": queries}]}))
     checked = promtool("check", "rules", "rules.yaml", "queries.yaml", folder=tmp_path)
@@ -218,8 +223,7 @@ def test_promtool_accepts_the_rules_and_every_query(tmp_path: Path) -> None:
 
 @needs_promtool
 def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
-    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups()))
     shutil.copy(ALERT_TESTS, tmp_path)
     tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
     assert tested.returncode == 0, tested.stdout + tested.stderr
@@ -232,8 +236,7 @@ def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
 
 @needs_promtool
 def test_an_alert_that_doesnt_fire_would_be_found(tmp_path: Path) -> None:
-    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
-    text = yaml.safe_dump(groups).replace("cmt:fault_ratio:rate5m > 0.01", "cmt:fault_ratio:rate5m > 0.6")
+    text = yaml.safe_dump(groups()).replace("cmt:fault_ratio:rate5m > 0.01", "cmt:fault_ratio:rate5m > 0.6")
     (tmp_path / "rules.yaml").write_text(text)
     shutil.copy(ALERT_TESTS, tmp_path)
     tested = promtool("test", "rules", ALERT_TESTS.name, folder=tmp_path)
