@@ -10,7 +10,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-slow coverage check docs house checkov format promtool test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -92,6 +92,22 @@ promtool: .cmt/prometheus/usr/bin/promtool  ## Debian's promtool, without a serv
 .cmt/prometheus/usr/bin/promtool:
 	mkdir -p .cmt/prometheus
 	cd .cmt/prometheus && apt-get download prometheus && dpkg-deb -x prometheus_*.deb .
+
+MONITORING ?= .cmt/monitoring
+PROMETHEUS ?= 127.0.0.1:9090
+TRITON_METRICS ?= 127.0.0.1:8002
+GATEWAY ?= 127.0.0.1:8080
+SCRAPE_EVERY ?= 5s
+RULES = sed '1,/^spec:/d; s/^  //'
+
+prometheus: $(if $(shell command -v prometheus),,promtool)  ## Debian's Prometheus on http://127.0.0.1:9090 with our rules, beside a service on this machine, until Ctrl-C
+	@mkdir -p $(MONITORING)
+	@$(RULES) k8s/components/monitoring/rules.yaml > $(MONITORING)/triton.rules.yaml
+	@$(RULES) k8s/components/front-door/monitoring/rules.yaml > $(MONITORING)/gateway.rules.yaml
+	@sed 's/127.0.0.1:8002/$(TRITON_METRICS)/; s/127.0.0.1:8080/$(GATEWAY)/; s/: 5s/: $(SCRAPE_EVERY)/' \
+		server/prometheus.yaml > $(MONITORING)/prometheus.yaml
+	exec prometheus --config.file=$(MONITORING)/prometheus.yaml --storage.tsdb.path=$(MONITORING)/data \
+		--web.listen-address=$(PROMETHEUS) --log.level=warn
 
 perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for `make bench` to be checked against
 

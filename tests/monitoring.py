@@ -1,7 +1,8 @@
-"""Rules, alerts and queries of k8s/, as they are rendered, and what else names metrics."""
+"""Rules, alerts and queries of k8s/, as they are rendered. What these functions return isn't to be changed."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any
@@ -21,6 +22,7 @@ FILLED_IN = {
 }
 
 
+@functools.cache
 def groups() -> dict[str, Any]:
     """All rules in one file, as Prometheus reads them."""
     found = [one(rendered(where), "PrometheusRule", name)["spec"]["groups"] for where, name in RULES.items()]
@@ -31,11 +33,13 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups()["groups"] for rule in group["rules"]]
 
 
+@functools.cache
 def panels() -> list[dict[str, Any]]:
     dashboard = json.loads(one(rendered("cpu, HPA"), "ConfigMap", "cmt-triton-dashboard")["data"]["cmt-triton.json"])
     return list(dashboard["panels"])
 
 
+@functools.cache
 def expressions() -> dict[str, str]:
     """Every query in k8s/, by where it stands, as PromQL."""
     found = {f"rule {rule.get('record') or rule['alert']}": rule["expr"] for rule in rules()}
