@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import httpx
@@ -32,21 +33,35 @@ def asking(**options: Any) -> tuple[TestClient, FakeTransport]:
 
 
 def ask_of_all_kinds(url: str) -> None:
-    """A request, a refused one, and a session with a turn and so much silence that its policy decides something."""
+    """A request, a refused one, and a session with so much silence that its policy decides something, and a turn."""
     assert httpx.post(f"{url}/v1/emotion", json={"text": "Hello?"}, timeout=60).status_code == 200
-    assert httpx.post(f"{url}/v1/emotion", json={"text": ""}, timeout=60).status_code == 422
-    silence, seconds = bytes(2 * RATE_HZ * SAMPLE_BYTES), range(2, 60, 2)
+    assert httpx.post(f"{url}/v1/emotion", json={"image": "?"}, timeout=60).status_code == 422
+    silence, seconds = bytes(2 * RATE_HZ * SAMPLE_BYTES), range(0, 60, 2)
     begin = {"type": "session.begin", "policy": "customer_service"}
-    words = {"type": "text", "text": "Hello?", "time_ms": 0}
+    words = {"type": "text", "text": "Hello?", "time_ms": 60_000}
     with connect(url.replace("http", "ws", 1) + "/v1/live", subprotocols=[PROTOCOL], max_queue=None) as socket:  # type: ignore[list-item]
-        for said in (begin, words):
-            socket.send(json.dumps(said))
+        socket.send(json.dumps(begin))
         for second in seconds:
             socket.send(HEAD.pack(2, 1000 * second) + silence)
-        socket.send(json.dumps({"type": "session.end"}))
+        for said in (words, {"type": "session.end"}):
+            socket.send(json.dumps(said))
         told = [json.loads(message) for message in socket]
-    assert told[-1]["type"] == "session.ended"
+    assert [message["type"] for message in told[-2:]] == ["turn.result", "session.ended"]
     assert any(message.get("decision", {}).get("action") for message in told)
+
+
+@contextmanager
+def fake_gateway(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    script = Path(__file__).with_name("fake_gateway.py")
+    process = subprocess.Popen([sys.executable, str(script), str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @contextmanager

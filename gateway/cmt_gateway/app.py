@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ PAGE_POLICY = "; ".join(
 
 
 class Page(StaticFiles):
-    """The live page's files."""
+    """The files of the live page, `/`, and of the operator's, `/status`."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        return super().lookup_path("status.html" if path == "status" else path)
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)

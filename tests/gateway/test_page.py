@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,13 +14,13 @@ import pytest
 import soundfile
 from PIL import Image
 
+from browsers import CHROMIUM, contrast, needs_chromium, until
 from cmt_server.server import TritonServer
-from gateways import running
+from gateways import fake_gateway, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, WebSocket
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SAMPLES = Path(__file__).parents[2] / "cmt/cmt_cli/samples"
 FLAGS = (
     "--no-sandbox",
@@ -34,7 +29,7 @@ FLAGS = (
 )
 WIDTH, HEIGHT = 320, 240
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium"),
+    needs_chromium,
     pytest.mark.xdist_group("browser"),
 ]
 
@@ -79,28 +74,6 @@ def says(page: Page, selector: str, text: str, timeout_s: float = 60.0) -> None:
     from playwright.sync_api import expect
 
     expect(page.locator(selector)).to_contain_text(text, timeout=1000 * timeout_s)
-
-
-def until(page: Page, condition: str, timeout_s: float = 20.0) -> None:
-    """Waits until JavaScript is true; Playwright's own way needs an `eval`, which the page's policy forbids."""
-    deadline = time.monotonic() + timeout_s
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        page.wait_for_timeout(50)
-
-
-@contextmanager
-def fake_gateway(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    script = Path(__file__).parents[1] / "fake_gateway.py"
-    process = subprocess.Popen([sys.executable, str(script), str(port)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -278,26 +251,6 @@ def test_it_fits_a_phone_and_reads_in_any_light(browser: Browser, url: str, sche
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         for selector in ("#state", ".quiet", "#connection", "button", ".within, .over"):
             assert contrast(page, selector) >= 4.5, f"{selector}: WCAG 2.1, 1.4.3"
-
-
-def contrast(page: Page, selector: str) -> float:
-    """Of an element's text against the first ground behind it that has a colour."""
-    colours = page.eval_on_selector(
-        f"{selector} >> visible=true",
-        """element => {
-          let ground = element;
-          while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
-          return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
-        }""",
-    )
-    light, dark = sorted((luminance(colour) for colour in colours), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(colour: str) -> float:
-    parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def test_nothing_is_fetched_from_elsewhere(browser: Browser, url: str) -> None:
