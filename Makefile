@@ -95,16 +95,16 @@ promtool: .cmt/prometheus/usr/bin/promtool  ## Debian's promtool, without a serv
 
 MONITORING ?= .cmt/monitoring
 PROMETHEUS ?= 127.0.0.1:9090
-TRITON_METRICS ?= 127.0.0.1:8002
+TRITON ?= 127.0.0.1:8002
 GATEWAY ?= 127.0.0.1:8080
-SCRAPE_EVERY ?= 5s
+EVERY ?= 5s
 RULES = sed '1,/^spec:/d; s/^  //'
 
 prometheus: $(if $(shell command -v prometheus),,promtool)  ## Debian's Prometheus on http://127.0.0.1:9090 with our rules, beside a service on this machine, until Ctrl-C
 	@mkdir -p $(MONITORING)
 	@$(RULES) k8s/components/monitoring/rules.yaml > $(MONITORING)/triton.rules.yaml
 	@$(RULES) k8s/components/front-door/monitoring/rules.yaml > $(MONITORING)/gateway.rules.yaml
-	@sed 's/127.0.0.1:8002/$(TRITON_METRICS)/; s/127.0.0.1:8080/$(GATEWAY)/; s/: 5s/: $(SCRAPE_EVERY)/' \
+	@sed 's/127.0.0.1:8002/$(TRITON)/; s/127.0.0.1:8080/$(GATEWAY)/; s/: 5s/: $(EVERY)/' \
 		server/prometheus.yaml > $(MONITORING)/prometheus.yaml
 	exec prometheus --config.file=$(MONITORING)/prometheus.yaml --storage.tsdb.path=$(MONITORING)/data \
 		--web.listen-address=$(PROMETHEUS) --log.level=warn

@@ -1,4 +1,4 @@
-"""Every alert on a server's own metrics fires from those of a real server, fed into promtool minute by minute."""
+"""Alerts fire from the metrics of a real server and of a real gateway, fed into promtool minute by minute."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import yaml
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+import gateways
 from cmt_client import EmotionClient, InferenceFailed, InvalidInput, ServerUnavailable
 from cmt_pipeline.stages import READY
 from cmt_release.release import Release
@@ -26,7 +28,7 @@ from cmt_rollout.server_target import ServerTarget
 from cmt_server.repository import Repository
 from cmt_server.server import TritonServer
 from cmt_server.supervise import stage_processes
-from rendering import one, rendered
+from monitoring import groups
 from serving import server_on
 
 PROMTOOL = shutil.which("promtool")
@@ -37,12 +39,13 @@ pytestmark = [
 
 #: What Prometheus adds of a pod.
 POD = 'namespace="cmt",pod="a",cmt_track="stable"'
+NOBODY = "grpc://127.0.0.1:9"  # the discard port: nobody listens
 HOURS = 2
 BURST = 40
 BURST_TIMEOUT_S = 60.0
 
 FIRING = 'group by (alertname) (ALERTS{alertstate="firing"})'
-GAUGES = ("nv_inference_pending_request_count", "cmt_release_loaded")
+GAUGES = ("nv_inference_pending_request_count", "cmt_release_loaded", "up", "cmt_gateway_in_flight")
 
 #: A line of the metrics -> its value.
 Scrape = dict[str, float]
@@ -59,15 +62,19 @@ def running(tinies: tuple[Release, Release], tmp_path_factory: pytest.TempPathFa
 
 
 def scraped(server: TritonServer) -> Scrape:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
+    return scraped_of(f"http://127.0.0.1:{server.metrics_port}")
+
+
+def scraped_of(address: str) -> Scrape:
+    """With what Prometheus adds: that there is a gateway."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as response:
+        lines = [*response.read().decode().splitlines(), 'up{container="gateway"} 1']
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"}
 
 
 def firing(before: Scrape, after: Scrape, folder: Path) -> set[str]:
     """The alerts that fire when each minute counts what came between two scrapes; gauges stay as they were last."""
-    groups = one(rendered("cpu, HPA"), "PrometheusRule", "cmt-triton")["spec"]
-    (folder / "rules.yaml").write_text(yaml.safe_dump(groups))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(groups()))
     test = {
         "interval": "1m",
         "input_series": [_series(line, before.get(line, 0.0), value) for line, value in after.items()],
@@ -189,3 +196,22 @@ def test_faults(tinies: tuple[Release, Release], tmp_path: Path) -> None:
         before, after = between(server, ask)
         (tmp_path / "rules").mkdir()
         assert firing(before, after, tmp_path / "rules") == {"CmtFaults"}
+
+
+def asked_of(url: str, *items: dict[str, str]) -> tuple[Scrape, Scrape]:
+    before = scraped_of(url)
+    for item in items:
+        httpx.post(f"{url}/v1/emotion", json=item, timeout=60)
+    return before, scraped_of(url)
+
+
+def test_a_gateway_tells_refusals_from_faults(running: TritonServer, tmp_path: Path) -> None:
+    sound, broken = {"text": "Hello?"}, {"image": "?"}
+    with gateways.running("--triton", running.grpc_url, "--timeout-s", "30") as (url, _):
+        assert firing(*asked_of(url, *[sound] * 5), tmp_path) == set()
+        assert firing(*asked_of(url, *[sound, broken] * 4), tmp_path) == {"CmtGatewayRefusals"}
+
+
+def test_a_gateway_without_a_triton(tmp_path: Path) -> None:
+    with gateways.running("--triton", NOBODY) as (url, _):
+        assert firing(*asked_of(url, *[{"text": "Hello?"}] * 4), tmp_path) == {"CmtGatewayFaults"}

@@ -64,9 +64,9 @@ def prometheus(server: TritonServer, front_door: str, tmp_path_factory: pytest.T
     settings = {
         "MONITORING": folder,
         "PROMETHEUS": address,
-        "TRITON_METRICS": f"127.0.0.1:{server.metrics_port}",
+        "TRITON": f"127.0.0.1:{server.metrics_port}",
         "GATEWAY": front_door.removeprefix("http://"),
-        "SCRAPE_EVERY": "1s",
+        "EVERY": "1s",
     }
     command = ["make", "prometheus", *(f"{name}={value}" for name, value in settings.items())]
     with (folder / "log").open("w") as log:
