@@ -64,6 +64,10 @@ def gateway(
     header_timeout_s: Annotated[
         float, typer.Option(envvar="CMT_HEADER_TIMEOUT_S", help="Seconds that a request's head may take.")
     ] = 10.0,
+    keep_alive_s: Annotated[
+        float,
+        typer.Option(envvar="CMT_KEEP_ALIVE_S", help="Seconds of an idle connection, more than a balancer's."),
+    ] = 75.0,
     drain_delay_s: Annotated[
         float, typer.Option(help="Seconds from saying that it isn't ready until it stops, for balancers to see it.")
     ] = 0.0,
@@ -97,6 +101,7 @@ def gateway(
         most_in_flight=most_in_flight,
         timeout_s=timeout_s,
         header_timeout_s=header_timeout_s,
+        keep_alive_s=keep_alive_s,
         drain_delay_s=drain_delay_s,
         drain_timeout_s=drain_timeout_s,
     )

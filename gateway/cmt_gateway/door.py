@@ -58,7 +58,7 @@ class Door:
         given = headers.get("x-request-id", "")
         state["request_id"] = request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
         state["said"] = {}
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, self)
         try:
             await self._let_in(scope, headers, came, receive, answer)
         except Refused as error:
@@ -196,10 +196,11 @@ class Door:
 
 
 class _Answer:
-    """`send` that knows the status, and adds the request's id to the head."""
+    """`send` that knows the status, and adds to the head: the request's id, and that a connection of a replica that is
+    being stopped is used no more."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self.request_id = send, request_id
+    def __init__(self, send: Send, request_id: str, door: Door) -> None:
+        self._send, self.request_id, self._door = send, request_id, door
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -210,6 +211,8 @@ class _Answer:
                 (b"cache-control", b"no-store"),
                 (b"x-content-type-options", b"nosniff"),
             ]
+            if self._door.draining:
+                own.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", ()), *own]}
         await self._send(message)
 

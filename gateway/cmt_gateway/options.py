@@ -39,6 +39,7 @@ class GatewayOptions:
     max_held_bytes: int = 256 * MIB  # of the bodies of all requests together
     header_timeout_s: float = 10.0
     body_timeout_s: float = 20.0
+    keep_alive_s: float = 75.0  # longer than a balancer keeps an idle connection: it must be the one that closes it
     timeout_s: float = 5.0  # of a request that names no deadline, from when it came
     max_timeout_s: float = 60.0
     drain_delay_s: float = 0.0  # from "not ready" until no more are let in, for balancers to see it
@@ -51,6 +52,13 @@ class GatewayOptions:
             )
         if (self.certificate is None) != (self.certificate_key is None):
             raise ValueError("TLS: expected both a certificate and its key")
-        for name in ("most_in_flight", "max_body_bytes", "header_timeout_s", "body_timeout_s", "timeout_s"):
+        for name in (
+            "most_in_flight",
+            "max_body_bytes",
+            "header_timeout_s",
+            "body_timeout_s",
+            "keep_alive_s",
+            "timeout_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected above 0")

@@ -40,7 +40,7 @@ def run(options: GatewayOptions, gateway: Gateway, on: socket.socket) -> None:
         ws="websockets-sansio",
         ws_max_size=4 * MIB,
         ws_per_message_deflate=False,  # it costs memory a connection, and media don't shrink
-        timeout_keep_alive=5,
+        timeout_keep_alive=max(1, round(options.keep_alive_s)),
         timeout_graceful_shutdown=max(1, round(options.drain_timeout_s)),
         ssl_certfile=options.certificate,
         ssl_keyfile=options.certificate_key,

@@ -166,6 +166,8 @@ def test_so_many_at_once_and_draining_lets_those_finish() -> None:
             assert (await client.get("/livez")).status_code == 200
             held.go.set()
             assert [(await each).status_code for each in first] == [200, 200]
+            assert [each.result().headers["connection"] for each in first] == ["close", "close"]
+            assert third.headers.get("connection") is None
             assert gateway.door.in_flight == 0
             counted = (await client.get("/metrics")).text
         assert 'cmt_gateway_refusals_total{code="queue"} 1.0' in counted

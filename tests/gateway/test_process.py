@@ -187,8 +187,6 @@ def test_stopping_finishes_what_is_in_flight(server: TritonServer) -> None:
                         answer = client.post(f"{url}/v1/emotion", json={"text": "hello"})
                     except httpx.ConnectError:
                         return  # nobody listens any more
-                    except httpx.RemoteProtocolError:
-                        return  # an idle connection that was closed before the request was read
                     statuses.append(answer.status_code)
                     if answer.status_code != 200:
                         return
