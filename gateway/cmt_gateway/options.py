@@ -52,13 +52,7 @@ class GatewayOptions:
             )
         if (self.certificate is None) != (self.certificate_key is None):
             raise ValueError("TLS: expected both a certificate and its key")
-        for name in (
-            "most_in_flight",
-            "max_body_bytes",
-            "header_timeout_s",
-            "body_timeout_s",
-            "keep_alive_s",
-            "timeout_s",
-        ):
+        times = ("header_timeout_s", "body_timeout_s", "keep_alive_s", "timeout_s")
+        for name in ("most_in_flight", "max_body_bytes", *times):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected above 0")
