@@ -33,9 +33,11 @@ def asking(**options: Any) -> tuple[TestClient, FakeTransport]:
 
 
 def ask_of_all_kinds(url: str) -> None:
-    """A request, a refused one, and a session with so much silence that its policy decides something, and a turn."""
+    """A request, one that the gateway refuses and one that Triton does, and a session: so much silence that its policy
+    decides something, and a turn."""
     assert httpx.post(f"{url}/v1/emotion", json={"text": "Hello?"}, timeout=60).status_code == 200
     assert httpx.post(f"{url}/v1/emotion", json={"image": "?"}, timeout=60).status_code == 422
+    httpx.post(f"{url}/v1/emotion", json={"image": "bm8gaW1hZ2U="}, timeout=60)
     silence, seconds = bytes(2 * RATE_HZ * SAMPLE_BYTES), range(0, 60, 2)
     begin = {"type": "session.begin", "policy": "customer_service"}
     words = {"type": "text", "text": "Hello?", "time_ms": 60_000}
