@@ -15,9 +15,11 @@ from cmt_pipeline.modality import MODALITIES, Modality
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cmt_client import Emotion, Item
+    from cmt_client import Emotion, Item, Transport
+    from cmt_client.operations import ModelStatistics
 
 WARM_UP = 5
+COUNTED_WITHIN_S = 5.0
 
 
 def demo(
@@ -71,8 +73,7 @@ def ask(url: str) -> tuple[dict[tuple[Modality, ...], Emotion], list[tuple[str, 
 
     With, of the last, each stage's (name, queue ms, compute ms) and the milliseconds end to end.
     """
-    from cmt_client import EmotionClient, connect, server_status
-    from cmt_pipeline.stages import STAGES
+    from cmt_client import EmotionClient, connect
 
     transport = connect(url)
     try:
@@ -80,21 +81,40 @@ def ask(url: str) -> tuple[dict[tuple[Modality, ...], Emotion], list[tuple[str, 
             answers: dict[tuple[Modality, ...], Emotion] = {(m,): client.predict(**_samples(m)) for m in MODALITIES}
             for _ in range(WARM_UP):
                 client.predict(**_samples(*MODALITIES))
-            before = {s.name: s for s in server_status(transport).stages}
+            before = _counted(transport, {})
             start = time.perf_counter()
             answers[MODALITIES] = client.predict(**_samples(*MODALITIES))
             total_ms = (time.perf_counter() - start) * 1e3
-            after = server_status(transport).stages
+            after = _counted(transport, before)
     finally:
         transport.close()
-    stages = []
-    for stage in sorted(after, key=lambda s: list(STAGES).index(s.name)):
-        then = before[stage.name]
-        if stage.execution_count > then.execution_count:
-            queue_ms = (stage.queue.total_ns - then.queue.total_ns) / 1e6
-            compute_ms = (stage.compute_infer.total_ns - then.compute_infer.total_ns) / 1e6
-            stages.append((stage.name, queue_ms, compute_ms))
+    stages = [
+        (
+            name,
+            (after[name].queue.total_ns - then.queue.total_ns) / 1e6,
+            (after[name].compute_infer.total_ns - then.compute_infer.total_ns) / 1e6,
+        )
+        for name, then in before.items()
+        if after[name].execution_count > then.execution_count
+    ]
     return answers, stages, total_ms
+
+
+def _counted(transport: Transport, before: Mapping[str, ModelStatistics]) -> dict[str, ModelStatistics]:
+    """Each stage's statistics, in the order of a request; those that ran before have run again. Triton counts a batch
+    only after it has answered, so they are read until they stand still."""
+    from cmt_client import server_status
+    from cmt_pipeline.stages import STAGES
+
+    ran = {name: stage.execution_count for name, stage in before.items() if stage.execution_count}
+    deadline, last = time.monotonic() + COUNTED_WITHIN_S, None
+    while True:
+        found = {stage.name: stage for stage in server_status(transport).stages}
+        again = all(found[name].execution_count > count for name, count in ran.items())
+        if (again and found == last) or time.monotonic() > deadline:
+            return {name: found[name] for name in STAGES if name in found}
+        last = found
+        time.sleep(0.05)
 
 
 def _samples(*modalities: Modality) -> Item:

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import stat
+import statistics
 import subprocess
 import sys
 import threading
@@ -78,7 +79,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.01)
     return True
 
 
@@ -109,14 +110,21 @@ def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     before = regions()
     answered: list[tuple[float, float]] = []  # when sent, when answered
     refusals: list[ServiceError] = []
+    asking: dict[int, float] = {}
+
+    def at_work() -> bool:
+        """A sender waits for half of a usual answer: the senders go in step, and between two of theirs nothing is."""
+        usual_s = statistics.median(came - sent for sent, came in list(answered))
+        return any(0.5 < (time.monotonic() - sent) / usual_s < 0.8 for sent in list(asking.values()))
+
     with serve_command(tiny, tmp_path) as (process, announced):
         assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600  # it holds the token
         triton = server_of(process.pid)
         with EmotionClient(str(announced["grpc_url"]), retries=0) as client:
-            senders = [threading.Thread(target=_ask_on, args=(client, answered, refusals)) for _ in range(8)]
+            senders = [threading.Thread(target=_ask_on, args=(client, answered, refusals, asking)) for _ in range(8)]
             for sender in senders:
                 sender.start()
-            assert wait_until(lambda: len(answered) > 16)
+            assert wait_until(lambda: len(answered) > 16 and at_work())
             signalled = time.monotonic()
             process.send_signal(number)
             for sender in senders:
@@ -131,10 +139,18 @@ def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     assert not (tmp_path / "server.json").exists()
 
 
-def _ask_on(client: EmotionClient, answered: list[tuple[float, float]], refusals: list[ServiceError]) -> None:
+def _ask_on(
+    client: EmotionClient,
+    answered: list[tuple[float, float]],
+    refusals: list[ServiceError],
+    asking: dict[int, float] | None = None,
+) -> None:
+    """asking: thread -> when it sent what isn't answered yet."""
     sound = long_sound()
     while not refusals:
         sent = time.monotonic()
+        if asking is not None:
+            asking[threading.get_ident()] = sent
         try:
             client.predict(audio=sound)
         except ServiceError as error:
