@@ -3,9 +3,10 @@
     python -m cmt_perf.live_trial STATE
 
 A real Chromium, whose camera and microphone play the sample's face and voice, holds a session on the live page. A
-turn's time runs from the piece of sound that ended it, as the browser sent it, to its answer, as the browser got it;
-the silence that ends a turn, 0.4 s, isn't in it. Afterwards the same turns are sent whole by HTTP, one at a time. The
-storm is HTTP requests of a face, a voice and words, in an open loop.
+turn's time runs from where the page sends the piece of sound that ended it to where the page gets its answer, by the
+page's own clock; the silence that ends a turn, 0.4 s, isn't in it. Afterwards the same turns are sent whole by HTTP,
+one at a time. The storm is HTTP requests of a face, a voice and words, in an open loop; saturation is measured before
+and after it, since shared machines change.
 """
 
 from __future__ import annotations
@@ -47,32 +48,53 @@ OVERLOAD = 2.0
 STORM_S, CLOSED_S, LOOPS = 20.0, 8.0, (4, 8, 12)
 
 
+#: Runs in the page before its own.
+CLOCK = """
+window.sentAt = [];
+window.heardAt = [];
+window.WebSocket = class extends WebSocket {
+  constructor(...asked) {
+    super(...asked);
+    this.addEventListener("message", () => heardAt.push(performance.now()));
+  }
+  send(data) {
+    sentAt.push(performance.now());
+    super.send(data);
+  }
+};"""
+
+
 @dataclass
 class Heard:
-    """What went over one page's socket: pieces sent, as (monotonic seconds, time of the media in s, bytes), and turns
-    answered, as (monotonic seconds, message)."""
+    """What went over one page's socket: pieces sent, as (number, time of the media in s, bytes), and turns answered,
+    as (number, message). sent_at, heard_at: milliseconds of the page's clock, by number."""
 
-    pcm: list[tuple[float, float, bytes]] = field(default_factory=list)
-    images: list[tuple[float, float, bytes]] = field(default_factory=list)
-    turns: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    pcm: list[tuple[int, float, bytes]] = field(default_factory=list)
+    images: list[tuple[int, float, bytes]] = field(default_factory=list)
+    turns: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    sent_at: list[float] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _heard_numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def sent(self, payload: str | bytes) -> None:
+        number = next(self._numbers)
         if isinstance(payload, bytes):
             kind, time_ms = HEAD.unpack_from(payload)
             into = self.images if kind == IMAGE else self.pcm
-            into.append((time.monotonic(), time_ms / 1000, payload[HEAD.size :]))
+            into.append((number, time_ms / 1000, payload[HEAD.size :]))
 
     def received(self, payload: str | bytes) -> None:
-        message = json.loads(payload)
+        number, message = next(self._heard_numbers), json.loads(payload)
         if message["type"] == "turn.result" and message["ended"] == "silence":
-            self.turns.append((time.monotonic(), message))
+            self.turns.append((number, message))
 
-    def latency_ms(self, turn: tuple[float, dict[str, Any]]) -> float:
+    def latency_ms(self, turn: tuple[int, dict[str, Any]]) -> float:
         """From the piece that ended it."""
         came, message = turn
         over_s = message["end_s"] - PAD_S + PAUSE_S
-        ending = next(at for at, begin_s, data in self.pcm if begin_s + len(data) / 2 / RATE_HZ >= over_s)
-        return 1000 * (came - ending)
+        ending = next(number for number, begin_s, data in self.pcm if begin_s + len(data) / 2 / RATE_HZ >= over_s)
+        return self.heard_at[came] - self.sent_at[ending]
 
     def request(self, message: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
         """The same turn, whole, as a form."""
@@ -149,6 +171,7 @@ def live(url: str, folder: Path, turns: int) -> Heard:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), headless=True, args=flags)
         page = browser.new_page()
+        page.add_init_script(CLOCK)
 
         def follow(socket: Any) -> None:
             socket.on("framesent", heard.sent)
@@ -161,6 +184,7 @@ def live(url: str, folder: Path, turns: int) -> Heard:
         while len(heard.turns) < turns:
             page.wait_for_timeout(200)
             print(f"\r{len(heard.turns)} of {turns} turns", end="", file=sys.stderr)
+        heard.sent_at, heard.heard_at = page.evaluate("[sentAt, heardAt]")
         browser.close()
     print(file=sys.stderr)
     return heard
@@ -204,52 +228,76 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     return {name: round(float(np.percentile(times, q)), 1) for name, q in (("p50", 50), ("p95", 95), ("p99", 99))}
 
 
+class Asker:
+    """Sends one form again and again, on connections that it keeps: bytes made beforehand, so that the generator takes
+    little of the cores that the service runs on."""
+
+    def __init__(self, url: str) -> None:
+        samples = files("cmt_cli") / "samples"
+        form = {
+            "image": ("f.jpg", (samples / "face.jpg").read_bytes()),
+            "audio": ("v.wav", (samples / "speech.wav").read_bytes()),
+            "text": (None, (samples / "sentence.txt").read_bytes()),
+        }
+        request = httpx.Request("POST", f"{url}/v1/emotion", files=form)
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        self._sent = f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+        self._host, self._port = request.url.host, request.url.port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(self) -> tuple[int, float]:
+        """Status, 0 where the connection failed, and milliseconds."""
+        began, status = time.monotonic(), 0
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+            writer.write(self._sent)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(re.findall(r"content-length: (\d+)", head)[0]))
+            status = int(head.split()[1])
+            self._idle.append((reader, writer))
+        return status, 1000 * (time.monotonic() - began)
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+
+
 async def storm(url: str, seconds: float) -> dict[str, Any]:
-    """Saturation by closed loops, then twice as much in an open loop."""
-    samples = files("cmt_cli") / "samples"
-    form = {
-        "image": ("f.jpg", (samples / "face.jpg").read_bytes()),
-        "audio": ("v.wav", (samples / "speech.wav").read_bytes()),
-        "text": (None, (samples / "sentence.txt").read_bytes()),
-    }
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
+    """Saturation by closed loops, then OVERLOAD times as much in an open loop."""
+    asker = Asker(url)
 
-        async def ask() -> tuple[int, float]:
-            began, status = time.monotonic(), 0
-            with contextlib.suppress(httpx.TransportError):
-                status = (await client.post("/v1/emotion", files=form)).status_code
-            return status, 1000 * (time.monotonic() - began)
+    async def closed(loops: int) -> float:
+        end, answered = time.monotonic() + CLOSED_S, itertools.count()
 
-        async def closed(loops: int) -> float:
-            end, answered = time.monotonic() + CLOSED_S, itertools.count()
+        async def loop() -> None:
+            while time.monotonic() < end:
+                if (await asker.ask())[0] == 200:
+                    next(answered)
 
-            async def loop() -> None:
-                while time.monotonic() < end:
-                    if (await ask())[0] == 200:
-                        next(answered)
+        await asyncio.gather(*(loop() for _ in range(loops)))
+        return next(answered) / CLOSED_S
 
-            await asyncio.gather(*(loop() for _ in range(loops)))
-            return next(answered) / CLOSED_S
-
-        saturation = max([await closed(loops) for loops in LOOPS])
-        rate, tasks = OVERLOAD * saturation, []
-        began = time.monotonic()
-        for number in range(round(rate * seconds)):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            tasks.append(asyncio.create_task(ask()))
-        found = await asyncio.gather(*tasks)
-        took_s = time.monotonic() - began
+    before = max([await closed(loops) for loops in LOOPS])
+    rate, tasks = OVERLOAD * before, []
+    began, spent_s = time.monotonic(), time.process_time()
+    for number in range(round(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        tasks.append(asyncio.create_task(asker.ask()))
+    found = await asyncio.gather(*tasks)
+    took_s, spent_s = time.monotonic() - began, time.process_time() - spent_s
+    after = max([await closed(loops) for loops in LOOPS])
+    asker.close()
     answered = [ms for status, ms in found if status == 200]
     refused = [ms for status, ms in found if status == 503]
     return {
-        "saturation_per_s": round(saturation, 1),
+        "saturation_per_s": [round(before, 1), round(after, 1)],
         "offered_per_s": round(len(found) / seconds, 1),
         "goodput_per_s": round(len(answered) / took_s, 1),
         "answered_ms": summary(answered),
         "refused": round(len(refused) / len(found), 3),
         "refused_ms": summary(refused) if refused else {},
         "otherwise": len(found) - len(answered) - len(refused),
+        "generator_cores": round(spent_s / took_s, 2),
     }
 
 
