@@ -10,7 +10,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -144,6 +144,9 @@ bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing 
 
 bench-binding: $(VENV)/.installed  ## a ladder of fusions on tokens that must be bound: writes training/results/binding.*; 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.binding
+
+bench-interplay: $(VENV)/.installed  ## that ladder on generated people who are ironic, or not: training/results/interplay.json; an hour, 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.interplay
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
 	for seed in 1 2 3; do $(BIN)/cmt export --precision bf16 --seed $$seed --state .cmt/upgrade || exit 1; done

@@ -84,16 +84,16 @@ class Reading(nn.Module):
         return logits
 
 
-def made(model: str, labels: int = LABELS, size: FusionSize = SIZE) -> Reading:
+def made(model: str, labels: int = LABELS) -> Reading:
     """A net of random weights, its feed-forward nets as wide as it takes to have the parameters of cross-attention."""
-    return _of_size(model, replace(size, feed_forward_width=_width_of(model, labels, size)), labels)
+    return _of_size(model, replace(SIZE, feed_forward_width=_width_of(model, labels)), labels)
 
 
 @functools.cache
-def _width_of(model: str, labels: int, size: FusionSize) -> int:
+def _width_of(model: str, labels: int) -> int:
     """A multiple of 8; the count of parameters is linear in it."""
-    wanted = parameters_of(_of_size("cross-attention", size, labels))
-    one, two = (parameters_of(_of_size(model, replace(size, feed_forward_width=width), labels)) for width in (8, 16))
+    wanted = parameters_of(_of_size("cross-attention", SIZE, labels))
+    one, two = (parameters_of(_of_size(model, replace(SIZE, feed_forward_width=width), labels)) for width in (8, 16))
     return 8 * max(1, 1 + round((wanted - one) / (two - one)))
 
 
