@@ -43,7 +43,10 @@ def environment_of(container: Container) -> dict[str, str]:
 def resolved(objects: list[dict[str, Any]], deployment: str, release: int) -> dict[str, Any]:
     """The pod of a Deployment with its ConfigMaps put in, and the release chosen as an upgrade does."""
     pod: dict[str, Any] = one(objects, "Deployment", deployment)["spec"]["template"]["spec"]
-    for container in [*pod["initContainers"], *pod["containers"]]:
+    for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+        for source in container.pop("envFrom", ()):
+            values = one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
+            container["env"] += [{"name": name, "value": value} for name, value in values.items()]
         for variable in container["env"]:
             if source := variable.pop("valueFrom", None):
                 key = source["configMapKeyRef"]

@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# `cmt gateway`: what applications talk to. Neither Triton nor models are in it. From the repository's root:
+# `cmt gateway`, with a client of Redis: what applications talk to. Neither Triton nor models are in it. From the
+# repository's root:
 #   docker build --file k8s/images/front-door.Dockerfile --tag cmt-front-door:0.1.0 .
 FROM python:3.11-slim-bookworm
 
@@ -14,7 +15,7 @@ COPY sessions sessions
 COPY ensembles ensembles
 
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ".[gateway]" \
+RUN pip install --no-cache-dir ".[redis]" \
     && rm -rf build \
     && useradd --uid 10001 --user-group --no-create-home cmt
 

@@ -19,7 +19,7 @@ IMAGES = {
     for image in (
         Image("cpu", "k8s/images/cpu.Dockerfile", 800 * MB, on_triton=True),
         Image("gpu", "k8s/images/gpu.Dockerfile", 520 * MB, on_triton=True, stage="serve"),
-        Image("front-door", "k8s/images/front-door.Dockerfile", 400 * MB),
+        Image("front-door", "k8s/images/front-door.Dockerfile", 460 * MB),
         Image("training", "k8s/training/Dockerfile", 2700 * MB),
     )
 }

@@ -134,6 +134,7 @@ def _debian(out: Path) -> Path:
     layer, draft = out / DEBIAN_LAYER, out / f"{DEBIAN_LAYER}.draft"
     if not layer.is_dir():
         remove(draft)
+        out.mkdir(parents=True, exist_ok=True)
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(draft)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for folder in UNPACKED:
