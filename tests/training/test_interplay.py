@@ -19,7 +19,7 @@ from cmt_training.interplay.intervals import Drawn, difference
 from cmt_training.interplay.learn import ONLY, Budget, Net, said
 from cmt_training.interplay.results import OURS, Results, ladder_of
 from cmt_training.interplay.run import MODELS, RUNGS, Place, answered, trained
-from cmt_training.interplay.tokens import GRID, PLAIN, Tokens, pooled, tokens_of
+from cmt_training.interplay.tokens import GRID, PLAIN, Tokens, pooled, standardised, tokens_of
 from cmt_training.metrics import Floats, softmax, weighted_f1
 from small_training import silent
 
@@ -58,6 +58,25 @@ def test_tokens_are_means_of_neighbours() -> None:
     assert few[1][:, 0].tolist() == [1, 1, 7], "the last is of what is left of the sound"
     assert torch.equal(few[2], text)
     assert [len(each) for each in pooled([image[:0], audio[:0], text])] == [0, 0, 5]
+
+
+def test_tokens_are_standardised_by_those_of_training() -> None:
+    rng = np.random.default_rng(0)
+    where = 10 * rng.normal(size=(1, 3, 4))  # what a place alone says
+    tokens = (where + rng.normal(size=(400, 3, 4))).astype(np.float16)
+    own = np.arange(3) < rng.integers(0, 4, 400)[:, None]
+    training = np.arange(400) < 300
+    found = standardised(tokens, own, training, by_place=True)
+    assert not found[~own].any()
+    for place in range(3):
+        known = found[training & own[:, place], place].astype(np.float32)
+        assert np.abs(known.mean(axis=0)).max() < 0.01
+        assert np.abs(known.std(axis=0) - 1).max() < 0.05
+    together = standardised(tokens, own, training, by_place=False)[training][own[training]].astype(np.float32)
+    assert np.abs(together.std(axis=0) - 1).max() < 0.05
+    changed = tokens.copy()
+    changed[300:] += 5
+    assert np.array_equal(standardised(changed, own, training, by_place=True)[:300], found[:300])
 
 
 def test_a_corpus_becomes_tokens_once(untrained: Checkpoint, tmp_path: Path) -> None:

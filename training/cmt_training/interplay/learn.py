@@ -34,8 +34,8 @@ class Budget:
     """Of every rung alike. check_every: steps between looks at the validation items; learning_rates: each is tried with
     the first seed, the best kept; modality_dropout: chance that an item loses one modality."""
 
-    steps: int = 300
-    check_every: int = 75
+    steps: int = 1200
+    check_every: int = 150
     batch_size: int = 128
     learning_rates: tuple[float, ...] = (1e-3, 3e-3)
     modality_dropout: float = 0.1

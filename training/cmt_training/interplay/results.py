@@ -16,7 +16,7 @@ from cmt_training.interplay.intervals import Drawn, difference
 from cmt_training.interplay.run import MODELS, RUNGS, Answered, Place, Training, answered, emap
 from cmt_training.interplay.tokens import Tokens
 from cmt_training.metrics import Floats, confusion_matrix, f1_per_label, metrics_of
-from cmt_training.statistics import Interval, interval_of
+from cmt_training.statistics import Interval, interval_of, percent
 
 OURS = "cross-attention"
 COVERED = (0.5, 0.8)  # shares of the items that are answered, the surest first
@@ -204,8 +204,8 @@ class _Margins:
         ours, theirs = self._of(OURS, measure), self._of(other, measure)
         draws, baseline = (getattr(self.drawn, measure)(self.probabilities[rung]) for rung in (OURS, other))
         found = difference(draws, baseline, [a - b for a, b in zip(ours.values, theirs.values, strict=True)])
-        percent, claimed = 100 * found.mean / theirs.mean, CLAIMED_PERCENT[measure]
-        return Margin(measure, other, found, percent, claimed, bool(np.sign(claimed) * (percent - claimed) >= 0))
+        off, claimed = percent(ours, theirs), CLAIMED_PERCENT[measure]
+        return Margin(measure, other, found, off, claimed, bool(np.sign(claimed) * (off - claimed) >= 0))
 
     def _of(self, rung: str, measure: str) -> Interval:
         found: Interval = getattr(self.rungs[rung], measure)

@@ -2,7 +2,7 @@
 
 FOLDER/corpus/, prepared/    the corpus, and its ready tensors
 FOLDER/parts/000.npz, …      tokens of so many items each; what is there isn't made again
-FOLDER/image.npy, …          float16 [items, most tokens, width] of each modality, zeros behind an item's own
+FOLDER/image.npy, …          float16 [items, most tokens, width] of each modality, standardised; behind an item's own: 0
 FOLDER/counts.npy            int64 [items, 3]: how many tokens are an item's own
 """
 
@@ -40,6 +40,7 @@ from cmt_training.prepare import open_prepared, prepare
 GRID = 4  # tokens along each side of an image, beside the class token
 FRAMES = 16  # of 20 ms, that one token of sound is the mean of
 PART, BATCH = 1000, 25  # items
+SMALLEST = 1e-2  # deviation that is divided by
 PLAIN = "plain"  # the kind of items without interplay
 Indices = NDArray[np.int64]
 
@@ -77,7 +78,8 @@ def tokens_of(folder: Path, options: CorpusOptions, checkpoint: Path, workers: i
     if not (folder / "counts.npy").is_file():
         opened = load_checkpoint(checkpoint)
         ready = prepare(data, opened.config.preprocess, opened.tokenizer, folder / "prepared", progress, workers).folder
-        _gather(folder, _encoded(folder, ready, checkpoint, len(data.examples), workers, progress))
+        training = np.array([example.split == "train" for example in data.examples])
+        _gather(folder, _encoded(folder, ready, checkpoint, len(data.examples), workers, progress), training)
     labels = labels_of(data.label_set)
     return Tokens(
         labels,
@@ -143,13 +145,29 @@ def pooled(tokens: Sequence[Tensor]) -> list[Tensor]:
     return [image, audio, text]
 
 
-def _gather(folder: Path, parts: Sequence[Path]) -> None:
-    """One array for each modality."""
+def _gather(folder: Path, parts: Sequence[Path], training: NDArray[np.bool_]) -> None:
+    """One array for each modality. training [items]: those by which tokens are standardised."""
     loaded = [dict(np.load(path)) for path in parts]
     counts = np.stack([np.concatenate([part[f"{m}-counts"] for part in loaded]) for m in MODALITIES], axis=1)
     for column, m in enumerate(MODALITIES):
         rows = np.concatenate([part[m] for part in loaded])
         padded = np.zeros((len(counts), counts[:, column].max(), rows.shape[1]), np.float16)
-        padded[np.arange(padded.shape[1]) < counts[:, column : column + 1]] = rows
-        np.save(folder / f"{m}.npy", padded)
+        own = np.arange(padded.shape[1]) < counts[:, column : column + 1]
+        padded[own] = rows
+        np.save(folder / f"{m}.npy", standardised(padded, own, training, by_place=m == "image"))
     np.save(folder / "counts.npy", counts)
+
+
+def standardised(tokens: Array, own: NDArray[np.bool_], training: NDArray[np.bool_], *, by_place: bool) -> Array:
+    """Tokens [items, places, width] of zero mean and unit deviation over the training items; zeros where they aren't an
+    item's own [items, places]. by_place: each place by itself, as what an encoder says of where a patch lies is many
+    times as large as what it says of the patch."""
+    found = np.zeros_like(tokens)
+    places = [slice(place, place + 1) for place in range(tokens.shape[1])] if by_place else [slice(None)]
+    for place in places:
+        there = own[:, place]
+        known = tokens[training, place][there[training]].astype(np.float32)
+        if len(known):
+            deviation = known.std(axis=0) + SMALLEST
+            found[:, place][there] = (tokens[:, place][there] - known.mean(axis=0)) / deviation
+    return found
