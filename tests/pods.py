@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rendering import K8S, one
 
 ROOT = K8S.parent
@@ -38,6 +40,13 @@ def command_of(container: Container) -> list[str]:
 def environment_of(container: Container) -> dict[str, str]:
     """Its variables; those of ConfigMaps are `value` by now, see `resolved`."""
     return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
+def skip_where_covered(container: Container) -> None:
+    """Skips a test whose container mounts a volume over the command that is installed here."""
+    for mount in container["volumeMounts"]:
+        if Path(mount["mountPath"]) in BINARIES.parents:
+            pytest.skip(f"the pod mounts {mount['mountPath']} over {BINARIES}, where its command lies")
 
 
 def resolved(objects: list[dict[str, Any]], deployment: str, release: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cmt_release.release import Release
 from cmt_release.store import open_store
 from cmt_rollout.kubernetes import layout
 from cmt_rollout.kubernetes.rendered import quantity
-from pods import BINARIES, Loopback, Sandbox, http_status, resolved
+from pods import Loopback, Sandbox, http_status, resolved, skip_where_covered
 from rendering import rendered
 
 Runs = Loopback | Sandbox
@@ -128,11 +128,8 @@ def runs_as_rendered(
     (container,) = pod["containers"]
     # The image has a Triton that may listen on 0.0.0.0; the one at hand is the wheel's, in a network of its own.
     container["env"].append({"name": "CMT_EXPOSE_VULNERABLE_TRITON", "value": "1"})
-    covered = [
-        mount["mountPath"] for mount in container["volumeMounts"] if Path(mount["mountPath"]) in BINARIES.parents
-    ]
-    if covered and not image:
-        pytest.skip(f"the pod mounts {covered[0]} over {BINARIES}, where its command lies")
+    if not image:
+        skip_where_covered(container)
     (shm,) = (v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm")
     runs = Sandbox(tmp_path, folders, int(quantity(shm)), pod["securityContext"]["runAsUser"], image=image)
     with running(runs, pod) as process:
