@@ -124,6 +124,7 @@ def accuracy(model: str, tokens: Tokens, folder: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_tokens_that_attend_see_what_a_sum_of_evidence_cant(tmp_path: Path) -> None:
     tokens = made_up(1600, xor=True)
     late = accuracy("late", tokens, tmp_path)
