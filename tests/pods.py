@@ -54,8 +54,9 @@ def resolved(objects: list[dict[str, Any]], deployment: str, release: int) -> di
     pod: dict[str, Any] = one(objects, "Deployment", deployment)["spec"]["template"]["spec"]
     for container in [*pod.get("initContainers", ()), *pod["containers"]]:
         for source in container.pop("envFrom", ()):
-            values = one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
-            container["env"] += [{"name": name, "value": value} for name, value in values.items()]
+            if "configMapRef" in source:  # a store's secrets are a deployment's own
+                values = one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
+                container["env"] += [{"name": name, "value": value} for name, value in values.items()]
         for variable in container["env"]:
             if source := variable.pop("valueFrom", None):
                 key = source["configMapKeyRef"]
