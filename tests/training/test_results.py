@@ -12,6 +12,7 @@ from cmt_perf.real.page import alone
 from cmt_perf.real.page import paired as paired_table
 from cmt_training.compare import CLAIMED_PERCENT
 from cmt_training.comparison import Comparison
+from cmt_training.interplay.results import Results as Ladders
 from cmt_training.options import MODELS
 from cmt_training.report import comparison_markdown, verdict_of
 from cmt_training.statistics import Interval, claim_of, paired
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
 RESULTS = ROOT / "training" / "results"
 GENERATED, MELD, REAL = (RESULTS / name for name in ("generated.json", "meld_text.json", "real.json"))
+INTERPLAY = RESULTS / "interplay.json"
 
 
 def ends_of(interval: Interval) -> tuple[float, float, float]:
@@ -77,3 +79,16 @@ def test_the_docs_show_the_figures_on_real_media() -> None:
 @pytest.mark.parametrize("path", [GENERATED, MELD], ids=lambda path: path.name)
 def test_commands_are_those_of_any_machine(path: Path) -> None:
     assert "/" not in json.loads(path.read_text())["conditions"]["command"].split()[0]
+
+
+def test_the_docs_show_the_ladder_on_interplay() -> None:
+    """On generated talk, with interplay and without."""
+    ladders = Ladders.from_json(INTERPLAY.read_text())
+    assert json.loads(ladders.to_json()) == json.loads(INTERPLAY.read_text())
+    assert ladders.markdown() in PAGE
+    assert ladders.kinds_markdown("interplay") in PAGE
+    told = " ".join(PAGE.split())
+    for ladder in ladders.corpora.values():
+        for margin in (*ladder.margins, *ladder.over_late):
+            assert margin.told() in told
+            assert margin.met == (margin.percent / margin.claimed_percent >= 1)
