@@ -108,21 +108,21 @@ class TurnCutter:
     def _after(self, now_s: float) -> list[Event]:
         """What has lasted long enough by now."""
         assert self._start_s is not None
-        if self._silent_s is not None:
-            quiet_s, end_s = now_s - self._silent_s, self._silent_s + self.options.pad_s
-            if not self._began:
-                if quiet_s >= self.options.early_s:
-                    self._forget()
-                return []
-            if quiet_s >= self.options.min_silence_s:
-                return self.end(end_s, "silence")
-            if quiet_s >= self.options.early_s and not self._paused:
-                self._paused = True
-                return [Paused(_ms(self._start_s), _ms(end_s))]
-        if self._began and now_s - self._start_s >= self.options.most_s:
+        quiet_s = 0.0 if self._silent_s is None else now_s - self._silent_s
+        if not self._began:
+            if quiet_s >= self.options.early_s:
+                self._forget()
+            return []
+        end_s = now_s - quiet_s + self.options.pad_s
+        if quiet_s >= self.options.min_silence_s:
+            return self.end(end_s, "silence")
+        if now_s - self._start_s >= self.options.most_s:
             ended = self.end(now_s, "length")
             self._start_s = now_s  # if more comes, without a hole
             return ended
+        if quiet_s >= self.options.early_s and not self._paused:
+            self._paused = True
+            return [Paused(_ms(self._start_s), _ms(end_s))]
         return []
 
     def _forget(self) -> None:
