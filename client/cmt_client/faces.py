@@ -17,11 +17,10 @@ from cmt_client.requests import Item
 from cmt_client.result import Emotion
 from cmt_pipeline.errors import InvalidInput as PipelineInvalidInput
 from cmt_pipeline.face_note import Box
+from cmt_pipeline.faces import Face, cut_out
 from cmt_pipeline.image import DecodingRoom, decode_to_look
 from cmt_pipeline.limits import DEFAULT_LIMITS, Limits
 
-#: Of a box, on each side: the server looks for the face again.
-MARGIN = 0.35
 #: The same picture has been decoded by the server; here many may come at once.
 _ROOM = DecodingRoom(DEFAULT_LIMITS.max_image_pixels)
 
@@ -48,7 +47,7 @@ def _placed(emotion: Emotion, box: Box) -> Emotion:
 
 
 def _portraits(picture: bytes, boxes: Sequence[Box], limits: Limits) -> Iterator[bytes]:
-    """Netpbm files of the squares around boxes."""
+    """Netpbm files of the squares around boxes, not turned: the server looks for the face again."""
     try:
         import PIL  # noqa: F401
     except ImportError:
@@ -60,8 +59,4 @@ def _portraits(picture: bytes, boxes: Sequence[Box], limits: Limits) -> Iterator
         raise own_input_error(error) from None
     for box in boxes:
         left, top, right, bottom = (side / scale for side in box)
-        around = MARGIN * max(right - left, bottom - top)
-        start = max(0, int(left - around)), max(0, int(top - around))
-        end = min(image.width, round(right + around)), min(image.height, round(bottom + around))
-        square = image.crop((*start, *end))
-        yield ppm_from_array(np.asarray(square), limits)
+        yield ppm_from_array(np.asarray(cut_out(image, Face((left, top, right, bottom), 0.0, 1.0))), limits)
