@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from cmt_training.data.pairing import NAME
 from cmt_training.evaluation import Evaluation
+from cmt_training.markdown import markdown_table
 from cmt_training.metrics import METRICS, Metrics
 
 CARD_FILE = "MODEL_CARD.md"
@@ -71,8 +72,8 @@ def model_card(evaluation: Evaluation) -> str:
         f"**Not for real decisions about people.** {limit}",
         f"**Figures** of the {evaluation.split} split, probabilities calibrated with temperature "
         f"{evaluation.temperature:.3f}:",
-        _table(("modalities", "items", *(metric.title for metric in METRICS.values())), _rows(metrics)),
-        _table(("label", "F1", "items"), _per_label(evaluation)),
+        markdown_table(("modalities", "items", *(metric.title for metric in METRICS.values())), _rows(metrics)),
+        markdown_table(("label", "F1", "items"), _per_label(evaluation)),
         f"**Conditions.** `{json.dumps(dict(evaluation.conditions), sort_keys=True)}`",
     ]
     return "\n\n".join(parts) + "\n"
@@ -87,8 +88,3 @@ def _rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
 def _per_label(evaluation: Evaluation) -> list[tuple[str, ...]]:
     found = zip(evaluation.labels, evaluation.f1, evaluation.support, strict=True)
     return [(label, f"{f1:.3f}", str(support)) for label, f1, support in found]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,8 +11,8 @@ from cmt_training.data.pairing import NAME as PAIRED
 from cmt_training.evaluation import Evaluation
 from cmt_training.figures import comparison_figures, figures_of
 from cmt_training.html_page import Part, heading, images, page, paragraph, preformatted, table
+from cmt_training.markdown import markdown_table
 from cmt_training.metrics import METRICS, Metrics
-from cmt_training.statistics import Interval
 
 REPORT_FILE = "report.html"
 
@@ -83,16 +83,14 @@ def difference_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The table of docs/training.md: models, and how far CMT is from each."""
-    lines = [
-        "| model | weighted F1 | cross-entropy | ECE | CMT minus it: F1 | cross-entropy |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, found in comparison.models.items():
-        cells = [_short(found[metric]) for metric in ("weighted_f1", "cross_entropy", "ece")]
+        cells = [found[metric].short() for metric in ("weighted_f1", "cross_entropy", "ece")]
         difference = comparison.differences.get(name)
-        cells += [_short(difference.weighted_f1), _short(difference.cross_entropy)] if difference else ["", ""]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        cells += [difference.weighted_f1.short(), difference.cross_entropy.short()] if difference else ["", ""]
+        rows.append([name, *cells])
+    head = ("model", "weighted F1", "cross-entropy", "ECE", "CMT minus it: F1", "cross-entropy")
+    return markdown_table(head, rows) + "\n"
 
 
 def verdict_of(comparison: Comparison) -> str:
@@ -116,10 +114,6 @@ def _metrics_table(rows: Mapping[str, Metrics]) -> Part:
 def metric_cells(found: Metrics) -> list[str]:
     """A figure a metric, and the count of items."""
     return [*(f"{found[name]:.4f}" for name in METRICS), str(found["count"])]
-
-
-def _short(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _per_label(evaluation: Evaluation) -> list[tuple[str, str, str]]:

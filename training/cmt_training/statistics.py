@@ -20,6 +20,10 @@ class Interval:
     high: float
     values: tuple[float, ...]
 
+    def short(self) -> str:
+        """As `str`, to three places: for tables."""
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
     def __str__(self) -> str:
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 

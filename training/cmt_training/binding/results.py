@@ -11,6 +11,7 @@ from cmt_release.typed_json import parsed, typed
 from cmt_training.binding.family import KINDS, Kind, ceiling
 from cmt_training.binding.ladder import MODELS, RUNGS, made, parameters_of
 from cmt_training.binding.run import Reached, Trained
+from cmt_training.markdown import markdown_table
 from cmt_training.statistics import Interval, interval_of
 
 METHOD = (
@@ -72,12 +73,10 @@ class Results:
 
     def markdown(self) -> str:
         """A table: a row a rung, a column a kind and length."""
-        names = [f"{each.kind} {each.length}" for each in self.cells]
-        lines = [f"| rung | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
-        for rung in RUNGS:
-            lines.append(f"| {rung} | {' | '.join(f'{each.accuracies[rung].mean:.2f}' for each in self.cells)} |")
-        lines.append(f"| *EMAP of the best* | {' | '.join(f'{each.emap.mean:.2f}' for each in self.cells)} |")
-        return "\n".join(lines)
+        head = ["rung", *(f"{each.kind} {each.length}" for each in self.cells)]
+        rows = [[rung, *(f"{each.accuracies[rung].mean:.2f}" for each in self.cells)] for rung in RUNGS]
+        emap = ["*EMAP of the best*", *(f"{each.emap.mean:.2f}" for each in self.cells)]
+        return markdown_table(head, [*rows, emap])
 
 
 @dataclass(frozen=True)

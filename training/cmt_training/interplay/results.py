@@ -15,6 +15,7 @@ from cmt_training.compare import CLAIMED_PERCENT
 from cmt_training.interplay.intervals import Drawn, difference
 from cmt_training.interplay.run import MODELS, RUNGS, Answered, Place, Training, answered, emap
 from cmt_training.interplay.tokens import Tokens
+from cmt_training.markdown import markdown_table
 from cmt_training.metrics import Floats, confusion_matrix, f1_per_label, metrics_of
 from cmt_training.statistics import Interval, interval_of, percent
 
@@ -104,25 +105,24 @@ class Results:
         """A table: a row a rung, columns of each corpus."""
         names = list(self.corpora)
         titles = [f"{name}: {title}" for name in names for title in ("weighted F1", "cross-entropy", "ECE")]
-        lines = [f"| rung | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
+        rows = []
         for rung in RUNGS:
             found = [self.corpora[name].rungs.get(rung) for name in names]
-            cells = [cell for each in found for cell in (_cells(each) if each else ("",) * 3)]
-            lines.append(f"| {rung} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+            rows.append([rung, *(cell for each in found for cell in (_cells(each) if each else ("",) * 3))])
+        return markdown_table(["rung", *titles], rows)
 
     def kinds_markdown(self, corpus: str) -> str:
         """Another: accuracy by kind of interplay, of the surest half, and F1 without a modality."""
         ladder = self.corpora[corpus]
         kinds, covered = list(ladder.kinds), f"{COVERED[0]:g}"
         head = [*kinds, "surest half", *(f"F1 without {m}" for m in MODALITIES)]
-        lines = [f"| rung | {' | '.join(head)} |", f"| --- |{' ---: |' * len(head)}"]
+        rows = []
         for name, rung in ladder.rungs.items():
             cells = [f"{rung.kinds[kind]:.2f}" for kind in kinds]
             cells += [f"{rung.selective[covered]:.2f}"]
             cells += [f"{rung.without[m]:.2f}" if m in rung.without else "" for m in MODALITIES]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+            rows.append([name, *cells])
+        return markdown_table(["rung", *head], rows)
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,4 @@ class _Margins:
 
 
 def _cells(rung: Rung) -> tuple[str, str, str]:
-    return _short(rung.weighted_f1), _short(rung.cross_entropy), f"{rung.ece.mean:.3f}"
-
-
-def _short(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return rung.weighted_f1.short(), rung.cross_entropy.short(), f"{rung.ece.mean:.3f}"
