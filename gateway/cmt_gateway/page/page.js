@@ -140,7 +140,7 @@ function showTurn(found) {
 function turnRow(found, label, last, kind) {
   const row = document.createElement("tr");
   const faces = 1 + (found.answer?.face?.others.length ?? 0);
-  const image = faces > 1 ? `image (the nearest of ${faces} faces)` : "image";
+  const image = faces > 1 ? `image (the most prominent of ${faces} faces)` : "image";
   const from = (found.answer?.modalities ?? []).map((name) => (name === "image" ? image : name)).join(", ");
   for (const text of [`${found.start_s.toFixed(1)} s`, `${found.end_s.toFixed(1)} s`, label, from, last]) {
     row.insertCell().textContent = text;
