@@ -1,4 +1,4 @@
-"""What fusions are made of: softmax masked by arithmetic, pooling by attention, feed-forward nets."""
+"""What fusions are made of: softmax masked by arithmetic, pooling and self-attention, feed-forward nets, heads."""
 
 from __future__ import annotations
 
@@ -45,6 +45,50 @@ class Pool(nn.Module):
         return pooled
 
 
+class Head(nn.Module):
+    """Tokens of one modality -> a pooled vector -> logits and valence_arousal."""
+
+    def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
+        super().__init__()
+        self.pool = Pool(width)
+        self.emotion_head = perceptron(width, size.dropout, labels, width)
+        self.valence_arousal_head = perceptron(width, size.dropout, 2, width)
+
+    def read(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [batch, tokens, width], mask [batch, tokens] -> [batch, labels], [batch, 2] without bounds."""
+        pooled = self.pool(features, mask)[:, 0]
+        return self.emotion_head(pooled), self.valence_arousal_head(pooled)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `read`, the second in [-1, 1]."""
+        logits, valence_arousal = self.read(features, mask)
+        return logits, torch.tanh(valence_arousal)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Self-attention and a feed-forward net; pre-norm, residual."""
+
+    def __init__(self, size: FusionSize, width: int = MODEL_WIDTH) -> None:
+        super().__init__()
+        self.heads = size.heads
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = feed_forward(size, width)
+        self.dropout = nn.Dropout(size.dropout)
+        small_at_first(self.output, self.feed_forward[-1])
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [batch, n, width], mask [batch, n] -> [batch, n, width]."""
+        parts = self.query_key_value(self.norm(tokens)).chunk(3, dim=-1)
+        query, key, value = (p.reshape(*p.shape[:2], self.heads, -1).transpose(1, 2) for p in parts)
+        bias = bias_of(mask, query.dtype)[:, None, None, :]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        tokens = tokens + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+        updated: Tensor = tokens + self.dropout(self.feed_forward(tokens))
+        return updated
+
+
 def feed_forward(size: FusionSize, width: int = MODEL_WIDTH) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(width),
@@ -65,6 +109,13 @@ def small_at_first(*lasts: nn.Module) -> None:
     """Of residual branches: what an encoder says then reaches the answer from the first step on (as LayerScale)."""
     for last in lasts:
         cast(nn.Linear, last).weight.mul_(BRANCH)
+
+
+@torch.no_grad()
+def nothing_at_first(last: nn.Module) -> None:
+    """Of what is added to something that is right without it (Zhang et al. 2019, arXiv 1901.09321)."""
+    for parameter in last.parameters():
+        parameter.zero_()
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

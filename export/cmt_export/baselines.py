@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.attention import SINK, Pool, bias_of, feed_forward, perceptron, presence_of
-from cmt_export.fusion import Fusion, WeighedFusion
+from cmt_export.attention import SINK, Head, Pool, SelfAttentionLayer, bias_of, perceptron, presence_of
+from cmt_export.fusion import Fusion, TaughtFusion
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.registry import Registry
@@ -33,8 +33,8 @@ from cmt_pipeline.tensors import MODEL_WIDTH
 
 BOTTLENECKS = 4  # tokens, as in the paper
 
-#: What a preset's `kind` of fusion names: classes that are made of a size, a count of labels and a width.
-FUSIONS: Registry[type[WeighedFusion]] = Registry(
+#: What a preset's `kind` of fusion names: subclasses of TaughtFusion, made of a size, a count of labels and a width.
+FUSIONS: Registry[Callable[[FusionSize, int, int], TaughtFusion]] = Registry(
     "fusion",
     "cmt_triton.fusions",
     type,
@@ -43,21 +43,6 @@ FUSIONS: Registry[type[WeighedFusion]] = Registry(
         "summary": "cmt_export.summary_fusion:SummaryFusion",
     },
 )
-
-
-class Head(nn.Module):
-    """Tokens of one modality -> a pooled vector -> logits and valence_arousal."""
-
-    def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
-        super().__init__()
-        self.pool = Pool(width)
-        self.emotion_head = perceptron(width, size.dropout, labels, width)
-        self.valence_arousal_head = perceptron(width, size.dropout, 2, width)
-
-    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [batch, tokens, width], mask [batch, tokens] -> [batch, labels], [batch, 2]."""
-        pooled = self.pool(features, mask)[:, 0]
-        return self.emotion_head(pooled), torch.tanh(self.valence_arousal_head(pooled))
 
 
 class SingleFusion(Fusion):
@@ -178,29 +163,6 @@ class BottleneckFusion(Fusion):
             shared = (told * shares[..., None, None]).sum(dim=1)
         pooled = torch.cat([pool(f, m)[:, 0] for pool, f, m in zip(self.pools, streams, masks, strict=True)], dim=-1)
         return self.emotion_head(pooled), torch.tanh(self.valence_arousal_head(pooled))
-
-
-class SelfAttentionLayer(nn.Module):
-    """Self-attention and a feed-forward net; pre-norm, residual."""
-
-    def __init__(self, size: FusionSize, width: int = MODEL_WIDTH) -> None:
-        super().__init__()
-        self.heads = size.heads
-        self.norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.feed_forward = feed_forward(size, width)
-        self.dropout = nn.Dropout(size.dropout)
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Tokens [batch, n, width], mask [batch, n] -> [batch, n, width]."""
-        parts = self.query_key_value(self.norm(tokens)).chunk(3, dim=-1)
-        query, key, value = (p.reshape(*p.shape[:2], self.heads, -1).transpose(1, 2) for p in parts)
-        bias = bias_of(mask, query.dtype)[:, None, None, :]
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        tokens = tokens + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
-        updated: Tensor = tokens + self.dropout(self.feed_forward(tokens))
-        return updated
 
 
 def fusion_of(model: str, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> Fusion:

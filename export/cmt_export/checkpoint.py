@@ -40,11 +40,13 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-FORMAT = 3
+FORMAT = 4
 COMPOSED = "composed"
 LAYER_WEIGHTS = "encoder.layer_weights"
-#: 1: without the labels, which then are those of the set of that name; 1, 2: fused by summaries, the only kind.
-FORMATS = (1, 2, FORMAT)
+#: 1: without the labels, which then are those of the set of that name; 1, 2: fused by summaries, the only kind; 3: its
+#: cross-modal attention had no evidence of its own of each modality, and isn't read.
+FORMATS = (1, 2, 3, FORMAT)
+SUMMARIES_ONLY = 2
 REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
 
 
@@ -103,9 +105,15 @@ class CheckpointConfig:
                 raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 to {FORMAT}")
             values["labels"] = checked_labels(values["labels"]) if got > 1 else labels_of(values["label_set"])
             values["encoders"] = {m: _encoder_config(values["encoders"][m]) for m in ordered(values["encoders"])}
-            values["fusion"] = FusionSize(**({"kind": "summary"} if got < FORMAT else {}) | values["fusion"])
+            values["fusion"] = FusionSize(**({"kind": "summary"} if got <= SUMMARIES_ONLY else {}) | values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
-            return cls(**values)
+            found = cls(**values)
+            if got < FORMAT and (found.model, found.fusion.kind) == ("cmt", "cross_attention"):
+                raise CheckpointError(
+                    f"got a checkpoint of format {got} whose fusion is cross_attention; this version reads those of "
+                    f"format {FORMAT}: train it again (what was exported of it is served as before)"
+                )
+            return found
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"got a {CONFIG_FILE} that is no checkpoint's: {error!r}") from error
 

@@ -1,19 +1,24 @@
-"""Cross-modal fusion over tokens: every patch, frame and word attends to those of the other two modalities.
+"""Cross-modal fusion over tokens: what each modality says by itself, added up, and what they say only together.
 
-As the Multimodal Transformer's directional cross-modal attention (Tsai et al. 2019, arXiv 1906.00295): each modality's
-tokens keep a stream of their own and take from the others what they attend to, so that a word can find the very frame
-that stressed it. Here the heads are shared out, half of them to each of the other two, which costs a token what
-self-attention does. Depth, width and the readout are our own: each stream is pooled by attention, and
-the three summaries weigh in the answer by learned shares. Every attention also sees a learned sink, so that a modality
-that is alone attends to something. `cmt_training.binding` sets it beside bottleneck tokens (Nagrani et al. 2021, arXiv
-2107.00135) and other rungs.
+    logits = log prior + sum over modalities m of weight m * (logits m - log prior) + interaction
+
+The sum is log-linear pooling (`cmt_export.log_linear`), exact where the modalities are independent given the label, of
+a head for each modality, which is also what answers for a modality that is alone. The interaction is all that isn't a
+sum: it begins as nothing, so that a training starts from the sum of evidence and has to find what is better. It is read
+from tokens that attend to those of the other two modalities, as the Multimodal Transformer's directional cross-modal
+attention (Tsai et al. 2019, arXiv 1906.00295): each modality's tokens keep a stream of their own and take from the
+others what they attend to, so that a word can find the very frame that stressed it. Here the heads are shared out, half
+of them to each of the other two, which costs a token what self-attention does, and the first half of the layers is
+self-attention within each modality (modalities that meet in the later layers did best in Nagrani et al. 2021, arXiv
+2107.00135). Every attention across also sees a learned sink, so that a modality that is alone attends to something.
+`cmt_training.binding` and `cmt_training.interplay` set it beside other fusions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +26,12 @@ from torch.nn import functional
 
 from cmt_export.attention import (
     SINK,
+    Head,
     Pool,
+    SelfAttentionLayer,
     bias_of,
     feed_forward,
-    masked_softmax,
+    nothing_at_first,
     perceptron,
     presence_of,
     small_at_first,
@@ -33,9 +40,13 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
+if TYPE_CHECKING:
+    from cmt_export.log_linear import Calibrated
+
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 LEAST_WEIGHT = 1e-6  # of all modalities together; where none is there, none weighs
+DIMENSIONS = 2  # valence and arousal
 OTHERS = tuple(tuple(other for other in range(3) if other != own) for own in range(3))
 
 
@@ -81,70 +92,101 @@ class Fusion(nn.Module):
         return presence
 
 
-class WeighedFusion(Fusion):
-    """A summary of each modality, what each weighs, and heads over the three. Kinds differ in how they summarise."""
+class TaughtFusion(Fusion):
+    """A fusion that training also asks what each modality says by itself, so that none leaves the answer to others."""
+
+    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, valence_arousal and separate logits [batch, 3, labels], of each modality alone."""
+        raise NotImplementedError
+
+
+class CrossModalFusion(TaughtFusion):
+    """Layers within each modality; heads that read them; layers between modalities, and what is found there."""
+
+    log_prior: Tensor
+    evidence_weights: Tensor
 
     def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
         super().__init__()
+        within = size.layers // 2
+        self.register_buffer("log_prior", torch.zeros(labels))
+        self.register_buffer("evidence_weights", torch.ones(len(MODALITIES)))  # beside others; calibrated
+        self.within = nn.ModuleList(
+            nn.ModuleList(SelfAttentionLayer(size, width) for _ in MODALITIES) for _ in range(within)
+        )
+        self.heads = nn.ModuleList(Head(size, labels, width) for _ in MODALITIES)
+        self.layers = nn.ModuleList(CrossModalLayer(size, width) for _ in range(size.layers - within))
         self.pools = nn.ModuleList(Pool(width) for _ in MODALITIES)
         self.norm = nn.LayerNorm(width)
-        self.gate = nn.Linear(width, 1)
-        self.emotion_head = perceptron(len(MODALITIES) * width, size.dropout, labels, width)
-        self.valence_arousal_head = perceptron(len(MODALITIES) * width, size.dropout, 2, width)
+        self.interaction = perceptron(len(MODALITIES) * width, size.dropout, labels + DIMENSIONS, width)
+        nothing_at_first(self.interaction[-1])
 
     def answer(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        summaries, context = self.summarised(features, masks)
-        return self.read(summaries, context, presence_of(masks))
+        streams = self._within(features, masks)
+        own, valence_arousal = self._own(streams, masks)
+        return self._together(own, valence_arousal, self._interaction(streams, masks), presence_of(masks))
 
     def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, valence_arousal and separate logits [batch, 3, labels]: with nothing in the head beside what is said
-        by one modality.
+        streams = self._within(features, masks)
+        own, each = self._own(streams, masks)
+        logits, valence_arousal, _ = self._together(own, each, self._interaction(streams, masks), presence_of(masks))
+        return logits, valence_arousal, own
 
-        Training asks for those, so that no modality leaves the answer to the others.
-        """
-        raise NotImplementedError
+    @torch.no_grad()
+    def calibrate(self, found: Calibrated, interaction: float) -> None:
+        """Takes temperatures and biases into the heads, and how much of the interaction counts into what reads it."""
+        for head, temperature, bias in zip(self.heads, found.temperatures, found.biases, strict=True):
+            last = cast(nn.Linear, cast(Head, head).emotion_head[-1])
+            last.weight.div_(temperature)
+            last.bias.div_(temperature).add_(bias)
+        for parameter in self.interaction[-1].parameters():
+            parameter[:-DIMENSIONS].mul_(interaction)
+        self.log_prior.copy_(found.log_prior)
+        self.evidence_weights.copy_(found.weights)
 
-    def summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """A summary of each modality [batch, 3, width], and what their weights are read from, the same shape."""
-        raise NotImplementedError
-
-    def read(self, summaries: Tensor, context: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Summaries and context [batch, 3, width], presence [batch, 3] -> what `answer` returns."""
-        attention = masked_softmax(self.gate(context)[..., 0], presence)
-        shares = attention * presence.to(attention.dtype).sum(dim=1, keepdim=True)  # 1 where all count alike
-        fused = (summaries * shares[..., None]).flatten(1)
-        return self.emotion_head(fused), torch.tanh(self.valence_arousal_head(fused)), attention
-
-    def apart(self, summaries: Tensor) -> Tensor:
-        """Logits [batch, 3, labels] of each modality's summary with zeros in the place of the others'."""
-        alone = summaries[:, None] * torch.eye(len(MODALITIES), device=summaries.device)[:, :, None]
-        logits: Tensor = self.emotion_head(alone.flatten(2))  # of [batch, 3, 3 * width]
-        return logits
-
-
-class CrossModalFusion(WeighedFusion):
-    """Streams of tokens that attend to each other, then pooled."""
-
-    def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
-        super().__init__(size, labels, width)
-        self.layers = nn.ModuleList(CrossModalLayer(size, width) for _ in range(size.layers))
-
-    def summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _within(self, features: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         streams = features
+        for layer in self.within:
+            own = cast(nn.ModuleList, layer)
+            streams = [each(tokens, mask) for each, tokens, mask in zip(own, streams, masks, strict=True)]
+        return streams
+
+    def _own(self, streams: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What each modality says: logits [batch, 3, labels], valence and arousal before the bounds [batch, 3, 2]."""
+        said = [cast(Head, head).read(s, m) for head, s, m in zip(self.heads, streams, masks, strict=True)]
+        return torch.stack([one[0] for one in said], dim=1), torch.stack([one[1] for one in said], dim=1)
+
+    def _interaction(self, streams: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """[batch, labels + DIMENSIONS]."""
         for layer in self.layers:
             streams = layer(streams, masks)
         pooled = [pool(stream, mask) for pool, stream, mask in zip(self.pools, streams, masks, strict=True)]
-        summaries = self.norm(torch.cat(pooled, dim=1))
-        return summaries, summaries
+        found: Tensor = self.interaction(self.norm(torch.cat(pooled, dim=1)).flatten(1))
+        return found
 
-    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The separate logits are those of each modality without the others, as its own pipeline answers."""
-        logits, valence_arousal, _ = self.answer(features, masks)
-        streams = features
-        for layer in self.layers:
-            streams = cast(CrossModalLayer, layer).alone(streams)
-        pooled = [pool(stream, mask) for pool, stream, mask in zip(self.pools, streams, masks, strict=True)]
-        return logits, valence_arousal, self.apart(self.norm(torch.cat(pooled, dim=1)))
+    def _together(
+        self, own: Tensor, valence_arousal: Tensor, interaction: Tensor, presence: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, valence and arousal, and the share of each modality in the evidence: how far it moves the labels."""
+        there = presence.to(own.dtype)
+        count = there.sum(dim=1, keepdim=True)
+        several = (count > 1).to(own.dtype)
+        logits, evidence = self.sum_of_evidence(own, there)
+        moved = (evidence - evidence.mean(dim=2, keepdim=True)).abs().mean(dim=2) + LEAST_WEIGHT * there
+        mean = (valence_arousal * there[..., None]).sum(dim=1) / count.clamp(min=1)
+        return (
+            logits + several * interaction[:, :-DIMENSIONS],
+            torch.tanh(mean + several * interaction[:, -DIMENSIONS:]),
+            moved / moved.sum(dim=1, keepdim=True).clamp(min=LEAST_WEIGHT),
+        )
+
+    def sum_of_evidence(self, own: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Separate logits [batch, 3, labels], presence [batch, 3] of their type -> the sum [batch, labels], and what
+        each modality adds to it [batch, 3, labels]."""
+        several = (there.sum(dim=1, keepdim=True) > 1).to(own.dtype)
+        weights = there * (several * self.evidence_weights + 1 - several)
+        evidence = (own - self.log_prior) * weights[..., None]
+        return self.log_prior + evidence.sum(dim=1), evidence
 
 
 class CrossModalLayer(nn.Module):
@@ -166,15 +208,6 @@ class CrossModalLayer(nn.Module):
             )
             for own, stream in enumerate(self._streams)
         ]
-
-    def alone(self, streams: list[Tensor]) -> list[Tensor]:
-        """As `forward`, of each modality without the others."""
-        updated = []
-        for stream, tokens in zip(self._streams, streams, strict=True):
-            projected, nothing = stream.project(tokens), tokens.new_zeros(tokens.shape[0], 0)
-            contexts = [(keys[:, :, :0], values[:, :, :0]) for keys, values in projected.keys_values]
-            updated.append(stream(tokens, projected.queries, contexts, [nothing, nothing]))
-        return updated
 
     @property
     def _streams(self) -> list[CrossModalStream]:

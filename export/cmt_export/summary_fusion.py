@@ -12,23 +12,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_export.attention import SINK, bias_of, feed_forward, presence_of, small_at_first
-from cmt_export.fusion import OTHERS, WeighedFusion
+from cmt_export.attention import (
+    SINK,
+    Pool,
+    bias_of,
+    feed_forward,
+    masked_softmax,
+    perceptron,
+    presence_of,
+    small_at_first,
+)
+from cmt_export.fusion import OTHERS, TaughtFusion
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 
 
-class SummaryFusion(WeighedFusion):
+class SummaryFusion(TaughtFusion):
     def __init__(self, size: FusionSize, labels: int, width: int = MODEL_WIDTH) -> None:
-        super().__init__(size, labels, width)
+        super().__init__()
+        self.pools = nn.ModuleList(Pool(width) for _ in MODALITIES)
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, 1)
+        self.emotion_head = perceptron(len(MODALITIES) * width, size.dropout, labels, width)
+        self.valence_arousal_head = perceptron(len(MODALITIES) * width, size.dropout, 2, width)
         self.layers = nn.ModuleList(SummaryLayer(size, width) for _ in range(size.layers))
         self.context_norm = nn.LayerNorm(width)
         self.belief = nn.Linear(width, width)
         nn.init.zeros_(self.belief.weight)
         nn.init.zeros_(self.belief.bias)
 
-    def summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def answer(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        believed, context = self._summarised(features, masks)
+        return self._read(believed, context, presence_of(masks))
+
+    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The separate logits are those of each modality's summary with zeros in the place of the others'."""
+        believed, context = self._summarised(features, masks)
+        logits, valence_arousal, _ = self._read(believed, context, presence_of(masks))
+        alone = believed[:, None] * torch.eye(len(MODALITIES), device=believed.device)[:, :, None]
+        return logits, valence_arousal, self.emotion_head(alone.flatten(2))  # of [batch, 3, 3 * width]
+
+    def _summarised(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """What is believed of each modality, and what the others bear out."""
         presence = presence_of(masks)
         summaries = [pool(tokens, mask) for pool, tokens, mask in zip(self.pools, features, masks, strict=True)]
@@ -39,10 +64,12 @@ class SummaryFusion(WeighedFusion):
         believed = self.norm(torch.cat(summaries, dim=1)) * 2 * torch.sigmoid(self.belief(context))
         return believed, context
 
-    def taught(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        believed, context = self.summarised(features, masks)
-        logits, valence_arousal, _ = self.read(believed, context, presence_of(masks))
-        return logits, valence_arousal, self.apart(believed)
+    def _read(self, summaries: Tensor, context: Tensor, presence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summaries and context [batch, 3, width], presence [batch, 3] -> what `answer` returns."""
+        attention = masked_softmax(self.gate(context)[..., 0], presence)
+        shares = attention * presence.to(attention.dtype).sum(dim=1, keepdim=True)  # 1 where all count alike
+        fused = (summaries * shares[..., None]).flatten(1)
+        return self.emotion_head(fused), torch.tanh(self.valence_arousal_head(fused)), attention
 
 
 class SummaryLayer(nn.Module):

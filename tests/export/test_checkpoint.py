@@ -122,7 +122,7 @@ def test_checkpoints_from_before_fusions_had_kinds_have_the_summary(saved: Path,
     folder = shutil.copytree(saved, tmp_path / "older")
     edit_config(lambda c: (c.update(format=2), c["fusion"].pop("kind")))(folder)
     assert isinstance(load_checkpoint(folder).model.fusion, SummaryFusion)
-    edit_config(lambda c: c["fusion"].update(kind="cross_attention"))(folder)
+    edit_config(lambda c: (c.update(format=4), c["fusion"].update(kind="cross_attention")))(folder)
     with pytest.raises(CheckpointError, match="doesn't fit its config"):
         load_checkpoint(folder)
 
@@ -162,7 +162,11 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_config(lambda c: c.update(format=4)), "got a checkpoint of format 4; this version reads 1 to 3"),
+        (edit_config(lambda c: c.update(format=5)), "got a checkpoint of format 5; this version reads 1 to 4"),
+        (
+            edit_config(lambda c: (c.update(format=3), c["fusion"].update(kind="cross_attention"))),
+            "format 3 whose fusion is",
+        ),
         (edit_config(lambda c: c.pop("format")), "got a checkpoint of format None"),
         (edit_config(lambda c: c.update(nonsense=1)), "got a config.json that is no checkpoint's.*nonsense"),
         (edit_config(lambda c: c["encoders"].pop("audio")), r"has unexpected \['encoders.audio"),

@@ -19,7 +19,8 @@ from cmt_engine.onnxruntime_engine import OnnxRuntimeRunner
 from cmt_engine.openvino_engine import OPENVINO
 from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx
 from cmt_export.baselines import FUSIONS, fusion_of
-from cmt_export.fusion import CrossModalFusion, WeighedFusion
+from cmt_export.fusion import CrossModalFusion, TaughtFusion
+from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
 from cmt_export.model import CrossModalTransformer, run_stage
 from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
@@ -36,10 +37,10 @@ subsets = pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 Tokens = dict[Modality, tuple[Tensor, Tensor]]
 
 
-def fusion(kind: str) -> WeighedFusion:
+def fusion(kind: str) -> TaughtFusion:
     """Its branches as large as those of a trained one, so that what they do shows."""
     torch.manual_seed(0)
-    made = FUSIONS[kind](replace(SIZE, kind=kind), LABELS).eval()
+    made = FUSIONS[kind](replace(SIZE, kind=kind), LABELS, MODEL_WIDTH).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -136,6 +137,42 @@ def test_each_modality_is_taught_to_answer_as_its_own_pipeline_does() -> None:
     for index, own in enumerate(MODALITIES):
         alone = {m: (x, mask * (m == own)) for m, (x, mask) in given.items()}
         assert_same([apart[:, index]], [ask(made, alone)[0]])
+
+
+@torch.inference_mode()
+def test_a_new_one_answers_as_log_linear_pooling_of_its_heads_does() -> None:
+    """Before it has learnt anything that isn't a sum; and it stays so once calibrated."""
+    torch.manual_seed(0)
+    made, given = CrossModalFusion(SIZE, LABELS).eval(), tokens((9, 7, 4), batch=3)
+    made.log_prior.copy_(torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]).log())
+    experts = {m: Expert("softmax", tuple(range(LABELS))) for m in MODALITIES}
+    pool = LogLinearFusion(experts, LABELS)
+    features, masks = [given[m][0] for m in MODALITIES], [given[m][1] for m in MODALITIES]
+    separate = made.taught(features, masks)[2]
+    found = Calibrated(
+        torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1]).log(),
+        torch.tensor([0.5, 1.5, 2.0]),
+        torch.linspace(-1, 1, 3 * LABELS).reshape(3, LABELS),
+        torch.tensor([0.8, 1.2, 0.4]),
+    )
+    for by in (replace(Calibrated.none(LABELS), log_prior=made.log_prior.clone()), found):
+        made.calibrate(by, interaction=0.7)
+        for subset in SUBSETS:
+            there = torch.tensor([[float(m in subset) for m in MODALITIES]]).expand(3, -1)
+            wanted = pool.pooled(list(separate.unbind(dim=1)), there, by)[0].softmax(dim=-1)
+            masked = [mask * (m in subset) for m, mask in zip(MODALITIES, masks, strict=True)]
+            assert_same([made.answer(features, masked)[0].softmax(dim=-1)], [wanted])
+
+
+@torch.inference_mode()
+def test_a_modality_that_says_little_has_little_share_of_the_evidence() -> None:
+    made, given = fusion("cross_attention"), tokens((9, 7, 4))
+    before = ask(made, given)[3]
+    for parameter in made.heads[0].emotion_head[-1].parameters():
+        parameter.mul_(0.01)
+    after = ask(made, given)[3]
+    assert (after[:, 0] < 0.1 * before[:, 0]).all()
+    assert (after.sum(dim=1) - 1).abs().max() < TOLERANCE
 
 
 def test_presets_name_their_fusion() -> None:

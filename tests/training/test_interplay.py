@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from cmt_export.checkpoint import Checkpoint, save_checkpoint
+from cmt_export.fusion import CrossModalLayer
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 from cmt_training.binding.ladder import MATCHED, parameters_of
+from cmt_training.examples import Example
 from cmt_training.generate.options import CorpusOptions
 from cmt_training.interplay.figure import figure_of
 from cmt_training.interplay.intervals import Drawn, difference
 from cmt_training.interplay.learn import ONLY, Budget, Net, said
+from cmt_training.interplay.looks import Look, attention_of, picture_of
 from cmt_training.interplay.results import OURS, Results, ladder_of
 from cmt_training.interplay.run import MODELS, RUNGS, Place, answered, trained
 from cmt_training.interplay.tokens import GRID, PLAIN, Tokens, pooled, standardised, tokens_of
@@ -156,6 +160,29 @@ def test_a_ladder_is_measured_whole_and_trained_once(tmp_path: Path) -> None:
     results = Results("how", {"interplay": ladder, "control": ladder}, {})
     assert Results.from_json(results.to_json()) == results
     assert figure_of(results).startswith(b"\x89PNG")
+
+
+def test_the_attention_that_is_shown_is_that_which_answers() -> None:
+    torch.manual_seed(0)
+    layer = CrossModalLayer(FusionSize(layers=1, heads=4, feed_forward_width=8), 16)
+    streams = [torch.randn(2, count, 16) for count in (3, 5, 4)]
+    masks = [torch.ones(2, count) for count in (3, 5, 4)]
+    masks[1][0, 3:] = 0
+    listening, heard = layer.streams[2], layer.streams[1]
+    weights = attention_of(layer, streams, masks, own=2, other=1)
+    query = listening.project(streams[2]).queries[1]
+    keys, values = heard.project(streams[1]).keys_values[1]
+    sink = listening.sinks[1]
+    wanted = listening._attend(query, keys, values, masks[1], sink)
+    rest = 1 - weights.sum(dim=-1, keepdim=True)
+    assert not weights[0, :, :, 3:].any()
+    assert torch.allclose(weights @ values + rest * sink[1], wanted, atol=1e-6)
+
+
+def test_what_it_looks_at_is_drawn() -> None:
+    example = Example("one", "test", "joy", text="so good", tags={"interplay": "irony"})
+    look = Look(example, ("so", "good"), np.full((2, 4), 0.2), ("joy", "anger"), np.ones((4, 2)))
+    assert picture_of([look, look]).startswith(b"\x89PNG")
 
 
 def test_differences_are_paired() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cmt_export.checkpoint import Checkpoint
-from cmt_export.log_linear import Calibrated, LogLinearFusion
+from cmt_export.fusion import CrossModalFusion
+from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
 from cmt_pipeline.modality import MODALITIES, SUBSETS
 from cmt_pipeline.progress import Progress, no_progress
 from cmt_training.batches import by_length
@@ -148,6 +149,49 @@ def _fit_weights(fusion: LogLinearFusion, items: CalibrationItems, start: Calibr
 
     _minimise(lambda: torch.cat([_loss(fusion, items, presence, tried()) for presence in several]).mean(), raw)
     return _detached(tried())
+
+
+def calibrate_parts(fusion: CrossModalFusion, items: CalibrationItems, logits: Tensor) -> None:
+    """Folds into a fusion what suits the items best: temperature and biases of what each modality says by itself, what
+    it weighs beside others, and how much of the interaction is believed.
+
+    items: outputs are the separate logits; logits [items, labels]: the answers to all that an item has.
+    """
+    count, labels = len(fusion.log_prior), items.labels
+    pool = LogLinearFusion({m: Expert("softmax", tuple(range(count))) for m in MODALITIES}, count).double()
+    separate, there = list(items.outputs.unbind(dim=1)), items.presence
+    with torch.no_grad():
+        interaction = logits.double() - fusion.sum_of_evidence(items.outputs, there)[0]
+    found = fitted(pool, items)
+    sums, _ = pool.pooled(separate, there, found)
+    raw = torch.full((), math.log(math.expm1(1.0)), dtype=torch.float64, requires_grad=True)
+    _minimise(lambda: functional.cross_entropy(sums + functional.softplus(raw) * interaction, labels), raw)
+    fusion.calibrate(found, float(functional.softplus(raw.detach())))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What calibrates logits: a factor, and a bias for each label [labels]."""
+
+    factor: float
+    biases: Tensor
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Of [items, labels], float64."""
+        return logits.double() * self.factor + self.biases
+
+
+def vector_scaling(logits: Tensor, labels: Tensor) -> Scaling:
+    """What suits logits [items, labels] best: one temperature, and biases that are held towards 0."""
+    log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    pull, given = HELD / len(labels), logits.double()
+
+    def loss() -> Tensor:
+        return functional.cross_entropy(given * log_scale.exp() + bias, labels) + pull * bias.square().sum()
+
+    _minimise(loss, log_scale, bias)
+    return Scaling(float(log_scale.detach().exp()), bias.detach())
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ class _Seed:
         report = part_of(self.progress, start, start + 0.5 / len(MODELS), model)
         state = fit(task, options, self.folder / model, report, resume=True)
         only = modalities_of(model)
-        temperature = calibrate(trainee.model, predict(trainee.model, reader, task.validation, only=only))
+        temperature = calibrate(trainee.model, reader, task.validation, only)
         found = predict(trainee.model, reader, self.data.of("test"), only=only)
         return Run(
             metrics_of(softmax(found.logits, temperature), found.labels),

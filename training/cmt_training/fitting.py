@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmt_export.fusion import CrossModalFusion
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.progress import Progress
@@ -52,6 +53,7 @@ def fit(
     if not resume and any(run.glob("epoch-*")):
         raise ValueError(f"{run} holds a training; go on with --resume, or name another folder")
     loss = Loss(options, task.reader.labels(task.training), task.labels)
+    start_from_prior(task.trainee.model.fusion, loss.prior)
     without_idle(task, loss)
     fitting = _Fitting(task, options, loss.to(world.device), world)
     state = (load_state(run, task.recipe, fitting.learning) if resume else None) or TrainState(task.recipe)
@@ -73,6 +75,12 @@ def fit(
     task.trainee.load_state_dict(state.best, strict=False)
     task.trainee.to(world.device).eval()
     return state
+
+
+def start_from_prior(fusion: nn.Module, prior: torch.Tensor) -> None:
+    """Evidence is what goes beyond the prior [labels]."""
+    if isinstance(fusion, CrossModalFusion):
+        fusion.log_prior.copy_(prior.log())
 
 
 def finished(state: TrainState, options: TrainOptions) -> bool:

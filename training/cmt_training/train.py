@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from cmt_export.baselines import ConventionalFusion, Head, LateFusion, SingleFusion
+from cmt_export.attention import Head
+from cmt_export.baselines import ConventionalFusion, LateFusion, SingleFusion
 from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset, save_checkpoint
-from cmt_export.fusion import Fusion
+from cmt_export.fusion import CrossModalFusion, Fusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.progress import Progress
 from cmt_training.audio_pretraining import pretrain_audio
-from cmt_training.batches import Reader, raw_sources
+from cmt_training.batches import EVERYTHING, Reader, raw_sources
+from cmt_training.calibration import CalibrationItems, calibrate_parts
 from cmt_training.conditions import conditions
 from cmt_training.distributed import World
 from cmt_training.encoded import given_encoders
@@ -34,7 +38,7 @@ from cmt_training.frozen import frozen_sources, start_evenly, without_backbones
 from cmt_training.initial import start_from_scratch
 from cmt_training.metrics import best_temperature
 from cmt_training.options import FROZEN, LORA, TrainOptions
-from cmt_training.predict import ALONE, Predictions, predict
+from cmt_training.predict import ALONE, predict, predict_each
 from cmt_training.prepare import Prepared
 from cmt_training.state import TrainState
 from cmt_training.trainee import Trainee, modalities_of
@@ -71,7 +75,7 @@ def train(
     trainee = trainee_of(learning, reader, data, options, features=features, shares=ready.shares)
     state = fit(task_of(trainee, reader, data, options), options, run, progress, resume=resume, world=world)
     only = modalities_of(options.model)
-    calibrate(trainee.model, predict(trainee.model, reader, data.of("validation"), only=only, world=world))
+    calibrate(trainee.model, reader, data.of("validation"), only, world)
     checkpoint.model.cpu()
     ready.restore()
     if world.first:
@@ -161,10 +165,12 @@ def encoders_first(
 def start_as(fusion: Fusion, heads: LateFusion) -> None:
     """Lets a fusion begin with those of its parts that the heads have, under which the encoders learnt.
 
-    A single modality and late fusion have whole heads, others pools; self-attention over tokens has neither.
+    Some have whole heads, others pools; self-attention over tokens has neither.
     """
     if isinstance(fusion, LateFusion):
         fusion.load_state_dict(heads.state_dict())
+    elif isinstance(fusion, CrossModalFusion):
+        fusion.heads.load_state_dict(heads.heads.state_dict())
     elif isinstance(fusion, SingleFusion):
         fusion.head.load_state_dict(heads.heads[fusion.index].state_dict())
     elif not isinstance(fusion, ConventionalFusion):
@@ -207,9 +213,27 @@ def is_finished(out: Path, options: TrainOptions) -> bool:
     return True
 
 
-def calibrate(model: CrossModalTransformer, validation: Predictions) -> float:
-    """Sets the fusion's temperature to what suits the validation items best."""
-    temperature = best_temperature(validation.logits, validation.labels)
+def calibrate(
+    model: CrossModalTransformer,
+    reader: Reader,
+    validation: Sequence[int],
+    only: NDArray[np.int64] = EVERYTHING,
+    world: World = ALONE,
+) -> float:
+    """Sets what a fusion has to be calibrated to what suits the validation items best. Returns its temperature.
+
+    only [3]: modalities that are read.
+    """
+    if isinstance(model.fusion, CrossModalFusion):
+        onlys = [only, *map(modalities_of, MODALITIES)]
+        whole, *alone = predict_each(model, reader, validation, onlys, world=world)
+        separate = torch.from_numpy(np.stack([one.logits for one in alone], axis=1)).double()
+        there = torch.tensor([[reader.items[index].has(m) for m in MODALITIES] for index in validation]).double()
+        items = CalibrationItems(separate, there, torch.from_numpy(whole.labels))
+        calibrate_parts(model.fusion, items, torch.from_numpy(whole.logits))
+        return 1.0
+    found = predict(model, reader, validation, only=only, world=world)
+    temperature = best_temperature(found.logits, found.labels)
     model.fusion.temperature.fill_(temperature)
     return temperature
 

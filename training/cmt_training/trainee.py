@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from cmt_export.attention import Pool, presence_of
-from cmt_export.baselines import Head, LateFusion, SingleFusion
-from cmt_export.fusion import WeighedFusion
+from cmt_export.attention import Head, Pool, presence_of
+from cmt_export.baselines import LateFusion, SingleFusion
+from cmt_export.fusion import CrossModalFusion, TaughtFusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
@@ -42,7 +42,7 @@ class Answers:
 class Trainee(nn.Module):
     """A model, and beside it a light head on each modality alone that keeps its encoder learning.
 
-    Late fusion needs none: its own heads are trained, each on its modality, and averaged afterwards.
+    A fusion that has such heads needs none.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Trainee(nn.Module):
         self.model = model
         self.shares = shares or {}
         self.tuned = {name.split(".")[1] for name in self.shares}
-        needed = options.model not in (*MODALITIES, "late") and options.auxiliary > 0 and not features
+        has_heads = options.model in (*MODALITIES, "late") or isinstance(model.fusion, CrossModalFusion)
+        needed = not has_heads and options.auxiliary > 0 and not features
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.auxiliary = LateFusion(preset_of(options.preset).fusion, labels) if needed else None
@@ -85,7 +86,7 @@ class Trainee(nn.Module):
         separate = []
         if isinstance(heads, LateFusion) and self.training:
             separate.append(heads.separate(features, masks)[0])
-        if isinstance(fusion, WeighedFusion) and self.training:
+        if isinstance(fusion, TaughtFusion) and self.training:
             logits, valence_arousal, apart = fusion.taught(features, masks)
             separate.append(apart)
         else:
@@ -96,7 +97,7 @@ class Trainee(nn.Module):
     def _pool_of(self, modality: Modality) -> Pool:
         """That of the head which reads this modality alone, so that cues teach it where to look; else a new one."""
         heads = self.auxiliary if self.auxiliary is not None else self.model.fusion
-        if isinstance(heads, LateFusion):
+        if isinstance(heads, LateFusion | CrossModalFusion):
             return cast(Head, heads.heads[MODALITIES.index(modality)]).pool
         return heads.head.pool if isinstance(heads, SingleFusion) else Pool()
 
@@ -143,12 +144,15 @@ class Loss(nn.Module):
     """Sums and the counts they are to be divided by, so that parts of a batch add up to the whole batch's loss."""
 
     class_weights: Tensor
+    prior: Tensor
 
     def __init__(self, options: TrainOptions, labels: Array, count: int) -> None:
-        """labels [n]: of the training items; count: how many labels there are."""
+        """labels [n]: of the training items; count: how many labels there are. prior [labels]: how often each comes,
+        as it is weighted."""
         super().__init__()
         self.options = options
         self.register_buffer("class_weights", class_weights(labels, count, options.class_weighting))
+        self.register_buffer("prior", self.class_weights * frequency_of(labels, count))
 
     def forward(self, answers: Answers, batch: Batch) -> Tensor:
         """Sums [4]: of the answer's loss, each modality's alone, valence and arousal, cues."""
@@ -207,9 +211,15 @@ def modalities_of(model: str) -> NDArray[np.int64]:
 
 def class_weights(labels: Array, count: int, power: float) -> Tensor:
     """[count]: frequency to the power of minus `power`, 1 on average over the items."""
-    frequency = np.bincount(labels.astype(np.int64), minlength=count).clip(1) / len(labels)
+    frequency = frequency_of(labels, count)
     weights = frequency ** (-power)
-    return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
+    return weights / (weights * frequency).sum()
+
+
+def frequency_of(labels: Array, count: int) -> Tensor:
+    """[count]: of each label, none 0."""
+    counted = np.bincount(labels.astype(np.int64), minlength=count).clip(1)
+    return torch.tensor(counted / len(labels), dtype=torch.float32)
 
 
 def stand_ins(presence: Tensor) -> list[Tensor]:
@@ -243,7 +253,7 @@ def _part_of(name: str, trainee: Trainee, model: str) -> str:
             return "encoder"
     elif path[0] == "cues":
         modality = path[1]
-    elif path[0] == "auxiliary" or (path[:2] == ["model", "fusion"] and model == "late"):
+    elif "heads" in path:
         modality = MODALITIES[int(path[path.index("heads") + 1])]
     else:
         modality = model

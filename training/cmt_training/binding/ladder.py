@@ -22,7 +22,8 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
-from cmt_export.baselines import LateFusion, SelfAttentionLayer, fusion_of
+from cmt_export.attention import SelfAttentionLayer
+from cmt_export.baselines import LateFusion, fusion_of
 from cmt_export.fusion import Fusion
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
@@ -74,19 +75,24 @@ class Reading(nn.Module):
     def forward(self, features: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """Features [items, length, WIDTH] and masks of the three -> logits [items, labels]; of `late`, [items, 3,
         labels]."""
-        streams = list(features)
-        for m, layers in self.read.items():
-            for layer in cast(nn.ModuleList, layers):
-                streams[int(m)] = layer(streams[int(m)], masks[int(m)])
+        streams = self.streams(features, masks)
         if isinstance(self.fusion, LateFusion):
             return self.fusion.separate(streams, list(masks))[0]
         logits: Tensor = self.fusion.answer(streams, list(masks))[0]
         return logits
 
+    def streams(self, features: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+        """What the fusion reads, the same shapes."""
+        streams = list(features)
+        for m, layers in self.read.items():
+            for layer in cast(nn.ModuleList, layers):
+                streams[int(m)] = layer(streams[int(m)], masks[int(m)])
+        return streams
 
-def made(model: str, labels: int = LABELS) -> Reading:
+
+def made(model: str, labels: int = LABELS, dropout: float = 0.0) -> Reading:
     """A net of random weights, its feed-forward nets as wide as it takes to have the parameters of cross-attention."""
-    return _of_size(model, replace(SIZE, feed_forward_width=_width_of(model, labels)), labels)
+    return _of_size(model, replace(SIZE, feed_forward_width=_width_of(model, labels), dropout=dropout), labels)
 
 
 @functools.cache

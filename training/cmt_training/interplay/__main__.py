@@ -1,6 +1,6 @@
 """`python -m cmt_training.interplay`: the ladder on the generated corpus, with interplay and without.
 
-Writes interplay.json and the picture of docs/training.md. What lies in --work isn't made or trained again.
+Writes interplay.json and the pictures of docs/training.md. What lies in --work isn't made or trained again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import argparse
 import os
 from pathlib import Path
 
+from cmt_pipeline.progress import no_progress
 from cmt_training.interplay.bench import Bench, measured
 from cmt_training.interplay.figure import figure_of
 from cmt_training.interplay.learn import Budget
+from cmt_training.interplay.looks import looks_of, picture_of
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "cmt" / "cmt_cli" / "weights" / "mini-meld"  # its encoders learnt from another corpus, of seed 0
@@ -21,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cmt_training.interplay", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "training" / "results" / "interplay.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "interplay.png")
+    parser.add_argument("--looks", type=Path, default=ROOT / "docs" / "images" / "looks.png", help="what it looks at")
     parser.add_argument("--work", type=Path, default=Path(".cmt/interplay"))
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="whose encoders are read, frozen")
     parser.add_argument("--items", type=int, default=20_000, help="of the corpus with interplay")
@@ -34,6 +37,8 @@ def main() -> None:
     results = measured(bench, given.workers)
     given.out.write_text(results.to_json())
     given.picture.write_bytes(figure_of(results))
+    tokens = bench.tokens("interplay", 1, no_progress)
+    given.looks.write_bytes(picture_of(looks_of(bench.place("interplay"), tokens, given.checkpoint, seeds[0])))
     print(results.markdown(), *map(results.kinds_markdown, results.corpora), sep="\n\n")
 
 

@@ -22,10 +22,10 @@ from cmt_training.binding.ladder import MODELS as ALL_MODELS
 from cmt_training.binding.ladder import RUNGS as ALL_RUNGS
 from cmt_training.binding.ladder import parameters_of
 from cmt_training.binding.run import EMAP_ITEMS, additive
-from cmt_training.calibration import CalibrationItems, fitted
+from cmt_training.calibration import CalibrationItems, Scaling, fitted, vector_scaling
 from cmt_training.interplay.learn import ONLY, Budget, Net, learn, said
 from cmt_training.interplay.tokens import Tokens
-from cmt_training.metrics import Floats, best_temperature, softmax
+from cmt_training.metrics import Floats, softmax
 
 #: Those of the ladder but for `summary`, which stays with the family that it was made for.
 MODELS = tuple(model for model in ALL_MODELS if model != "summary")
@@ -116,8 +116,8 @@ def answered(training: Training, tokens: Tokens) -> dict[str, Answered]:
     if training.model == "late":
         found = {"log-linear": _log_linear(training, tokens), "stacked": _stacked(training, tokens)}
     else:
-        temperature = best_temperature(training.validation, labels)
-        found = {training.model: {m: softmax(logits, temperature) for m, logits in training.test.items()}}
+        scaled = vector_scaling(torch.from_numpy(training.validation), torch.from_numpy(labels))
+        found = {training.model: {m: _softmax(scaled, logits) for m, logits in training.test.items()}}
     facts = training.learning_rate, training.seconds, training.parameters
     return {rung: Answered(*facts, probabilities) for rung, probabilities in found.items()}
 
@@ -162,5 +162,10 @@ def emap(training: Training, tokens: Tokens, place: Place) -> tuple[Floats, Floa
     with torch.inference_mode():
         projected = Items(tuple(net.projected(items.features)), items.masks, items.labels)
         own, sum_of_parts = net.rung(projected.features, projected.masks), additive(net.rung, projected)
-    temperature = best_temperature(training.validation, tokens.labels[tokens.of("validation")])
-    return softmax(own.numpy(), temperature), softmax(sum_of_parts.numpy(), temperature), tokens.labels[chosen]
+    labels = tokens.labels[tokens.of("validation")]
+    scaled = vector_scaling(torch.from_numpy(training.validation), torch.from_numpy(labels))
+    return _softmax(scaled, own.numpy()), _softmax(scaled, sum_of_parts.numpy()), tokens.labels[chosen]
+
+
+def _softmax(scaled: Scaling, logits: Floats) -> Floats:
+    return softmax(scaled(torch.from_numpy(logits)).numpy())
