@@ -12,8 +12,11 @@ import torch
 
 from cmt_export.checkpoint import Checkpoint
 from cmt_export.compose import ComposeOptions, compose
+from cmt_export.fusion import CrossModalFusion
 from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
 from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.presets import FusionSize
+from cmt_pipeline.tensors import MODEL_WIDTH
 from cmt_training import calibration
 from cmt_training.calibration import calibrate
 from cmt_training.data import open_data_set
@@ -60,6 +63,44 @@ def test_what_is_right_already_stays_about_as_it_is(fusion: LogLinearFusion) -> 
     found = calibration.fitted(fusion, alone)
     assert found.biases.abs().max() < 0.2
     torch.testing.assert_close(found.log_prior.exp(), torch.full((LABELS,), 1 / LABELS).double(), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
+def test_a_fusion_is_calibrated_by_its_parts() -> None:
+    """Its text is half as sure as it says, its image and sound say nothing of the label, its interaction is noise."""
+    torch.manual_seed(0)
+    fusion = CrossModalFusion(FusionSize(layers=2, heads=4, feed_forward_width=64), LABELS).eval()
+    for head in fusion.heads:
+        torch.nn.init.normal_(head.emotion_head[-1].weight, std=0.4)
+    torch.nn.init.normal_(fusion.interaction[-1].weight, std=0.2)
+
+    def given(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        features = [torch.randn(600, 3, MODEL_WIDTH, generator=generator) for _ in MODALITIES]
+        masks = [torch.ones(600, 3)] * 3
+        logits, _, separate = fusion.taught(features, masks)
+        return features, masks, logits, separate
+
+    _, masks, logits, separate = given(1)
+    truth = 0.5 * separate[:, 2]
+    labels = torch.multinomial(truth.softmax(dim=1), 1, generator=torch.Generator().manual_seed(2))[:, 0]
+    fresh, _, before, said = given(3)
+    right = (0.5 * said[:, 2]).softmax(dim=1)
+
+    def cross_entropy(logits: torch.Tensor) -> float:
+        return float(-(right * logits.log_softmax(dim=1)).sum(dim=1).mean())
+
+    least = float(-(right * right.log()).sum(dim=1).mean())
+    believed = fusion.interaction[-1].weight.clone()
+    items = calibration.CalibrationItems(separate.double(), torch.ones(600, 3).double(), labels)
+    calibration.calibrate_parts(fusion, items, logits)
+    after = cross_entropy(fusion.answer(fresh, masks)[0])
+    assert cross_entropy(before) > least + 0.5
+    assert after < least + 0.05
+    assert fusion.interaction[-1].weight[:LABELS].norm() < 0.3 * believed[:LABELS].norm()
+    assert torch.equal(fusion.interaction[-1].weight[LABELS:], believed[LABELS:]), "valence and arousal as they were"
+    only_text = [masks[0] * 0, masks[1] * 0, masks[2]]
+    assert cross_entropy(fusion.answer(fresh, only_text)[0]) < least + 0.05
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, save_checkpoint
+from cmt_export.fusion import CrossModalFusion
 from cmt_export.sources import WEIGHTS_FILE
 from cmt_pipeline.tensors import IMAGE_SIDE
 from cmt_training.batches import Randomness, Reader, epoch_order, raw_sources
@@ -40,7 +41,9 @@ def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) ->
     assert best["training_loss"] < state.history[0]["training_loss"] or state.best_epoch == 1
     checkpoint = load_checkpoint(tmp_path / "out")
     assert (checkpoint.config.trained, checkpoint.config.model) == (True, model)
-    assert float(checkpoint.model.fusion.temperature) != 1.0
+    fusion = checkpoint.model.fusion
+    calibrated = fusion.evidence_weights if isinstance(fusion, CrossModalFusion) else fusion.temperature
+    assert (calibrated != 1).all()
     assert all(parameter.dtype == torch.float32 for parameter in checkpoint.model.parameters())
     assert [*tmp_path.glob("out.run/logs/events*")]
     history = json.loads((tmp_path / "out.run" / "history.json").read_text())
