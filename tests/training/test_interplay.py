@@ -181,7 +181,7 @@ def test_the_attention_that_is_shown_is_that_which_answers() -> None:
 
 def test_what_it_looks_at_is_drawn() -> None:
     example = Example("one", "test", "joy", text="so good", tags={"interplay": "irony"})
-    look = Look(example, ("so", "good"), np.full((2, 4), 0.2), ("joy", "anger"), np.ones((4, 2)))
+    look = Look(example, ("so", "good"), np.full((2, 4), 0.2), ("joy", "anger"), np.ones(4))
     assert picture_of([look, look]).startswith(b"\x89PNG")
 
 

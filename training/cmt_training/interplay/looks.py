@@ -40,8 +40,8 @@ PARTS = (*MODALITIES, "interaction")
 @dataclass(frozen=True)
 class Look:
     """One item. attention [words, sounds]: how each word looks at the sound, rows add up to 1 with the sink; labels:
-    the true one and the likeliest other by the sum of evidence; parts [4, 2]: how far each modality and the interaction
-    move these two, in nats."""
+    the true one, the likeliest other by the sum of evidence; parts [4]: how far each modality and the interaction
+    speak for the first rather than the second, in nats."""
 
     example: Example
     words: tuple[str, ...]
@@ -69,6 +69,8 @@ def looks_of(place: Place, tokens: Tokens, checkpoint: Path, seed: int) -> list[
 def _look(net: Net, tokens: Tokens, row: Indices, example: Example, tokenizer: Path) -> Look:
     from tokenizers import Tokenizer
 
+    words = Tokenizer.from_file(str(tokenizer))
+    words.no_padding()
     items = tokens.items(row)
     kept: list[tuple[list[Tensor], list[Tensor]]] = []
     layer = cast(CrossModalLayer, net.cross_modal.layers[0])
@@ -79,13 +81,13 @@ def _look(net: Net, tokens: Tokens, row: Indices, example: Example, tokenizer: P
     sums, evidence = net.cross_modal.sum_of_evidence(separate, _there(items))
     true = int(items.labels[0])
     other = next(index for index in sums[0].argsort(descending=True).tolist() if index != true)
-    parts = torch.cat([evidence[0], logits - sums])[:, [true, other]]
+    parts = torch.cat([evidence[0], logits - sums])
     return Look(
         example,
-        tuple(Tokenizer.from_file(str(tokenizer)).encode(example.text or "").tokens),
+        tuple(words.encode(example.text or "").tokens),
         attention_of(layer, streams, masks, TEXT, AUDIO)[0].mean(dim=0).numpy(),
         (tokens.names[true], tokens.names[other]),
-        parts.numpy(),
+        (parts[:, true] - parts[:, other]).numpy(),
     )
 
 
@@ -145,12 +147,8 @@ def _draw_words(axes: Axes, look: Look) -> None:
 
 
 def _draw_parts(axes: Axes, look: Look) -> None:
-    places = np.arange(len(PARTS))
-    for number, (label, values) in enumerate(zip(look.labels, look.parts.T, strict=True)):
-        axes.barh(places + 0.38 * (number - 0.5), values, height=0.36, label=label)
-    axes.set_yticks(places, PARTS)
+    axes.barh(PARTS, look.parts)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("what it adds to the logit, nats")
-    axes.legend(fontsize=8)
-    axes.set_title("what the answer is made of", fontsize=11)
+    axes.set_xlabel("nats")
+    axes.set_title("what speaks for {} rather than {}".format(*look.labels), fontsize=11)
