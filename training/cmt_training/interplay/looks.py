@@ -107,7 +107,7 @@ def attention_of(
     sink = looking.sinks[side, 0].expand(keys.shape[0], -1, -1, -1)
     scores = query @ torch.cat([sink, keys], dim=2).transpose(2, 3) / query.shape[-1] ** 0.5
     is_open = torch.cat([masks[other].new_ones((keys.shape[0], 1)), masks[other]], dim=1)[:, None, None]
-    weights = scores.masked_fill(is_open == 0, -torch.inf).softmax(dim=-1)
+    weights: Tensor = scores.masked_fill(is_open == 0, -torch.inf).softmax(dim=-1)
     return weights[..., 1:]
 
 
