@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,6 @@ from cmt_export.attention import (
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
-
-if TYPE_CHECKING:
-    from cmt_export.log_linear import Calibrated
 
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -133,16 +130,19 @@ class CrossModalFusion(TaughtFusion):
         return logits, valence_arousal, own
 
     @torch.no_grad()
-    def calibrate(self, found: Calibrated, interaction: float) -> None:
-        """Takes temperatures and biases into the heads, and how much of the interaction counts into what reads it."""
-        for head, temperature, bias in zip(self.heads, found.temperatures, found.biases, strict=True):
+    def calibrate(
+        self, *, log_prior: Tensor, temperatures: Tensor, biases: Tensor, weights: Tensor, interaction: float
+    ) -> None:
+        """Takes temperatures [3] and biases [3, labels] into the heads, and how much of the interaction counts into
+        what reads it; weights [3]: of the evidence, beside others; log_prior [labels]."""
+        for head, temperature, bias in zip(self.heads, temperatures, biases, strict=True):
             last = cast(nn.Linear, cast(Head, head).emotion_head[-1])
             last.weight.div_(temperature)
             last.bias.div_(temperature).add_(bias)
         for parameter in self.interaction[-1].parameters():
             parameter[:-DIMENSIONS].mul_(interaction)
-        self.log_prior.copy_(found.log_prior)
-        self.evidence_weights.copy_(found.weights)
+        self.log_prior.copy_(log_prior)
+        self.evidence_weights.copy_(weights)
 
     def _within(self, features: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         streams = features

@@ -156,7 +156,7 @@ def test_a_new_one_answers_as_log_linear_pooling_of_its_heads_does() -> None:
         torch.tensor([0.8, 1.2, 0.4]),
     )
     for by in (replace(Calibrated.none(LABELS), log_prior=made.log_prior.clone()), found):
-        made.calibrate(by, interaction=0.7)
+        made.calibrate(**vars(by), interaction=0.7)
         for subset in SUBSETS:
             there = torch.tensor([[float(m in subset) for m in MODALITIES]]).expand(3, -1)
             wanted = pool.pooled(list(separate.unbind(dim=1)), there, by)[0].softmax(dim=-1)

@@ -134,8 +134,10 @@ def mixing(name: str, axis: int) -> Change:
         next(info for info in model.graph.output if info.name == f"own_{name}").name = name
         axes = numpy_helper.from_array(np.array([axis]), "mixed_axis")
         model.graph.initializer.append(axes)
-        model.graph.node.append(helper.make_node("ReduceMean", [f"own_{name}", "mixed_axis"], ["mean"], keepdims=1))
-        model.graph.node.append(helper.make_node("Add", [f"own_{name}", "mean"], [name]))
+        model.graph.node.append(
+            helper.make_node("ReduceMean", [f"own_{name}", "mixed_axis"], ["mixed_mean"], keepdims=1)
+        )
+        model.graph.node.append(helper.make_node("Add", [f"own_{name}", "mixed_mean"], [name]))
 
     return change
 

@@ -178,7 +178,7 @@ def calibrate_parts(fusion: CrossModalFusion, items: CalibrationItems, logits: T
         return functional.cross_entropy(sums + believed * interaction, labels) + _pull(items.labels, believed - 1)
 
     _minimise(loss, raw)
-    fusion.calibrate(found, float(functional.softplus(raw.detach())))
+    fusion.calibrate(**vars(found), interaction=float(functional.softplus(raw.detach())))
 
 
 @dataclass(frozen=True)
