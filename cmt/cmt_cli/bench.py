@@ -29,7 +29,11 @@ def bench(
     audio_s: Annotated[float, typer.Option(help="Seconds of sound in each request.")] = 4.0,
     text_tokens: Annotated[int, typer.Option(help="Tokens in each request.")] = 64,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Also measure fastapi, pytriton or bentoml; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Also measure fastapi, pytriton or bentoml; with :compiled, :torchao, :onnxruntime or :openvino, as "
+            "its users would make it fast. Repeatable."
+        ),
     ] = None,
     tuning: Annotated[Path | None, typer.Option(help="File that `cmt tune` wrote for this machine.")] = None,
     same_model: Annotated[
@@ -72,7 +76,7 @@ def bench(
         install=InstallOptions(tuning=read_tuning(tuning)) if tuning else None,
         same_model=_through_the_pipeline(served, baseline, chosen.root / "bench") if same_model else None,
         checkpoint=checkpoint or (_made_anew(served, chosen.root / "bench") if peer else None),
-        peers=tuple(peer or ()),  # type: ignore[arg-type]  # checked by BenchOptions
+        peers=tuple(peer or ()),
         rounds=rounds,
         requests=requests,
         size=Size(audio_s=audio_s, text_tokens=text_tokens),

@@ -117,7 +117,7 @@ PRESETS: dict[str, Preset] = {
             ),
             "text": EncoderPreset("bert", MINILM),
         },
-        fusion=FusionSize("summary", layers=1, feed_forward_width=512),
+        fusion=FusionSize(layers=1, feed_forward_width=256),
     ),
 }
 

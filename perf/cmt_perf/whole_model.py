@@ -1,4 +1,4 @@
-"""A checkpoint as a team runs it first: preprocessing and model in eager PyTorch, fp32, one item after another."""
+"""A checkpoint as a team runs it: preprocessing and model in one process, one batch after another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cmt_export.checkpoint import load_checkpoint
-from cmt_export.model import run_model
+from cmt_perf.peers.runtimes import Runtime, run_of
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_pipeline.tensors import Array
@@ -18,11 +18,11 @@ from cmt_pipeline.tensors import Array
 class WholeModel:
     """threads: of PyTorch, 0 for one a core. Calls from several threads take turns: together they'd only be slower."""
 
-    def __init__(self, checkpoint: Path, threads: int = 0) -> None:
+    def __init__(self, checkpoint: Path, threads: int = 0, runtime: Runtime = "eager") -> None:
         if threads:
             torch.set_num_threads(threads)
         found = load_checkpoint(checkpoint)
-        self._model = found.model
+        self._run = run_of(found, checkpoint, runtime)
         self._preprocessors = make_preprocessors(found.config.preprocess, found.tokenizer)
         self._turn = threading.Lock()
 
@@ -32,4 +32,4 @@ class WholeModel:
         for modality, batch in files.items():
             inputs |= collate(modality, [self._preprocessors[modality](data) for data in batch])
         with self._turn:
-            return run_model(self._model, inputs)
+            return self._run(inputs)

@@ -8,18 +8,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEMPLATE = """\
-<!doctype html><html lang="en"><meta charset="utf-8">
+<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
 <title>{{ title }}</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .75rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th { text-align: left }
-img { max-width: 100%; margin: .5rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 13px }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd; --shade: #f6f6f6 }
+@media (prefers-color-scheme: dark) { :root { --text: #ddd; --page: #1b1d20; --line: #444; --shade: #26292d } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+body { color: var(--text); background: var(--page); overflow-wrap: anywhere }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line) }
+td, th { text-align: right; overflow-wrap: normal }
+td:not(:first-child) { font-variant-numeric: tabular-nums; white-space: nowrap }
+td:first-child, th:first-child { text-align: left; min-width: 7rem; position: sticky; left: 0; background: var(--page) }
+img { display: block; width: 100%; max-width: 44rem; margin: 1rem 0; background: #fff }
+pre { background: var(--shade); padding: 1rem; white-space: pre-wrap; font-size: 13px }
 </style>
 {% for part in parts %}
 {% if part.kind == "table" %}
-<table><tr>{% for name in part.head %}<th>{{ name }}</th>{% endfor %}</tr>
+<div class="wide" tabindex="0"><table><tr>{% for name in part.head %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in part.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% elif part.kind == "image" %}
 <img alt="{{ part.name }}" src="data:image/png;base64,{{ part.png }}">
 {% else %}

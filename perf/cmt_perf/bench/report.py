@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_perf.bench.run import BASELINE, CLAIMED_MS, OURS, summary_of
+from cmt_perf.bench.tables import NAMES
 from cmt_perf.conditions import to_text
 from cmt_training.html_page import Part, heading, images, paragraph, preformatted, table
 from cmt_training.html_page import page as html_page
@@ -16,7 +17,19 @@ from cmt_training.html_page import page as html_page
 COLOURS = ("#b5533c", "#3b6ea5", "#5a9a5a", "#8a5aa0", "#c79a2e", "#555555")
 #: Plots that other commands leave in the folder of results.
 FURTHER = {"techniques": "Technique by technique", "tuning": "Configurations that were tried"}
-FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "cpu_s_per_request", "peak_mb", "errors")
+#: Figure -> how a table names it and shows it.
+FIGURES = {
+    "p50_ms": ("p50 ms", "{:,.0f}"),
+    "p95_ms": ("p95 ms", "{:,.0f}"),
+    "p99_ms": ("p99 ms", "{:,.0f}"),
+    "throughput": ("answers/s", "{:.1f}"),
+    "cpu_s_per_request": ("CPU s", "{:.2f}"),
+    "peak_mb": ("MB", "{:,.0f}"),
+    "errors": ("errors", "{:.0f}"),
+}
+
+
+HEAD = tuple(head for head, _ in FIGURES.values())
 
 
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
@@ -70,11 +83,12 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
                 ),
             ],
         ),
+        *_against_the_best(summary),
         heading("Single stream"),
         table(
-            ("system", *FIGURES, "times as fast"),
+            ("system", *HEAD, "times as fast"),
             [
-                (name, *(str(figures.get(f, "")) for f in FIGURES), _ratio(result["ratios"].get(name)))
+                (NAMES.get(name, name), *_cells(figures), _ratio(result["ratios"].get(name)))
                 for name, figures in result["single_stream"].items()
             ],
         ),
@@ -95,6 +109,18 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
     return html_page("Benchmark", body)
 
 
+def _against_the_best(summary: Mapping[str, Any]) -> list[Part]:
+    told, share = f"A request is {summary['gflop']:.0f} GFLOP.", summary["share_of_peak"]
+    if share is not None:
+        precision = summary["conditions"]["release"]["precision"]
+        told += f" At its p50 that is {share:.0%} of what this machine multiplies at most in {precision}."
+    best = summary["best_peer"]
+    if not best:
+        return [paragraph(told)]
+    said = f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f}) as the best of the peers"
+    return [paragraph(f"{said}: {NAMES.get(best['name'], best['name'])}."), paragraph(told)]
+
+
 def plots_of(result: Mapping[str, Any]) -> dict[str, bytes]:
     """PNG by name: latency CDF, stage timeline, and what grows where that was measured."""
     made = {
@@ -103,18 +129,21 @@ def plots_of(result: Mapping[str, Any]) -> dict[str, bytes]:
     }
     if result["growth"]:
         made["growth"] = drawn(lambda axes: _load(axes, result))
+        made["load"] = drawn(lambda axes: _open(axes, result))
     return made
 
 
 def _cdf(axes: Any, result: Mapping[str, Any]) -> None:
-    for (name, figures), colour in zip(result["single_stream"].items(), COLOURS, strict=False):
+    looks = [{"color": colour, "linestyle": line} for line in ("-", "--", ":") for colour in COLOURS]
+    for (name, figures), look in zip(result["single_stream"].items(), looks, strict=False):
         latencies = figures["latencies_ms"]
         shares = [(index + 1) / len(latencies) for index in range(len(latencies))]
-        axes.step(latencies, shares, where="post", label=name, color=colour)
+        axes.step(latencies, shares, where="post", label=name, **look)
     axes.axvline(CLAIMED_MS, color="#888888", linestyle=":", label="the paper's 128 ms")
     axes.set(xlabel="latency in ms", ylabel="share of requests", title="Single stream", xscale="log", ylim=(0, 1.01))
     _plain_numbers(axes.xaxis)
-    axes.legend(loc="lower right")
+    axes.figure.legend(loc="outside lower center", ncols=2)
+    axes.set_ylim(0, 1.01)
 
 
 def _timeline(axes: Any, result: Mapping[str, Any]) -> None:
@@ -147,6 +176,17 @@ def _load(axes: Any, result: Mapping[str, Any]) -> None:
     axes.legend()
 
 
+def _open(axes: Any, result: Mapping[str, Any]) -> None:
+    rows = result["open_loop"]
+    for figure, colour in (("p50_ms", COLOURS[1]), ("p95_ms", COLOURS[4]), ("p99_ms", COLOURS[0])):
+        shares = [float(r["scenario"].split()[-1].rstrip("%")) for r in rows]
+        axes.plot(shares, [r[figure] for r in rows], "o-", color=colour, label=FIGURES[figure][0].removesuffix(" ms"))
+    axes.set(
+        xlabel="% of the load that saturates it, at random moments", ylabel="ms", ylim=(0, None), title="Open loops"
+    )
+    axes.legend()
+
+
 def _plain_numbers(axis: Any) -> None:
     """200 rather than 2 x 10^2 on a logarithmic axis, and 500 as well, but no crowd."""
     from matplotlib.ticker import LogLocator, ScalarFormatter
@@ -162,17 +202,22 @@ def drawn(draw: Callable[[Any], None]) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    draw(axes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
+    with pyplot.rc_context({"font.size": 11}):  # to be read on a telephone
+        figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
+        draw(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150)
     pyplot.close(figure)
     return buffer.getvalue()
 
 
 def _rows_of(rows: Sequence[Mapping[str, Any]], title: str) -> list[Part]:
-    cells = [(r["scenario"], r["system"], *(str(r.get(f, "")) for f in FIGURES)) for r in rows]
-    return [heading(title), table(("scenario", "system", *FIGURES), cells)] if rows else []
+    cells = [(f"{r['scenario']}, {r['system']}", *_cells(r)) for r in rows]
+    return [heading(title), table(("scenario, system", *HEAD), cells)] if rows else []
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    return [shown.format(figures[name]) if name in figures else "" for name, (_, shown) in FIGURES.items()]
 
 
 def _ratio(ratio: Mapping[str, float] | None) -> str:

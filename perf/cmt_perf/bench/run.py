@@ -18,7 +18,8 @@ from cmt_perf.bench.machine import peaks
 from cmt_perf.bench.measure import Measured, interleaved, one_round
 from cmt_perf.bench.ratio import Ratio, ratio_of
 from cmt_perf.bench.scenarios import SINGLE_STREAM, Scenario, Size, growth
-from cmt_perf.bench.systems import Peer, System, baseline, peer, pipeline
+from cmt_perf.bench.systems import System, baseline, parts_of, peer, pipeline
+from cmt_perf.bench.work import gflop_of
 from cmt_perf.conditions import conditions
 from cmt_perf.traffic import traffic_items
 from cmt_pipeline.progress import Progress, part_of
@@ -29,7 +30,7 @@ Fusion = Literal["cmt", "conventional"]
 
 OURS, BASELINE, SAME_MODEL = "pipeline", "baseline", "baseline's model through the pipeline"
 SATURATING = 16  # closed loops
-OPEN_LOADS = (0.5, 0.8)  # of saturation
+OPEN_LOADS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of saturation
 
 #: What the paper claims (arXiv 2601.14259): mean response, and how much under a conventional fusion system.
 CLAIMED_MS = 128.0
@@ -48,7 +49,7 @@ class BenchOptions:
     install: InstallOptions | None = None
     same_model: Release | None = None
     checkpoint: Path | None = None
-    peers: tuple[Peer, ...] = ()
+    peers: tuple[str, ...] = ()
     rounds: int = 6
     requests: int = 30
     size: Size = Size()  # noqa: RUF009  # frozen
@@ -56,6 +57,8 @@ class BenchOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in self.peers:
+            parts_of(name)
         if self.peers and self.checkpoint is None:
             raise ValueError(f"peers: got {', '.join(self.peers)} without the checkpoint that they are to serve")
         if self.rounds < 2:
@@ -82,11 +85,13 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
     return {
         "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
         "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
+        "best_peer": _best_peer(found, options.peers),
         "growth": _rows(grown),
         "open_loop": _rows(opened),
         "perf_analyzer": checked,
         "attribution": traced,
         "peaks": asdict(peaks()),
+        "gflop": gflop_of(options.checkpoint or options.baseline, single, options.seed),
         "conditions": conditions(
             options.release,
             size=asdict(options.size),
@@ -116,6 +121,8 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
     single, ratio = result["single_stream"], result["ratios"][OURS]
     busiest = {row["system"]: row for row in result["growth"] if row["scenario"] == f"concurrency {SATURATING}"}
     ours, theirs = single[OURS], single[BASELINE]
+    gflop, gflops = sum(result["gflop"].values()), result["peaks"]["gflops"]
+    precision = result["conditions"]["release"]["precision"]
     return {
         "ratio_p50": ratio["ratio"],
         "ratio_p50_interval": [ratio["low"], ratio["high"]],
@@ -123,7 +130,10 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "mean_ms": ours["mean_ms"],
         "baseline_p50_ms": theirs["p50_ms"],
         "baseline_mean_ms": theirs["mean_ms"],
+        "best_peer": result["best_peer"],
         "overhead_ms": result["attribution"]["overhead_ms"],
+        "gflop": round(gflop, 1),
+        "share_of_peak": round(gflop / ours["p50_ms"] * 1e3 / gflops[precision], 3) if precision in gflops else None,
         "saturation_throughput_ratio": (
             round(busiest[OURS]["throughput"] / busiest[BASELINE]["throughput"], 2) if busiest else None
         ),
@@ -152,7 +162,7 @@ def _others(options: BenchOptions, folder: Path, stack: contextlib.ExitStack) ->
         yield stack.enter_context(pipeline(SAME_MODEL, options.same_model, folder / "same-model", options.install))
     for name in options.peers:
         assert options.checkpoint is not None
-        yield stack.enter_context(peer(name, options.checkpoint.absolute(), folder / name))
+        yield stack.enter_context(peer(name, options.checkpoint.absolute(), folder / name.replace(":", "-")))
 
 
 def _growth(options: BenchOptions, systems: Sequence[System], progress: Progress) -> list[Measured]:
@@ -209,6 +219,15 @@ def _attributed(options: BenchOptions, single: Scenario, progress: Progress) -> 
 
 def _against(found: Sequence[Measured], candidate: Measured) -> Ratio:
     return ratio_of(next(m for m in found if m.system == BASELINE), candidate)
+
+
+def _best_peer(found: Sequence[Measured], peers: Sequence[str]) -> dict[str, Any]:
+    """The quickest of the peers, and how many times as fast the pipeline is; nothing without peers."""
+    if not peers:
+        return {}
+    by_name = {m.system: m for m in found}
+    best = min((by_name[name] for name in peers), key=lambda m: m.figures()["p50_ms"])
+    return {"name": best.system, **asdict(ratio_of(best, by_name[OURS]))}
 
 
 def _rows(found: Sequence[Measured]) -> list[dict[str, Any]]:

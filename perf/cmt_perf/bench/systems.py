@@ -14,16 +14,18 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from cmt_perf.load_clients import Kind
 from cmt_perf.monolith import monolith_on
+from cmt_perf.peers.runtimes import RUNTIMES, Runtime
 from cmt_perf.processes import stop
 from cmt_release.release import Release
 from cmt_server.repository import InstallOptions, Repository
 from cmt_server.server import ServerOptions, TritonServer, ports_for
 
-Peer = Literal["fastapi", "pytriton", "bentoml"]
+Server = Literal["fastapi", "pytriton", "bentoml"]
+SERVERS: tuple[Server, ...] = get_args(Server)
 PIPELINE = "emotion"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
@@ -61,15 +63,31 @@ def baseline(name: str, checkpoint: Path, folder: Path) -> Iterator[System]:
         yield System(name, "emotion", server.grpc_url, server.pid or 0)
 
 
+def parts_of(peer: str) -> tuple[Server, Runtime]:
+    """Of SERVER or SERVER:RUNTIME. ValueError for what is none."""
+    server, _, runtime = peer.partition(":")
+    if server not in SERVERS or (runtime or "eager") not in RUNTIMES:
+        raise ValueError(
+            f"peer: got {peer!r}; expected {', '.join(SERVERS)}, alone (eager PyTorch) or with what computes, "
+            f"such as fastapi:compiled: {', '.join(RUNTIMES)}"
+        )
+    return server, cast(Runtime, runtime or "eager")
+
+
 @contextlib.contextmanager
-def peer(name: Peer, checkpoint: Path, folder: Path) -> Iterator[System]:
-    """A checkpoint in a peer's server. RuntimeError when it isn't installed, or doesn't come up."""
-    if importlib.util.find_spec(name) is None:
-        raise RuntimeError(f"{name} isn't installed; `pip install 'cmt-triton[peers]'`")
+def peer(name: str, checkpoint: Path, folder: Path) -> Iterator[System]:
+    """A checkpoint in a peer's server, as `parts_of` names it. RuntimeError when it isn't installed, or doesn't come
+    up."""
+    server, runtime = parts_of(name)
+    for needed in (server, *((runtime,) if runtime == "torchao" else ())):
+        if importlib.util.find_spec(needed) is None:
+            raise RuntimeError(f"{needed} isn't installed; `pip install 'cmt-triton[peers]'`")
+    made = [sys.executable, "-m", "cmt_perf.peers.runtimes", str(checkpoint), runtime]
+    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
     port, grpc_port = ports_for("127.0.0.1", (0, 0))
-    command, environment, kind, url, ready = _PEERS[name](checkpoint, port, grpc_port)
+    command, environment, kind, url, ready = _PEERS[server](checkpoint, runtime, port, grpc_port)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{name}.log"
+    log = folder / "peer.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -90,23 +108,32 @@ def peer(name: Peer, checkpoint: Path, folder: Path) -> Iterator[System]:
 _Start = tuple[list[str], Mapping[str, str], Kind, str, str]
 
 
-def _fastapi(checkpoint: Path, port: int, _: int) -> _Start:
-    command = [sys.executable, "-m", "cmt_perf.peers.fastapi_peer", str(checkpoint), str(port)]
+def _fastapi(checkpoint: Path, runtime: Runtime, port: int, _: int) -> _Start:
+    command = [sys.executable, "-m", "cmt_perf.peers.fastapi_peer", str(checkpoint), runtime, str(port)]
     return command, {}, "form", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/ready"
 
 
-def _pytriton(checkpoint: Path, port: int, grpc_port: int) -> _Start:
-    command = [sys.executable, "-m", "cmt_perf.peers.pytriton_peer", str(checkpoint), str(port), str(grpc_port)]
+def _pytriton(checkpoint: Path, runtime: Runtime, port: int, grpc_port: int) -> _Start:
+    command = [
+        sys.executable,
+        "-m",
+        "cmt_perf.peers.pytriton_peer",
+        str(checkpoint),
+        runtime,
+        str(port),
+        str(grpc_port),
+    ]
     ready = f"http://127.0.0.1:{port}/v2/models/emotion/ready"
     # Its stub would take whatever libpython the system has, beside this Python's own library.
     environment = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
     return command, environment, "tensors", f"grpc://127.0.0.1:{grpc_port}", ready
 
 
-def _bentoml(checkpoint: Path, port: int, _: int) -> _Start:
+def _bentoml(checkpoint: Path, runtime: Runtime, port: int, _: int) -> _Start:
     service = "cmt_perf.peers.bentoml_peer:Emotion"
     command = [sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"CMT_BENCH_CHECKPOINT": str(checkpoint), "BENTOML_DO_NOT_TRACK": "true"}
+    told = {"CMT_BENCH_CHECKPOINT": str(checkpoint), "CMT_BENCH_RUNTIME": runtime}
+    environment = told | {"BENTOML_DO_NOT_TRACK": "true"}
     return command, environment, "form", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/readyz"
 
 

@@ -13,12 +13,23 @@ from typing import Any
 
 from cmt_perf.bench.run import BASELINE, OURS
 
+#: What computes in a peer.
+COMPUTED = {
+    "eager": "eager PyTorch fp32",
+    "compiled": "torch.compile, frozen",
+    "torchao": "torch.compile, torchao's int8",
+    "onnxruntime": "ONNX Runtime, dynamic int8",
+    "openvino": "OpenVINO, NNCF's int8",
+}
+SERVED = {"fastapi": "FastAPI", "pytriton": "PyTriton", "bentoml": "BentoML"}
 #: How a system is named in the docs, from the slow ones to ours.
 NAMES = {
     BASELINE: "conventional fusion, eager PyTorch fp32 on Triton",
-    "fastapi": "CMT in FastAPI, eager PyTorch fp32",
-    "pytriton": "CMT in PyTriton, eager PyTorch fp32",
-    "bentoml": "CMT in BentoML, eager PyTorch fp32",
+    **{
+        server if runtime == "eager" else f"{server}:{runtime}": f"CMT in {name}, {computed}"
+        for runtime, computed in COMPUTED.items()
+        for server, name in SERVED.items()
+    },
     f"{BASELINE}'s model through the pipeline": "the conventional model through our pipeline",
     OURS: "CMT through our pipeline",
 }

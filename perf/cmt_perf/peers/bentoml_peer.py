@@ -7,18 +7,17 @@ from pathlib import Path
 
 import bentoml
 
-from cmt_perf.load_clients import FORM_PATH
+from cmt_perf.load_clients import FORM_PATH, TIMEOUT_S
 from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.modality import Modality
 
-CHECKPOINT = "CMT_BENCH_CHECKPOINT"
-TIMEOUT_S = 60
+CHECKPOINT, RUNTIME = "CMT_BENCH_CHECKPOINT", "CMT_BENCH_RUNTIME"
 
 
 @bentoml.service(workers=1, traffic={"timeout": TIMEOUT_S})
 class Emotion:
     def __init__(self) -> None:
-        self._model = WholeModel(Path(os.environ[CHECKPOINT]))
+        self._model = WholeModel(Path(os.environ[CHECKPOINT]), runtime=os.environ[RUNTIME])  # type: ignore[arg-type]
 
     @bentoml.api(route=FORM_PATH)
     def predict(

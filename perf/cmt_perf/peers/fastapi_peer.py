@@ -33,4 +33,5 @@ def app_of(model: WholeModel) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app_of(WholeModel(Path(sys.argv[1]))), port=int(sys.argv[2]), log_level="warning")
+    checkpoint, runtime, port = sys.argv[1:]
+    uvicorn.run(app_of(WholeModel(Path(checkpoint), runtime=runtime)), port=int(port), log_level="warning")  # type: ignore[arg-type]

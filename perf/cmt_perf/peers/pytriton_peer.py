@@ -40,4 +40,5 @@ def serve(model: WholeModel, http_port: int, grpc_port: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(WholeModel(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]))
+    checkpoint, runtime, *ports = sys.argv[1:]
+    serve(WholeModel(Path(checkpoint), runtime=runtime), *map(int, ports))  # type: ignore[arg-type]
