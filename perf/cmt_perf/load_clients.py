@@ -14,7 +14,7 @@ from cmt_client.canary import CanaryMode
 if TYPE_CHECKING:
     import httpx
 
-TIMEOUT_S = 300.0  # a peer may compile as it is asked first
+TIMEOUT_S = 900.0  # a peer may compile as it is asked first
 
 #: emotion: a Triton with our pipeline's contract; form: files posted as a form; tensors: a Triton model of raw bytes.
 Kind = Literal["emotion", "form", "tensors"]

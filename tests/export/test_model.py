@@ -306,5 +306,5 @@ def test_presence_may_differ_between_the_items_of_a_batch(checkpoint: Checkpoint
 def test_weights_are_seeded() -> None:
     states = [checkpoint_from_preset("mini", "iemocap4", seed=seed).model.state_dict() for seed in (0, 0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert not torch.equal(states[0]["fusion.gate.weight"], states[2]["fusion.gate.weight"])
-    assert states[0]["fusion.emotion_head.3.weight"].shape == (4, MODEL_WIDTH)
+    assert not torch.equal(states[0]["fusion.pools.0.score.weight"], states[2]["fusion.pools.0.score.weight"])
+    assert states[0]["fusion.heads.0.emotion_head.3.weight"].shape == (4, MODEL_WIDTH)

@@ -62,7 +62,8 @@ def model_card(evaluation: Evaluation) -> str:
     paired = evaluation.data.startswith(f"{NAME}-")
     source, limit = PAIRED if paired else DATA.get(evaluation.data, UNKNOWN)
     notes = evaluation.notes
-    metrics = {"all modalities, before temperature scaling": evaluation.uncalibrated}
+    before = evaluation.stages.get("before")
+    metrics = {"all modalities, before calibration": before} if before else {}
     metrics |= {name.replace("+", ", "): found for name, found in evaluation.subsets.items()}
     parts = [
         f"# {evaluation.model} ({evaluation.preset}), trained on {evaluation.data}",
@@ -70,8 +71,8 @@ def model_card(evaluation: Evaluation) -> str:
         "a speech clip and a text, or any of them.",
         f"**Data.** {source[0].upper()}{source[1:]}.{''.join(f' {note[0].upper()}{note[1:]}.' for note in notes)}",
         f"**Not for real decisions about people.** {limit}",
-        f"**Figures** of the {evaluation.split} split, probabilities calibrated with temperature "
-        f"{evaluation.temperature:.3f}:",
+        f"**Figures** of the {evaluation.split} split, probabilities calibrated on the validation split "
+        f"({evaluation.calibrated_by}):",
         markdown_table(("modalities", "items", *(metric.title for metric in METRICS.values())), _rows(metrics)),
         markdown_table(("label", "F1", "items"), _per_label(evaluation)),
         f"**Conditions.** `{json.dumps(dict(evaluation.conditions), sort_keys=True)}`",

@@ -40,6 +40,17 @@ class Evaluation:
     conditions: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
+    @property
+    def calibrated_by(self) -> str:
+        return f"temperature {self.temperature:.3f}" if "before" in self.stages else "by the fusion's parts"
+
+    @property
+    def stages(self) -> dict[str, Metrics]:
+        """Figures before and after calibration. A fusion that is calibrated by its parts has them in its weights, and
+        no before."""
+        before = {"before": self.uncalibrated} if self.temperature != 1 else {}
+        return before | {"after": self.calibrated}
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 

@@ -68,9 +68,9 @@ def _confusion(axes: Axes, labels: Sequence[str], counts: Sequence[Sequence[int]
 
 def _calibration(axes: Axes, evaluation: Evaluation) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
-    for when, metrics in (("before", evaluation.uncalibrated), ("after", evaluation.calibrated)):
+    for when, metrics in evaluation.stages.items():
         bins = np.array(evaluation.reliability[when])
-        axes.plot(bins[:, 1], bins[:, 2], marker="o", label=f"{when} scaling, ECE {metrics['ece']:.3f}")
+        axes.plot(bins[:, 1], bins[:, 2], marker="o", label=f"{when} calibration, ECE {metrics['ece']:.3f}")
     axes.set(xlabel="confidence", ylabel="accuracy", title=f"Calibration, {ECE_BINS} bins", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
 

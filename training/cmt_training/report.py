@@ -20,12 +20,12 @@ REPORT_FILE = "report.html"
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """evaluation.json, a model card, a PNG for each figure, and report.html, which holds them all."""
     figures = figures_of(evaluation)
-    rows = {"before temperature scaling": evaluation.uncalibrated, "after": evaluation.calibrated}
+    rows = {f"{when} calibration": found for when, found in evaluation.stages.items()}
     body = [
         heading(f"{evaluation.model} on {evaluation.data}, {evaluation.split} split", 1),
         paragraph(
             f"Preset {evaluation.preset}, label set {evaluation.label_set}, "
-            f"{evaluation.calibrated['count']} items, temperature {evaluation.temperature:.3f}."
+            f"{evaluation.calibrated['count']} items, calibrated: {evaluation.calibrated_by}."
             f"{_warning(evaluation.data)}"
         ),
         *map(paragraph, evaluation.notes),

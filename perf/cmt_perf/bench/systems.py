@@ -27,7 +27,7 @@ from cmt_server.server import ServerOptions, TritonServer, ports_for
 Server = Literal["fastapi", "pytriton", "bentoml"]
 SERVERS: tuple[Server, ...] = get_args(Server)
 PIPELINE = "emotion"
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.2
 

@@ -19,7 +19,7 @@ from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 
-MOST_OFF = {"eager": 0.0, "compiled": 0.04, "torchao": 0.2, "onnxruntime": 0.2}  # of a probability
+MOST_OFF = {"eager": 0.0, "compiled": 0.04, "torchao": 0.2}  # of a probability; others' int8 holds the label alone
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_runtime_answers_as_eager_pytorch_does(runtime: Runtime, trained: Path) -> None:
-    """Of NNCF's defaults only that they answer: what they make of Wav2Vec2 is far off."""
     if runtime == "torchao" and importlib.util.find_spec("torchao") is None:
         pytest.skip("torchao isn't installed; `pip install 'cmt-triton[peers]'`")
     files: dict[Modality, list[bytes]] = {m: [sample(m).read_bytes().strip()] for m in MODALITIES}
@@ -43,8 +42,8 @@ def test_a_runtime_answers_as_eager_pytorch_does(runtime: Runtime, trained: Path
     found = WholeModel(trained, runtime=runtime).answer(files)["probabilities"]
     assert found.shape == (1, len(labels_of("meld")))
     assert found.sum() == pytest.approx(1, abs=1e-2)
-    if runtime in MOST_OFF:
-        np.testing.assert_allclose(found, expected, atol=MOST_OFF[runtime])
+    np.testing.assert_allclose(found, expected, atol=MOST_OFF.get(runtime, 1.0))
+    assert found.argmax() == expected.argmax()
 
 
 def test_a_peer_is_a_server_and_what_computes() -> None:
