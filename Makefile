@@ -114,10 +114,11 @@ perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
 	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
 
-bench: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, 45 minutes
+bench: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, over an hour
 	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
 	$(BIN)/cmt bench --precision int8 --state .cmt/bench --rounds 6 --requests 12 --same-model \
-		--peer fastapi --peer pytriton --peer bentoml
+		--peer fastapi --peer pytriton --peer bentoml --peer fastapi:compiled --peer fastapi:torchao \
+		--peer fastapi:onnxruntime --peer fastapi:openvino --peer pytriton:openvino
 
 bench-releases: $(VENV)/.installed
 	for precision in fp32 bf16 int8; do \

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cmt_engine.cpu import cpu_instructions
 from cmt_engine.engine import Build, Engine, EngineError, EngineSidecar, Precision, Runner, Tolerance, keep
 from cmt_pipeline.stages import Stage
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from cmt_pipeline.triton_config import Served
 
 MODEL_FILE = "model.pt2"
-CPUINFO = Path("/proc/cpuinfo")
-#: Of the flags of /proc/cpuinfo, those of instructions that a compiler told `-march=native` may use.
-ISA_PREFIXES = ("avx", "amx", "bmi", "f16c", "fma", "gfni", "movbe", "sha", "vaes", "vpclmul", "adx", "lzcnt", "abm")
 
 
 class AotInductor(Engine):
@@ -133,13 +131,6 @@ class AotInductorCuda(AotInductor):
         from cmt_pipeline.triton_config import gpu_stage_config
 
         return gpu_stage_config(stage, served)
-
-
-def cpu_instructions() -> list[str]:
-    """This CPU's instruction sets beyond its architecture's first."""
-    lines = (line for line in CPUINFO.read_text().splitlines() if line.startswith(("flags", "Features")))
-    flags = next(lines, "flags:").partition(":")[2].split()
-    return sorted(flag for flag in flags if flag.startswith(ISA_PREFIXES))
 
 
 AOTINDUCTOR, AOTINDUCTOR_CUDA = AotInductor(), AotInductorCuda()

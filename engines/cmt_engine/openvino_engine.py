@@ -2,19 +2,21 @@
 
 bf16 is a way of computing that is set for the CPU plugin (AMX or AVX-512 where the CPU has them); the file holds fp32.
 int8 is NNCF's post-training quantisation of the matrix products, the rest in bf16: the graph itself carries the
-quantisers that calibration data set.
+quantisers that calibration data set. Weights take all eight bits where the processor adds up products in 32 (VNNI, AMX,
+Arm); on others, where pairs of products are added up in 16 and saturate, they take seven.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmt_engine.cpu import sums_int8_in_16_bits
 from cmt_engine.engine import Build, Engine, EngineError, EngineSidecar, Precision, Runner, Tolerance
 from cmt_pipeline.stages import Stage
 from cmt_pipeline.tensors import Array, Arrays
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import openvino
 
 MODEL_FILE = "model.xml"
+
+#: In a sidecar's target, of int8: how many bits its weights take.
+WEIGHTS, EIGHT_BITS, SEVEN_BITS = "int8_weights", "8 bits", "7 bits"
 
 #: What the CPU plugin computes in, where the graph doesn't say int8.
 INFERENCE_PRECISION: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
@@ -57,6 +62,7 @@ class OpenVino(Engine):
 
         from cmt_engine.openvino_groups import join_small_groups
 
+        target = self.target() if build.precision == "int8" else super().target()
         model = openvino.convert_model(str(build.onnx))
         if build.precision != "fp32":
             join_small_groups(model)
@@ -68,7 +74,21 @@ class OpenVino(Engine):
         _name_by_position(model)
         openvino.save_model(model, str(build.folder / MODEL_FILE), compress_to_fp16=False)
         used = self.packages if build.precision == "int8" else ("openvino",)
-        return self.sidecar(build, MODEL_FILE, {name: self.versions()[name] for name in used})
+        made = self.sidecar(build, MODEL_FILE, {name: self.versions()[name] for name in used})
+        return replace(made, target=target)
+
+    def target(self) -> dict[str, str]:
+        """Of int8 the bits of its weights too."""
+        return super().target() | {WEIGHTS: _bits()}
+
+    def misfits(self, versions: Mapping[str, str], target: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        """int8 whose sums this processor doesn't hold."""
+        if target.get(WEIGHTS) != EIGHT_BITS or _bits() == EIGHT_BITS:
+            return []
+        return [
+            "its int8 weights are for processors that add up products in 32 bits (VNNI, AMX); this one has 16, which "
+            "saturate, so that answers would be wrong: export it on a processor like this one, or serve bf16 or fp32"
+        ]
 
     def open(self, path: Path, precision: Precision, threads: int) -> Runner:
         return OpenVinoRunner(path, precision, threads)
@@ -98,15 +118,23 @@ class OpenVinoRunner:
         return dict(zip(self._outputs, results.to_tuple(), strict=True))
 
 
+def _bits() -> str:
+    """Of int8 weights that suit this processor."""
+    return SEVEN_BITS if sums_int8_in_16_bits() else EIGHT_BITS
+
+
 def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays]) -> openvino.Model:
     if not calibration:
         raise EngineError(f"int8 needs calibration inputs for {stage.name}; got none")
     import nncf
+    from nncf.quantization.advanced_parameters import OverflowFix
 
     from cmt_engine.openvino_cpu import signal_stack_kept
     from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
+    from cmt_engine.openvino_rows import MOST_OF_EIGHT_BITS, MOST_OF_SEVEN_BITS
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    half = _bits() == SEVEN_BITS
     smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
     with signal_stack_kept():
         quantized: openvino.Model = nncf.quantize(
@@ -119,15 +147,19 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
                 types=list(NOT_QUANTISED),
                 validate=False,
             ),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=smoothing,
+                overflow_fix=OverflowFix.ENABLE if half else OverflowFix.DISABLE,
+            ),
         )
     if stage.modality == "audio":
-        quantize_feature_encoder(quantized)
+        quantize_feature_encoder(quantized, MOST_OF_SEVEN_BITS if half else MOST_OF_EIGHT_BITS)
     return quantized
 
 
 def _kept_products(model: openvino.Model, stage: Stage) -> list[str]:
-    """Matrix products of a text encoder that stay in bf16: of what a GELU gave, and of two activations (attention).
+    """Matrix products of a text encoder that stay in bf16: of what a GELU gave, of two activations (attention), and the
+    last, which brings features to the fusion's width: little work.
 
     In a BERT a few of a GELU's values are far beyond all others, and one scale for all leaves the rest a handful of
     steps: without these, MiniLM's features are off by 0.05 instead of 0.10. Attention with int8 scores is computed
@@ -141,6 +173,7 @@ def _kept_products(model: openvino.Model, stage: Stage) -> list[str]:
         for node in products
         if node.input_value(0).get_node().get_type_name() == "Gelu"
         or node.input_value(1).get_node().get_type_name() != "Constant"
+        or node is products[-1]
     ]
 
 

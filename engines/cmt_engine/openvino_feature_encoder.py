@@ -17,7 +17,7 @@ from openvino import Node, Output
 from openvino import opset13 as ops
 
 from cmt_engine.openvino_cpu import compile_for_cpu
-from cmt_engine.openvino_rows import Rows, array, integers, number, product, rows_of_gelu
+from cmt_engine.openvino_rows import MOST_OF_EIGHT_BITS, Rows, array, integers, number, product, rows_of_gelu
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
 from cmt_pipeline.tensors import Array
 
@@ -43,8 +43,8 @@ class FeatureEncoder:
     offset: Array
 
 
-def quantize_feature_encoder(model: openvino.Model) -> bool:
-    """Replaces the feature encoder in the audio encoder `model`, in place.
+def quantize_feature_encoder(model: openvino.Model, most: int = MOST_OF_EIGHT_BITS) -> bool:
+    """Replaces the feature encoder in the audio encoder `model`, in place. most: that a weight becomes.
 
     False, and `model` is left as it is, where the convolutions have biases or another norm than a GroupNorm of one
     group a channel after the first: Wav2Vec2's "layer" flavour.
@@ -59,14 +59,14 @@ def quantize_feature_encoder(model: openvino.Model) -> bool:
         return False
     ports = {name: port for port in model.inputs for name in port.get_names()}
     consumers = frames.output(0).get_target_inputs()
-    replacement = _frames(weights, ports["input_values"], ports["num_samples"])
+    replacement = _frames(weights, ports["input_values"], ports["num_samples"], most)
     for consumer in consumers:
         consumer.replace_source_output(replacement.output(0))
     model.validate_nodes_and_infer_types()
     return True
 
 
-def _frames(weights: FeatureEncoder, sound: Output, num_samples: Output) -> Node:
+def _frames(weights: FeatureEncoder, sound: Output, num_samples: Output, most: int) -> Node:
     """`sound` [batch, samples], `num_samples` [batch, 1] -> [batch, frames, channels]."""
     samples = ops.slice(ops.shape_of(sound), integers(1), integers(2), integers(1))
     frames = ops.divide(ops.subtract(samples, integers(SAMPLES_OF_NO_FRAME)), integers(HOP))
@@ -75,7 +75,7 @@ def _frames(weights: FeatureEncoder, sound: Output, num_samples: Output) -> Node
     windows = _windows(sound, count)
     hidden = _first_layer(weights, windows, num_samples)
     for index, kernel in enumerate(weights.kernels[1:], start=1):
-        hidden = _layer(hidden, kernel, in_int8=index in INT8_LAYERS)
+        hidden = _layer(hidden, kernel, most if index in INT8_LAYERS else None)
     return ops.slice(hidden, integers(0), frames, integers(1), integers(1))
 
 
@@ -116,22 +116,23 @@ def _first_layer(weights: FeatureEncoder, windows: Node, num_samples: Output) ->
     return ops.gelu(ops.matmul(ops.concat([centred, ones], 2), ops.concat([scaled, offset], 2), False, True), "erf")
 
 
-def _layer(hidden: Node, kernel: Array, in_int8: bool) -> Node:
-    """A convolution of stride 2 and kernel 2 or 3, and its GELU: [batch, 2n, in] -> [batch, n, out].
+def _layer(hidden: Node, kernel: Array, most: int | None) -> Node:
+    """A convolution of stride 2 and kernel 2 or 3, and its GELU: [batch, 2n, in] -> [batch, n, out]. most: that a
+    weight becomes in int8; None: as it is.
 
     What kernel 3 reads beyond the last row is the first: a number that nothing looks at.
     """
     out, channels, width = kernel.shape
     pairs = ops.reshape(hidden, integers(0, -1, 2 * channels), True)
     both, third = kernel[:, :, :2].transpose(0, 2, 1).reshape(out, 2 * channels), kernel[:, :, 2:].reshape(out, -1)
-    if in_int8:
+    if most:
         rows = rows_of_gelu(pairs)
-        result = product(rows, both)
+        result = product(rows, both, most)
     else:
         result = ops.matmul(pairs, array(both), False, True)
-    if width == 3 and in_int8:
+    if width == 3 and most:
         first = Rows(_next(_sliced(rows.steps, 0, channels, axis=2)), _next(rows.scale))
-        result = ops.add(result, product(first, third))
+        result = ops.add(result, product(first, third, most))
     elif width == 3:
         result = ops.add(result, ops.matmul(_next(_sliced(pairs, 0, channels, axis=2)), array(third), False, True))
     return ops.gelu(result, "erf")

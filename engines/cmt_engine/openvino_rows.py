@@ -16,6 +16,7 @@ from openvino import opset13 as ops
 
 from cmt_pipeline.tensors import Array
 
+MOST_OF_EIGHT_BITS, MOST_OF_SEVEN_BITS = 127, 63
 SHIFT = 0.17  # erf's GELU is never below -0.16998
 MOST = 1e4  # keeps infinity out of a row's scale
 
@@ -34,9 +35,12 @@ def rows_of_gelu(activations: Node | Output) -> Rows:
     return Rows(ops.fake_quantize(unit, number(0), number(1), number(0), number(1), 256), scale)
 
 
-def product(rows: Rows, weights: Array) -> Node:
-    """The rows' product with `weights`.T, the weights [out, size] in int8 with a scale for each output."""
-    scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127
+def product(rows: Rows, weights: Array, most: int = MOST_OF_EIGHT_BITS) -> Node:
+    """The rows' product with `weights`.T, the weights [out, size] in int8 with a scale for each output.
+
+    most: that a weight becomes; two of MOST_OF_SEVEN_BITS times a row's 255 are within 16 bits.
+    """
+    scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / most
     whole = np.round(weights / scale).astype(np.int8)
     narrow = ops.multiply(ops.convert(ops.constant(whole), np.float32), array(scale))
     moved = SHIFT * (whole * scale).sum(axis=1)

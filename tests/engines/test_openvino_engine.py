@@ -17,6 +17,7 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_export.parity import references, stage_inputs, stage_parity
 from cmt_export.samples import Batch
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
+from cmt_pipeline.tensors import Array
 from cmt_release.release import Release
 from small_graphs import small_graph, small_inputs
 
@@ -59,6 +60,47 @@ def test_narrow_precisions_stay_within_their_tolerance(
     assert sidecar.precision == precision
     assert sidecar.versions.keys() == ({"openvino", "nncf"} if precision == "int8" else {"openvino"})
     assert ("FakeQuantize" in (tmp_path / "model.xml").read_text()) == (precision == "int8")
+
+
+def is_product(node: openvino.Node) -> bool:
+    return bool(node.get_type_name() == "MatMul")
+
+
+def int8_weights_of(product: openvino.Node) -> Array | None:
+    """What lies before a product's second input, beyond scales and conversions; None where that isn't int8."""
+    node = product.input_value(1).get_node()
+    while node.get_type_name() != "Constant" and node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node.data if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8 else None
+
+
+@pytest.mark.parametrize(("narrow", "most"), [(False, 127), (True, 64)])
+def test_int8_weights_leave_the_sums_room(
+    narrow: bool, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors that add up pairs of products in 16 bits; these refuse what was built for others."""
+    monkeypatch.setattr("cmt_engine.openvino_engine.sums_int8_in_16_bits", lambda: narrow)
+    rng = np.random.default_rng(0)
+    calibration = [
+        {"input_ids": rng.integers(1, 100, (1, 16)), "attention_mask": np.ones((1, 16), np.int64)} for _ in range(3)
+    ]
+    build = Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8", lambda: calibration)
+    target = OPENVINO.build(build).target
+    products = [n for n in openvino.Core().read_model(tmp_path / "model.xml").get_ordered_ops() if is_product(n)]
+    weights = [found for found in map(int8_weights_of, products) if found is not None]
+    assert weights
+    assert most - 2 <= max(int(abs(array.astype(int)).max()) for array in weights) <= most
+    assert OPENVINO.misfits({}, target) == []
+    monkeypatch.setattr("cmt_engine.openvino_engine.sums_int8_in_16_bits", lambda: True)
+    assert [reason.split(":")[0] for reason in OPENVINO.misfits({}, target)] == (
+        []
+        if narrow
+        else [
+            "its int8 weights are for processors that add up products in 32 bits (VNNI, AMX); this one has 16, which "
+            "saturate, so that answers would be wrong"
+        ]
+    )
+    assert OPENVINO.misfits({}, {"device": "CPU"}) == [], "other precisions are served everywhere"
 
 
 def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:

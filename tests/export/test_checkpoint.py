@@ -111,8 +111,10 @@ def test_labels_travel_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "own")
     edit_config(lambda c: c.update(label_set="nobody's", labels=list("abcdefg")))(folder)
     assert load_checkpoint(folder).config.labels == tuple("abcdefg")
-    edit_config(lambda c: (c.update(format=1, label_set="meld"), c.pop("labels")))(folder)
-    assert load_checkpoint(folder).config.labels == labels_of("meld")
+    edit_config(lambda c: (c.update(format=1, label_set="meld"), c.pop("labels"), c["fusion"].update(kind="summary")))(
+        folder
+    )
+    assert CheckpointConfig.from_json((folder / "config.json").read_text()).labels == labels_of("meld")
     edit_config(lambda c: c.update(format=2, labels=["a"] * 7))(folder)
     with pytest.raises(CheckpointError, match="expected two or more different names"):
         load_checkpoint(folder)

@@ -15,11 +15,13 @@ from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_export.sources import WEIGHTS_FILE
 from cmt_pipeline.modality import MODALITIES
 from cmt_training.batches import Reader, raw_sources
+from cmt_training.encoded import Encoded, GivenText
 from cmt_training.evaluate import evaluate, reading
 from cmt_training.examples import DataSet
+from cmt_training.frozen import Projected
 from cmt_training.options import TrainOptions
 from cmt_training.predict import predict
-from cmt_training.prepare import Prepared, prepare
+from cmt_training.prepare import Item, Prepared, prepare
 from cmt_training.train import train
 from small_training import OPTIONS, silent
 
@@ -65,3 +67,29 @@ def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: Tr
     np.testing.assert_allclose(again.logits, anew.logits, atol=2e-2)
     assert predict(checkpoint.model, raw, data.of("test")).logits.tolist() == anew.logits.tolist()
     assert "precision" in evaluate(checkpoint, data, silent).conditions
+
+
+def test_nothing_is_made_of_what_never_moves(tmp_path: Path) -> None:
+    """MiniLM has such channels; divided by next to nothing, their weights left eight bits none for the others."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3, 0.5, (40, 6)).astype(np.float16)
+    rows[:, 1], rows[:, 4] = 0, 5
+    np.save(tmp_path / "text.npy", rows)
+    np.save(tmp_path / "text-spans.npy", np.array([[0, 0, 25], [9, 25, 15]]))
+    kept, absent = Encoded(tmp_path, "text"), dict.fromkeys(MODALITIES)
+    items = [
+        Item("a", "train", "joy", **{**absent, "text": (at, 3)}, valence=None, arousal=None, cues={}, tags={})
+        for at in (0, 9)
+    ]  # type: ignore[arg-type]
+    mean, deviation = kept.moments(items)
+    assert torch.isinf(deviation).tolist() == [False, True, False, False, True, False]
+    np.testing.assert_allclose(mean, rows.astype(np.float64).mean(axis=0), rtol=1e-5)
+    projection = torch.nn.Linear(6, 4)
+    tokens = torch.from_numpy(rows.astype(np.float32))[None]
+    stand_in = Projected(GivenText(), projection, mean, deviation)
+    with torch.no_grad():
+        wanted, _ = stand_in(tokens, torch.ones(1, 40, dtype=torch.int64))
+        stand_in.fold()
+        np.testing.assert_allclose(projection(tokens), wanted, atol=1e-5)
+    assert not projection.weight[:, [1, 4]].any()
+    assert projection.weight.abs().max() < 10

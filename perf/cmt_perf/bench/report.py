@@ -110,15 +110,15 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
 
 
 def _against_the_best(summary: Mapping[str, Any]) -> list[Part]:
-    told, share = f"A request is {summary['gflop']:.0f} GFLOP.", summary["share_of_peak"]
-    if share is not None:
+    parts, best = [], summary["best_peer"]
+    if best:
+        said = f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f}) as the best of the peers"
+        parts.append(paragraph(f"{said}: {NAMES.get(best['name'], best['name'])}."))
+    if "share_of_peak" in summary:
         precision = summary["conditions"]["release"]["precision"]
-        told += f" At its p50 that is {share:.0%} of what this machine multiplies at most in {precision}."
-    best = summary["best_peer"]
-    if not best:
-        return [paragraph(told)]
-    said = f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f}) as the best of the peers"
-    return [paragraph(f"{said}: {NAMES.get(best['name'], best['name'])}."), paragraph(told)]
+        told = f"{summary['share_of_peak']:.0%} of what this machine multiplies at most in {precision}"
+        parts.append(paragraph(f"A request is {summary['gflop']:.0f} GFLOP. At its p50 that is {told}."))
+    return parts
 
 
 def plots_of(result: Mapping[str, Any]) -> dict[str, bytes]:

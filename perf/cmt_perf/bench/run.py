@@ -121,8 +121,6 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
     single, ratio = result["single_stream"], result["ratios"][OURS]
     busiest = {row["system"]: row for row in result["growth"] if row["scenario"] == f"concurrency {SATURATING}"}
     ours, theirs = single[OURS], single[BASELINE]
-    gflop, gflops = sum(result["gflop"].values()), result["peaks"]["gflops"]
-    precision = result["conditions"]["release"]["precision"]
     return {
         "ratio_p50": ratio["ratio"],
         "ratio_p50_interval": [ratio["low"], ratio["high"]],
@@ -130,10 +128,9 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "mean_ms": ours["mean_ms"],
         "baseline_p50_ms": theirs["p50_ms"],
         "baseline_mean_ms": theirs["mean_ms"],
-        "best_peer": result["best_peer"],
+        "best_peer": result.get("best_peer", {}),
         "overhead_ms": result["attribution"]["overhead_ms"],
-        "gflop": round(gflop, 1),
-        "share_of_peak": round(gflop / ours["p50_ms"] * 1e3 / gflops[precision], 3) if precision in gflops else None,
+        **_work(result, ours["p50_ms"]),
         "saturation_throughput_ratio": (
             round(busiest[OURS]["throughput"] / busiest[BASELINE]["throughput"], 2) if busiest else None
         ),
@@ -147,6 +144,18 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
         },
         "conditions": result["conditions"],
     }
+
+
+def _work(result: Mapping[str, Any], p50_ms: float) -> dict[str, float]:
+    """GFLOP of a request, and the share of the peak in the release's precision that its p50 stands for."""
+    gflop, peak = sum(result.get("gflop", {}).values()), _peak(result)
+    share = {"share_of_peak": round(gflop / p50_ms * 1e3 / peak, 3)} if peak else {}
+    return {"gflop": round(gflop, 1), **share} if gflop else {}
+
+
+def _peak(result: Mapping[str, Any]) -> float | None:
+    found: float | None = result["peaks"]["gflops"].get(result["conditions"]["release"]["precision"])
+    return found
 
 
 def _expect_answers(systems: Sequence[System], single: Scenario, seed: int) -> None:

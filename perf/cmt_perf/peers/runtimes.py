@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import torch
 
+from cmt_engine.cpu import sums_int8_in_16_bits
 from cmt_engine.engine import Runner
 from cmt_export.checkpoint import Checkpoint, load_checkpoint
 from cmt_export.model import CrossModalTransformer, run_model
@@ -33,8 +34,6 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Run = Callable[[Arrays], "dict[str, Array]"]
 
 CALIBRATION_ITEMS = 32
-VNNI = ("avx512_vnni", "avx_vnni")
-"""Of a processor that adds up int8 products in 32 bits; others take unsigned weights of Optimum's recipe for AVX2."""
 
 
 def run_of(found: Checkpoint, checkpoint: Path, runtime: Runtime) -> Run:
@@ -125,11 +124,10 @@ def _quantize(found: Checkpoint, stage: Stage, folder: Path, runtime: Runtime) -
     if runtime == "onnxruntime":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quick = any(feature in Path("/proc/cpuinfo").read_text() for feature in VNNI)
         quantize_dynamic(
             graph,
             folder / "int8.onnx",
-            weight_type=QuantType.QInt8 if quick else QuantType.QUInt8,
+            weight_type=QuantType.QUInt8 if sums_int8_in_16_bits() else QuantType.QInt8,
             per_channel=True,
             use_external_data_format=True,
         )

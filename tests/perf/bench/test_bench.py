@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import psutil
@@ -29,7 +28,7 @@ from cmt_perf.bench.fetch_analyzer import fetch
 from cmt_perf.bench.measure import Measured, one_round
 from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, summary_of
 from cmt_perf.bench.scenarios import Scenario, Size
-from cmt_perf.bench.systems import Peer, System, peer
+from cmt_perf.bench.systems import SERVERS, System, parts_of, peer
 from cmt_perf.traffic import TrafficPlan, _Asker, traffic_items
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.pipelines import pipeline_name
@@ -67,6 +66,7 @@ def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, 
     assert set(stages) == {"preprocess", "encode_image", "encode_audio", "encode_text", "fuse"}
     assert 0 < summary["overhead_ms"] < summary["p50_ms"]
     assert all(rate > 1 for rate in result["peaks"]["gflops"].values())
+    assert 0 < summary["gflop"] < 10
     assert summary["conditions"]["size"]["audio_s"] == SMALL.audio_s
 
 
@@ -157,10 +157,11 @@ def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", get_args(Peer))
-def test_a_peer_serves_the_same_checkpoint(name: Peer, checkpoint: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} isn't installed; `pip install 'cmt-triton[peers]'`")
+@pytest.mark.parametrize("name", [*SERVERS, "fastapi:compiled", "pytriton:onnxruntime", "bentoml:openvino"])
+def test_a_peer_serves_the_same_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    server, _ = parts_of(name)
+    if importlib.util.find_spec(server) is None:
+        pytest.skip(f"{server} isn't installed; `pip install 'cmt-triton[peers]'`")
     with peer(name, checkpoint, tmp_path) as system:
         found = one_round(system, Scenario("closed", "closed", requests=4, size=SMALL), seed=0)
         family = [system.pid, *(child.pid for child in psutil.Process(system.pid).children(recursive=True))]
@@ -196,3 +197,5 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(
 def test_peers_need_their_checkpoint(tiny: Release, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="without the checkpoint"):
         BenchOptions(tiny, checkpoint, peers=("fastapi",))
+    with pytest.raises(ValueError, match="peer: got 'flask'"):
+        BenchOptions(tiny, checkpoint, checkpoint=checkpoint, peers=("flask",))
