@@ -1,12 +1,11 @@
-"""`cmt evaluate` and `cmt compare`: how good a checkpoint is, and how much better than simpler models."""
+"""`cmt evaluate` and `cmt compare`: how good a checkpoint is, and what cross-modal attention is worth."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
     from cmt_export.checkpoint import Checkpoint
     from cmt_pipeline.progress import Progress
-    from cmt_training.comparison import Comparison
+    from cmt_training.compare.results import Ladder
     from cmt_training.evaluate import Curves
     from cmt_training.evaluation import Evaluation
 
-COMPARE_EPOCHS = "Most epochs of the encoders and of every fusion."
+COMPARE_STEPS = "Of every training, 128 items each; 1,200 by default."
 
 
 def evaluate(
@@ -74,42 +73,46 @@ def compare(
     data: DataArgument = None,
     root: RootOption = None,
     pair: PairOption = NO_PAIRS,
-    out: Annotated[Path, typer.Option(help="Folder for NAME.json and the report.")] = Path("training/results"),
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
-    preset: Annotated[str, typer.Option(help="Model sizes: mini or base.")] = "mini",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of a checkpoint whose encoders read the data; the preset's by default.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="A preset, or its file, whose encoders read the data.")] = "mini",
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME/report.html.")] = Path("runs/compare"),
+    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds, from 0.")] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help=COMPARE_STEPS)] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at a time, each on one core.")] = os.cpu_count() or 1,
     label_set: LabelSetOption = None,
-    epochs: Annotated[int | None, typer.Option(help=COMPARE_EPOCHS)] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Trains the CMT and every baseline for several seeds, and compares them.
+    """Trains a ladder of fusions, cross-modal attention among them, on the same tokens for several seeds.
 
-    It continues where it was interrupted.
+    It says what cross-modal attention is worth on these data. It continues where it was interrupted.
 
     Example: [bold]cmt compare corpus --seeds 5[/]
     """
+    from cmt_cli.export import trained_weights
     from cmt_cli.show import console, progress_bar
-    from cmt_training.compare import CompareOptions
-    from cmt_training.compare import compare as measure
-    from cmt_training.comparison import Comparison
+    from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+    from cmt_training.compare.data_set import compared
+    from cmt_training.compare.learn import Budget
     from cmt_training.data import DataChoice
     from cmt_training.report import verdict_of, write_comparison
 
-    more: dict[str, Any] = {"preset": preset} | (
-        {"epochs": epochs, "encoder_epochs": epochs} if epochs is not None else {}
-    )
-    usual = CompareOptions()
-    options = CompareOptions(tuple(range(seeds)), replace(usual.training, **more))
+    weights = checkpoint or trained_weights(preset, "meld")
+    opened = load_checkpoint(weights) if weights else checkpoint_from_preset(preset, label_set or "meld")
+    choice, budget = DataChoice(data, root, tuple(pair)), Budget(steps=steps or Budget.steps)
     with progress_bar("compare") as progress:
-        choice = DataChoice(data, root, tuple(pair))
-        prepared = prepared_data(choice, preset, label_set, State(state), progress)
-        comparison = measure(prepared, options, State(state).root / "compare", progress)
+        prepared = prepared_data(choice, opened, label_set, State(state), progress)
+        work = State(state).root / "compare"
+        results = compared(prepared, opened, tuple(range(seeds)), budget, work, workers, progress)
     path = out / f"{prepared.name}.json"
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(comparison.to_json())
-    written = Comparison.from_json(path.read_text())
-    write_comparison(written, out / prepared.name)
-    console.print(comparison_table(written))
-    console.print(f"{verdict_of(written)} Written to {path}, report in {out / prepared.name}", highlight=False)
+    write_comparison(results, out / prepared.name)
+    path.write_text(results.to_json())
+    for name, ladder in results.corpora.items():
+        console.print(ladder_table(name, ladder))
+        for sentence in verdict_of(ladder):
+            console.print(sentence, highlight=False)
+    console.print(f"written to {path}, report in {out / prepared.name}", highlight=False)
 
 
 def robustness(folder: Path, checkpoint: Checkpoint, state: State, progress: Progress) -> Curves:
@@ -142,14 +145,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Each model with its intervals, and how far the CMT is from each baseline."""
+def ladder_table(name: str, ladder: Ladder) -> Table:
+    """Each rung with its intervals."""
     from rich.table import Table
 
-    title = f"{comparison.data}, test split, {len(comparison.seeds)} seeds: mean [95 % interval]"
-    table = Table("model", "weighted F1", "cross-entropy", "ECE", "CMT minus it: F1", title=title, title_justify="left")
-    differences: Mapping[str, Any] = comparison.differences
-    for name, found in comparison.models.items():
-        difference = str(differences[name].weighted_f1) if name in differences else ""
-        table.add_row(name, *(str(found[metric]) for metric in ("weighted_f1", "cross_entropy", "ece")), difference)
+    from cmt_training.compare.results import cells_of
+
+    seeds = len(ladder.own.values)
+    title = f"{name}, {ladder.items['test']} test items, {seeds} seeds: mean [95 % interval]"
+    table = Table("fusion", "weighted F1", "cross-entropy", "ECE", title=title, title_justify="left")
+    for rung, found in ladder.rungs.items():
+        table.add_row(rung, *cells_of(found))
     return table

@@ -1,4 +1,4 @@
-"""Evaluation and comparison: what they measure, write and refuse."""
+"""Evaluation: what it measures, writes and refuses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,12 @@ from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import SUBSETS
 from cmt_pipeline.preprocess import collate, make_preprocessors
 from cmt_pipeline.tensors import Array
-from cmt_training import compare as comparing
-from cmt_training.compare import CompareOptions, compare
-from cmt_training.comparison import Comparison
 from cmt_training.data.media import read_audio, read_image
 from cmt_training.evaluate import evaluate
 from cmt_training.examples import DataError, DataSet
 from cmt_training.metrics import metrics_of
-from cmt_training.options import MODELS
 from cmt_training.prepare import Prepared
-from cmt_training.report import verdict_of, write_comparison, write_evaluation
+from cmt_training.report import write_evaluation
 from cmt_training.train import train
 from small_training import OPTIONS, silent
 
@@ -91,36 +87,3 @@ def test_other_labels_and_empty_splits_are_refused(trained: Checkpoint, prepared
     no_test = replace(prepared, items=tuple(item for item in prepared.items if item.split != "test"))
     with pytest.raises(DataError, match="the split 'test' of 'small' is empty"):
         evaluate(trained, no_test, silent)
-
-
-def test_a_comparison_trains_every_model_once(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = CompareOptions((0, 1), replace(OPTIONS, epochs=2, encoder_epochs=2))
-    comparison = compare(prepared, options, tmp_path, silent)
-    assert tuple(comparison.models) == MODELS
-    assert set(comparison.differences) == set(MODELS) - {"cmt"}
-    for measure in ("weighted_f1", "cross_entropy"):
-        ours = comparison.models["cmt"][measure]
-        theirs = comparison.models["late"][measure]
-        difference = getattr(comparison.differences["late"], measure)
-        assert difference.values == pytest.approx(np.subtract(ours.values, theirs.values))
-        assert ours.low <= ours.mean <= ours.high
-    assert not [*tmp_path.rglob("features")]
-    kept = Comparison.from_json(comparison.to_json())
-    assert kept.to_json() == comparison.to_json()
-    write_comparison(kept, tmp_path / "report")
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert verdict_of(kept).split(";")[0] in page
-    assert all(f">{model}<" in page for model in MODELS)
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(comparing, "fit", never)
-    assert compare(prepared, options, tmp_path, silent).models == comparison.models
-
-
-def test_a_comparison_needs_two_seeds() -> None:
-    with pytest.raises(ValueError, match=r"seeds: got \[3\]; expected two or more"):
-        CompareOptions(seeds=(3,))

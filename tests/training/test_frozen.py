@@ -76,11 +76,8 @@ def test_nothing_is_made_of_what_never_moves(tmp_path: Path) -> None:
     rows[:, 1], rows[:, 4] = 0, 5
     np.save(tmp_path / "text.npy", rows)
     np.save(tmp_path / "text-spans.npy", np.array([[0, 0, 25], [9, 25, 15]]))
-    kept, absent = Encoded(tmp_path, "text"), dict.fromkeys(MODALITIES)
-    items = [
-        Item("a", "train", "joy", **{**absent, "text": (at, 3)}, valence=None, arousal=None, cues={}, tags={})
-        for at in (0, 9)
-    ]  # type: ignore[arg-type]
+    kept, absent = Encoded(tmp_path, "text"), dict.fromkeys((*MODALITIES, "valence", "arousal"))
+    items = [Item("a", "train", "joy", **absent | {"text": (at, 3)}, cues={}, tags={}, speaker="") for at in (0, 9)]  # type: ignore[arg-type]
     mean, deviation = kept.moments(items)
     assert torch.isinf(deviation).tolist() == [False, True, False, False, True, False]
     np.testing.assert_allclose(mean, rows.astype(np.float64).mean(axis=0), rtol=1e-5)

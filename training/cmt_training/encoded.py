@@ -40,14 +40,20 @@ class Encoded(Source):
         self._spans = {key: (start, count) for key, start, count in spans.tolist()}
 
     def read(self, items: Sequence[Item | None], _: Sequence[np.random.Generator] | None) -> dict[str, Tensor]:
-        spans = [self._spans[_key(item, self._modality)] if item is not None else (0, 0) for item in items]
-        padded, counts = padded_rows([self._rows[start : start + count].astype(np.float32) for start, count in spans])
+        rows = [self.tokens(item) if item is not None else self._rows[:0] for item in items]
+        padded, counts = padded_rows([row.astype(np.float32) for row in rows])
         if self._modality == "image":
             return {"pixel_values": padded}
         if self._modality == "audio":
             return {"input_values": padded, "num_samples": counts[:, None]}
         mask = positions_below(padded.shape[1], counts[:, None])
         return {"input_ids": padded, "attention_mask": mask.to(torch.int64)}
+
+    def tokens(self, item: Item) -> Array:
+        """float16 [tokens, width] of an item that has the modality."""
+        start, count = self._spans[_key(item, self._modality)]
+        tokens: Array = self._rows[start : start + count]
+        return tokens
 
     def moments(self, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
         """Mean and deviation [width] of the tokens of those of the items that have the modality. What never moves

@@ -1,4 +1,4 @@
-"""Figures of an evaluation and of a comparison, each as the bytes of a PNG."""
+"""Figures of an evaluation, each as the bytes of a PNG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmt_training.comparison import Comparison
 from cmt_training.evaluation import Evaluation
 from cmt_training.metrics import ECE_BINS, Metrics
 
@@ -30,14 +29,6 @@ def figures_of(evaluation: Evaluation) -> dict[str, bytes]:
     return figures | {
         f"robustness_{name}": drawn(partial(_curve, name=name, points=points), (5.0, 3.5))
         for name, points in evaluation.curves.items()
-    }
-
-
-def comparison_figures(comparison: Comparison) -> dict[str, bytes]:
-    """Name -> PNG: each model's F1 and cross-entropy with their intervals."""
-    return {
-        measure: drawn(partial(_intervals, comparison=comparison, measure=measure), (6.0, 3.5))
-        for measure in ("weighted_f1", "cross_entropy", "ece")
     }
 
 
@@ -89,12 +80,3 @@ def _curve(axes: Axes, name: str, points: Sequence[tuple[float, Metrics]]) -> No
     axes.plot(rates, [metrics["ece"] for _, metrics in points], marker="s", label="ECE")
     axes.set(xlabel=f"rate of {name}", title=f"Robustness: {name}", ylim=(0, 1))
     axes.legend()
-
-
-def _intervals(axes: Axes, comparison: Comparison, measure: str) -> None:
-    names = list(comparison.models)[::-1]
-    for row, name in enumerate(names):
-        found = comparison.models[name][measure]
-        axes.errorbar(found.mean, row, xerr=[[found.mean - found.low], [found.high - found.mean]], fmt="o", capsize=4)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel=f"{measure.replace('_', ' ')}, mean and 95 % interval", title=f"{len(comparison.seeds)} seeds")

@@ -37,7 +37,7 @@ from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 
-FORMAT = 3
+FORMAT = 4
 INDEX_FILE, PIXELS_FILE, SAMPLES_FILE, TOKENS_FILE = "index.json", "pixels.npy", "samples.npy", "tokens.npy"
 IMAGE_SHAPE = (3, IMAGE_SIDE, IMAGE_SIDE)
 CHUNK = 16  # examples a worker takes at a time
@@ -58,6 +58,7 @@ class Item:
     arousal: float | None
     cues: dict[Modality, tuple[float, ...]]
     tags: dict[str, str]
+    speaker: str
 
     def has(self, modality: Modality) -> bool:
         return getattr(self, modality) is not None
@@ -342,6 +343,7 @@ class _Arrays:
             example.arousal,
             dict(example.cues),
             dict(example.tags),
+            example.speaker,
         )
 
     def __enter__(self) -> _Arrays:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmt_training.card import CARD_FILE, model_card
-from cmt_training.comparison import Comparison
+from cmt_training.compare.figure import figure_of
+from cmt_training.compare.results import Ladder, Results, cells_of
 from cmt_training.data.pairing import NAME as PAIRED
 from cmt_training.evaluation import Evaluation
-from cmt_training.figures import comparison_figures, figures_of
+from cmt_training.figures import figures_of
 from cmt_training.html_page import Part, heading, images, page, paragraph, preformatted, table
-from cmt_training.markdown import markdown_table
 from cmt_training.metrics import METRICS, Metrics
 
 REPORT_FILE = "report.html"
@@ -46,64 +46,47 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     (folder / CARD_FILE).write_text(model_card(evaluation))
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """report.html and a PNG for each figure."""
-    figures = comparison_figures(comparison)
+def write_comparison(results: Results, folder: Path) -> None:
+    """report.html, and its figure as PNG."""
+    figures = {"fusions": figure_of(results)}
+    names = ", ".join(results.corpora)
     body = [
-        heading(f"{len(comparison.models)} models, {len(comparison.seeds)} seeds, {comparison.data}", 1),
-        paragraph(comparison.method + _warning(comparison.data)),
-        table(("model", *(metric.title for metric in METRICS.values()), "parameters"), model_rows(comparison)),
-        heading("CMT minus each baseline"),
-        table(("baseline", "weighted F1", "cross-entropy", "cross-entropy, %"), difference_rows(comparison)),
-        heading("Verdict"),
-        paragraph(verdict_of(comparison)),
+        heading(f"A ladder of fusions on {names}", 1),
+        paragraph(results.method),
+        *(part for name, ladder in results.corpora.items() for part in _ladder(name, ladder)),
         heading("Figures"),
         *images(figures),
         heading("Conditions"),
-        preformatted(comparison.conditions),
+        preformatted(results.conditions),
     ]
-    _write(folder, f"{comparison.data}: models compared", body, figures)
+    _write(folder, f"Fusions compared on {names}", body, figures)
 
 
-def model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row a model: every metric with its interval, parameters of the fusion."""
+def _ladder(name: str, ladder: Ladder) -> list[Part]:
+    rows = [
+        (rung, *cells_of(found), f"{found.parameters:,}", *(f"{found.kinds[kind]:.2f}" for kind in ladder.kinds))
+        for rung, found in ladder.rungs.items()
+    ]
+    kinds = [f"accuracy, {kind}" for kind in ladder.kinds]
     return [
-        (name, *(str(found.get(metric, "")) for metric in METRICS), f"{comparison.fusion_parameters[name]:,}")
-        for name, found in comparison.models.items()
+        heading(f"{name}: {ladder.items['test']} test items"),
+        paragraph(_warning(name)),
+        table(("rung", "weighted F1", "cross-entropy", "ECE", "parameters", *kinds), rows),
+        *map(paragraph, verdict_of(ladder)),
     ]
 
 
-def difference_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row a baseline: how far CMT is from it."""
-    return [
-        (name, str(found.weighted_f1), str(found.cross_entropy), f"{found.cross_entropy_percent:+.1f}")
-        for name, found in comparison.differences.items()
+def verdict_of(ladder: Ladder) -> list[str]:
+    """How far cross-attention is from the best other rung, and what of the best is interaction: a sentence each."""
+    said = [
+        f"Cross-attention over the best other rung, {METRICS[margin.measure].title}: {margin.told()}; "
+        f"the paper's {margin.claimed_percent:+.1f} %: {'met' if margin.met else 'not met'}."
+        for margin in ladder.margins
     ]
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """The table of docs/training.md: models, and how far CMT is from each."""
-    rows = []
-    for name, found in comparison.models.items():
-        cells = [found[metric].short() for metric in ("weighted_f1", "cross_entropy", "ece")]
-        difference = comparison.differences.get(name)
-        cells += [difference.weighted_f1.short(), difference.cross_entropy.short()] if difference else ["", ""]
-        rows.append([name, *cells])
-    head = ("model", "weighted F1", "cross-entropy", "ECE", "CMT minus it: F1", "cross-entropy")
-    return markdown_table(head, rows) + "\n"
-
-
-def verdict_of(comparison: Comparison) -> str:
-    """Whether the paper's claims hold here, in a sentence for each."""
-    sentences = []
-    for claim in comparison.verdict.values():
-        met = "met" if claim.met else "not met"
-        sentences.append(
-            f"{claim.measure} {claim.claimed_percent:+.1f} %: {met}; {claim.found_percent:+.1f} % "
-            f"against {claim.baseline}, the difference {claim.difference} "
-            f"{'excludes' if claim.significant else 'includes'} 0."
-        )
-    return " ".join(sentences)
+    best = (
+        f"{ladder.best} has weighted F1 {ladder.own.mean:.3f}, and {ladder.emap.mean:.3f} without interactions (EMAP)"
+    )
+    return [*said, f"On some of the test items {best}."]
 
 
 def _metrics_table(rows: Mapping[str, Metrics]) -> Part:

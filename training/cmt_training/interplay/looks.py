@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmt_export.checkpoint import load_checkpoint
 from cmt_export.fusion import OTHERS, CrossModalLayer, CrossModalStream
 from cmt_pipeline.modality import MODALITIES
 from cmt_training.binding.family import Items
+from cmt_training.compare.learn import Net
+from cmt_training.compare.run import Place, answered, trained
+from cmt_training.compare.tokens import FRAMES, Indices, Tokens
 from cmt_training.data.generated import load_generated
 from cmt_training.examples import Example
 from cmt_training.generate.interplay import KINDS
-from cmt_training.interplay.learn import Net
-from cmt_training.interplay.run import Place, answered, trained
-from cmt_training.interplay.tokens import FRAMES, Indices, Tokens
 from cmt_training.metrics import Floats
 
 if TYPE_CHECKING:
@@ -50,19 +49,19 @@ class Look:
     parts: Floats
 
 
-def looks_of(place: Place, tokens: Tokens, checkpoint: Path, seed: int) -> list[Look]:
+def looks_of(place: Place, corpus: Path, tokenizer: Path, seed: int) -> list[Look]:
     """One of each kind of interplay, where there is one."""
+    tokens = place.tokens()
     (ours,), (late,) = (trained(model, tokens, place, [seed]) for model in ("cross-attention", "late"))
     rows = tokens.of("test")
     labels = tokens.labels[rows]
     right = answered(ours, tokens)["cross-attention"].probabilities[""].argmax(axis=1) == labels
     wrong = answered(late, tokens)["log-linear"].probabilities[""].argmax(axis=1) != labels
     chosen = rows[right & wrong & (tokens.counts[rows].min(axis=1) > 0)]
-    examples = load_generated(place.folder / "corpus").examples
-    words = load_checkpoint(checkpoint).tokenizer
+    examples = load_generated(corpus).examples
     net = place.net(ours, len(tokens.names))
     first = [found[0] for kind in KINDS if len(found := chosen[tokens.kinds[chosen] == kind])]
-    return [_look(net, tokens, np.array([row]), examples[row], words) for row in first]
+    return [_look(net, tokens, np.array([row]), examples[row], tokenizer) for row in first]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What the ladder found on the generated corpora: generated.json, and the tables of docs/training.md."""
+"""What ladders found: generated.json, what `cmt compare` writes, and the tables of docs/training.md."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy as np
 
 from cmt_pipeline.modality import MODALITIES
 from cmt_release.typed_json import parsed, typed
-from cmt_training.compare import CLAIMED_PERCENT
-from cmt_training.interplay.intervals import Drawn, difference
-from cmt_training.interplay.run import MODELS, RUNGS, Answered, Place, Training, answered, emap
-from cmt_training.interplay.tokens import Tokens
+from cmt_training.compare.intervals import Drawn, difference
+from cmt_training.compare.run import MODELS, RUNGS, Answered, Place, Training, answered, emap
+from cmt_training.compare.tokens import Tokens
 from cmt_training.markdown import markdown_table
 from cmt_training.metrics import Floats, confusion_matrix, f1_per_label, metrics_of
 from cmt_training.statistics import Interval, interval_of, percent
 
 OURS = "cross-attention"
+#: What the paper's abstract claims over strong multimodal baselines (arXiv 2601.14259).
+CLAIMED_PERCENT = {"weighted_f1": 3.0, "cross_entropy": -12.9}
 COVERED = (0.5, 0.8)  # shares of the items that are answered, the surest first
 METHOD = (
-    "Encoders are frozen, those of the bundled mini weights; every rung reads the same tokens, has about as many "
-    "parameters, and the same steps and learning rates to try. Its best step and temperature are those of "
-    "validation items, figures of test items. Intervals of a rung are 95 %, Student's t over seeds; of a difference, "
+    "Encoders are frozen; every rung reads the same tokens, has about as many parameters, and the same steps and "
+    "learning rates to try. Its best step, temperature and biases of labels are those of validation items, figures of "
+    "test items. Intervals of a rung are 95 %, Student's t over seeds; of a difference, "
     "95 % of draws of seeds and people with replacement, paired. emap: the additive projection over modalities of the "
     "best rung (Hessel & Lee 2020), beside that rung on the same items."
 )
@@ -70,9 +71,9 @@ class Margin:
 
 @dataclass(frozen=True)
 class Ladder:
-    """On one corpus. items: of each split; kinds: of test items; margins: over the best other rung, over_late: over
-    log-linear late fusion; best: the trained rung of the highest weighted F1, own and emap: its weighted F1 on some
-    items, and without interactions."""
+    """On one data set. items: of each split; kinds: of test items; margins: over the best other rung, over_late: over
+    log-linear late fusion; best: of the fusions that are one net, that of the highest weighted F1, own and emap: its
+    weighted F1 on some items, and without interactions."""
 
     items: Mapping[str, int]
     kinds: Mapping[str, int]
@@ -86,9 +87,11 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Results:
-    method: str
+    """corpora: a ladder for each data set, by its name."""
+
     corpora: Mapping[str, Ladder]
     conditions: Mapping[str, Any]
+    method: str = METHOD
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -99,7 +102,7 @@ class Results:
         values = parsed(text)
         known = values.pop("conditions", {})
         stored = typed(_Stored, values, "generated")
-        return cls(stored.method, stored.corpora, known)
+        return cls(stored.corpora, known, stored.method)
 
     def markdown(self) -> str:
         """A table: a row a rung, columns of each corpus."""
@@ -108,7 +111,8 @@ class Results:
         rows = []
         for rung in RUNGS:
             found = [self.corpora[name].rungs.get(rung) for name in names]
-            rows.append([rung, *(cell for each in found for cell in (_cells(each) if each else ("",) * 3))])
+            if any(found):
+                rows.append([rung, *(cell for each in found for cell in (cells_of(each) if each else ("",) * 3))])
         return markdown_table(["rung", *titles], rows)
 
     def kinds_markdown(self, corpus: str) -> str:
@@ -142,7 +146,10 @@ def ladder_of(tokens: Tokens, trainings: Mapping[str, Sequence[Training]], place
             for rung, answer in answered(training, tokens).items():
                 found.setdefault(rung, []).append(answer)
     rungs: dict[str, Rung] = {rung: _rung(found[rung], tokens) for rung in RUNGS if rung in found}
-    best = max((rung for rung in rungs if rung in MODELS), key=lambda rung: rungs[rung].weighted_f1.mean)
+    best = max(
+        (rung for rung in rungs if rung in MODELS and rung not in MODALITIES),
+        key=lambda rung: rungs[rung].weighted_f1.mean,
+    )
     projected = [emap(training, tokens, place) for training in trainings[best]]
     margins = _Margins(tokens, rungs, {rung: [a.probabilities[""] for a in found[rung]] for rung in rungs})
     return Ladder(
@@ -212,5 +219,6 @@ class _Margins:
         return found
 
 
-def _cells(rung: Rung) -> tuple[str, str, str]:
+def cells_of(rung: Rung) -> tuple[str, str, str]:
+    """Weighted F1, cross-entropy and ECE, for a table."""
     return rung.weighted_f1.short(), rung.cross_entropy.short(), f"{rung.ece.mean:.3f}"

@@ -1,4 +1,4 @@
-"""The ladder on one corpus: trainings, each written at once, and what the rungs make of them."""
+"""The ladder on one data set: trainings, each written at once, and what the rungs make of them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cmt_training.binding.ladder import RUNGS as ALL_RUNGS
 from cmt_training.binding.ladder import parameters_of
 from cmt_training.binding.run import EMAP_ITEMS, additive
 from cmt_training.calibration import CalibrationItems, Scaling, fitted, vector_scaling
-from cmt_training.interplay.learn import ONLY, Budget, Net, learn, said
-from cmt_training.interplay.tokens import Tokens
+from cmt_training.compare.learn import ONLY, Budget, Net, learn, said
+from cmt_training.compare.tokens import Tokens
 from cmt_training.metrics import Floats, softmax
 
 #: Those of the ladder but for `summary`, which stays with the family that it was made for.
@@ -60,10 +60,17 @@ class Answered:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the trainings of a corpus under a budget lie."""
+    """Where the tokens of a data set, and what is trained on them under a budget, lie."""
 
     folder: Path
     budget: Budget
+
+    @property
+    def tokens_folder(self) -> Path:
+        return self.folder / "tokens"
+
+    def tokens(self) -> Tokens:
+        return Tokens.open(self.tokens_folder)
 
     def file(self, model: str, seed: int, rate: float) -> Path:
         digest = hashlib.sha256(json.dumps(asdict(self.budget)).encode()).hexdigest()[:8]

@@ -23,9 +23,10 @@ from cmt_training.binding.family import WIDTH, Items
 from cmt_training.binding.fit import loss_of
 from cmt_training.binding.ladder import made
 from cmt_training.calibration import CalibrationItems, calibrate_parts, vector_scaling
+from cmt_training.compare.tokens import Indices, Tokens
 from cmt_training.fitting import share_of_peak, start_from_prior
-from cmt_training.interplay.tokens import Indices, Tokens
 from cmt_training.options import TrainOptions
+from cmt_training.state import Average
 from cmt_training.trainee import frequency_of, modalities_of
 
 LONGEST_WAVE = 64.0  # of the code of a token's place, in tokens
@@ -37,7 +38,8 @@ ONLY: dict[str, NDArray[np.int64]] = {"": EVERYTHING} | {str(m): 1 - modalities_
 @dataclass(frozen=True)
 class Budget:
     """Of every rung alike. check_every: steps between looks at the validation items; learning_rates: each is tried with
-    the first seed, the best kept; modality_dropout: chance that an item loses one modality; dropout: within layers."""
+    the first seed, the best kept; modality_dropout: chance that an item loses one modality; dropout: within layers;
+    average: decay of an average of the weights over steps, which is what is looked at and kept."""
 
     steps: int = 1200
     check_every: int = 150
@@ -45,6 +47,7 @@ class Budget:
     learning_rates: tuple[float, ...] = (1e-3, 3e-3)
     modality_dropout: float = 0.1
     dropout: float = 0.2
+    average: float = 0.98
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
@@ -108,6 +111,7 @@ def learn(model: str, tokens: Tokens, rate: float, budget: Budget, seed: int) ->
     net = Net(model, len(tokens.names), budget.dropout)
     start_from_prior(net.rung.fusion, frequency_of(tokens.labels[tokens.of("train")], len(tokens.names)))
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=budget.weight_decay)
+    average = Average(net, budget.average)
     options, started, validation = TrainOptions(), time.perf_counter(), tokens.of("validation")
     losses: dict[int, float] = {}
     best: dict[str, Tensor] = {}
@@ -121,8 +125,10 @@ def learn(model: str, tokens: Tokens, rate: float, budget: Budget, seed: int) ->
         torch.autograd.backward(net.loss(items))
         nn.utils.clip_grad_norm_(net.parameters(), budget.clip_norm)
         optimizer.step()
+        average.update(step)
         if step % budget.check_every == 0 or step == budget.steps:
-            now = copy.deepcopy(net)
+            with average.in_place():
+                now = copy.deepcopy(net)
             losses[step] = calibrated(now, tokens, validation)
             if losses[step] == min(losses.values()):
                 best = now.state_dict()
