@@ -1,4 +1,4 @@
-"""Weighted F1 of every rung on each data set, and accuracy by kind on the first where it has kinds, as the bytes of a PNG."""
+"""Weighted F1 of every rung on each data set, and accuracy by kind on the first: the bytes of a PNG."""
 
 from __future__ import annotations
 
