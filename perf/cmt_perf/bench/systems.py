@@ -18,7 +18,7 @@ from typing import Literal, cast, get_args
 
 from cmt_perf.load_clients import Kind
 from cmt_perf.monolith import monolith_on
-from cmt_perf.peers.runtimes import RUNTIMES, Runtime
+from cmt_perf.peers.runtimes import RUNTIMES, Runtime, needs_graphs
 from cmt_perf.processes import stop
 from cmt_release.release import Release
 from cmt_server.repository import InstallOptions, Repository
@@ -82,8 +82,8 @@ def peer(name: str, checkpoint: Path, folder: Path) -> Iterator[System]:
     for needed in (server, *((runtime,) if runtime == "torchao" else ())):
         if importlib.util.find_spec(needed) is None:
             raise RuntimeError(f"{needed} isn't installed; `pip install 'cmt-triton[peers]'`")
-    made = [sys.executable, "-m", "cmt_perf.peers.runtimes", str(checkpoint), runtime]
-    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+    if needs_graphs(checkpoint, runtime):
+        _make_graphs(checkpoint, runtime)
     port, grpc_port = ports_for("127.0.0.1", (0, 0))
     command, environment, kind, url, ready = _PEERS[server](checkpoint, runtime, port, grpc_port)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,15 @@ def peer(name: str, checkpoint: Path, folder: Path) -> Iterator[System]:
     finally:
         stop(process.pid, STOP_TIMEOUT_S)
         process.wait()
+
+
+def _make_graphs(checkpoint: Path, runtime: Runtime) -> None:
+    """In a process of its own, so that no memory of it stays with what measures."""
+    command = [sys.executable, "-m", "cmt_perf.peers.runtimes", str(checkpoint), runtime]
+    made = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if made.returncode:
+        last = " | ".join(made.stderr.splitlines()[-5:])
+        raise RuntimeError(f"{runtime}: making graphs of {checkpoint} ended with {made.returncode}: {last}")
 
 
 _Start = tuple[list[str], Mapping[str, str], Kind, str, str]

@@ -31,6 +31,7 @@ from cmt_release.locks import draft_folder
 
 Runtime = Literal["eager", "compiled", "torchao", "onnxruntime", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+WITH_GRAPHS: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 Run = Callable[[Arrays], "dict[str, Array]"]
 
 CALIBRATION_ITEMS = 32
@@ -50,10 +51,15 @@ def graphs_of(checkpoint: Path, runtime: Runtime) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-{runtime}")
 
 
+def needs_graphs(checkpoint: Path, runtime: Runtime) -> bool:
+    """Whether a runtime's graphs of a checkpoint are still to be made."""
+    return runtime in WITH_GRAPHS and not graphs_of(checkpoint, runtime).is_dir()
+
+
 def prepare(checkpoint: Path, runtime: Runtime) -> None:
     """Makes the graphs that a runtime needs, unless they are there."""
     folder = graphs_of(checkpoint, runtime)
-    if runtime in ("onnxruntime", "openvino") and not folder.is_dir():
+    if needs_graphs(checkpoint, runtime):
         found = load_checkpoint(checkpoint)
         with draft_folder(folder.parent) as draft:
             for stage in COMPILED_STAGES:

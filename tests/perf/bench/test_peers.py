@@ -12,7 +12,7 @@ import pytest
 from cmt_cli.export import sample, trained_weights
 from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench.scenarios import Scenario, Size
-from cmt_perf.bench.systems import parts_of
+from cmt_perf.bench.systems import parts_of, peer
 from cmt_perf.bench.work import gflop_of
 from cmt_perf.peers.runtimes import RUNTIMES, Runtime, graphs_of, prepare
 from cmt_perf.whole_model import WholeModel
@@ -52,6 +52,14 @@ def test_a_peer_is_a_server_and_what_computes() -> None:
     for wrong in ("flask", "fastapi:fast", ":compiled", ""):
         with pytest.raises(ValueError, match="expected fastapi, pytriton, bentoml"):
             parts_of(wrong)
+
+
+def test_a_peer_whose_graphs_cant_be_made_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"onnxruntime: making graphs of .*none ended with 1: .*none"),
+        peer("fastapi:onnxruntime", tmp_path / "none", tmp_path / "server"),
+    ):
+        pass
 
 
 def test_the_work_of_a_request_is_counted(tmp_path: Path) -> None:
