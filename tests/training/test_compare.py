@@ -15,11 +15,10 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.tensors import MODEL_WIDTH
 from cmt_training.batches import Reader, raw_sources
 from cmt_training.binding.ladder import MATCHED, parameters_of
-from cmt_training.compare import ladders
 from cmt_training.compare.data_set import compared
 from cmt_training.compare.figure import figure_of
 from cmt_training.compare.intervals import Drawn, difference
-from cmt_training.compare.ladders import measured
+from cmt_training.compare.ladders import measured, models_for
 from cmt_training.compare.learn import ONLY, Budget, Net, said
 from cmt_training.compare.results import OURS, Results, ladder_of
 from cmt_training.compare.run import MODELS, RUNGS, Place, answered, trained
@@ -191,27 +190,10 @@ def test_differences_are_paired() -> None:
     assert (drawn.cross_entropy(of(1.2)) < drawn.cross_entropy(of(0.8))).all()
 
 
-def test_data_are_compared_whole_and_once(
-    prepared: Prepared, untrained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In processes of their own, as `cmt compare` does it; without sound there is no rung of it."""
-    monkeypatch.setattr(ladders, "MODELS", ("image", "audio", "late", "cross-attention"))
-    silent_items = tuple(replace(item, audio=None) for item in prepared.items if item.image is not None)
-    data = replace(prepared, items=silent_items)
-    results = compared(data, untrained, (0, 1), TINY, tmp_path, 2, silent)
-    ((name, ladder),) = results.corpora.items()
-    assert name == prepared.name
-    assert tuple(ladder.rungs) == ("image", "log-linear", "stacked", "cross-attention")
-    assert all(len(rung.weighted_f1.values) == 2 for rung in ladder.rungs.values())
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("made again")
-
-    monkeypatch.setattr("cmt_training.compare.tokens.encoded_sources", never)
-    (folder,) = tmp_path.iterdir()
-    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert compared(data, untrained, (0, 1), TINY, tmp_path, 2, silent).corpora == results.corpora
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == made
+def test_a_modality_that_is_in_no_item_has_no_rung() -> None:
+    whole = made_up(24, xor=False)
+    counts = whole.counts * np.array([1, 0, 1])
+    assert models_for(replace(whole, counts=counts)) == tuple(model for model in MODELS if model != "audio")
 
 
 def test_a_comparison_needs_two_seeds_and_two_modalities(

@@ -1,4 +1,4 @@
-"""`cmt train` and `cmt evaluate` on a table of one's own, and on folders paired by label."""
+"""`cmt train`, `cmt evaluate` and `cmt compare` on a table of one's own, and on folders paired by label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cmt_cli.main import app
-from cmt_export.checkpoint import load_checkpoint
+from cmt_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cmt_training.compare.results import Results
 from cmt_training.examples import DataSet
 from small_corpus import small_corpus, table_of
 
@@ -43,6 +44,25 @@ def test_a_table_of_ones_own(own: DataSet, published_preset: Path, tmp_path: Pat
     cmt(tmp_path, "evaluate", str(tmp_path / "out"), table, "--root", str(tmp_path / "media"))
     found = json.loads((tmp_path / "out.evaluation" / "evaluation.json").read_text())
     assert (found["data"], found["labels"], found["calibrated"]["count"]) == ("moods.csv", ["calm", "glad", "wild"], 6)
+
+
+def test_fusions_are_compared_on_a_table_of_ones_own(
+    own: DataSet, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each item's person is its own where the table names none; what was made and trained isn't anew."""
+    save_checkpoint(untrained, tmp_path / "encoders")
+    monkeypatch.setattr("cmt_training.compare.ladders.MODELS", ("image", "late", "cross-attention"))
+    told = (str(tmp_path / "moods.csv"), "--root", str(tmp_path / "media"), "--checkpoint", str(tmp_path / "encoders"))
+    more = ("--seeds", "2", "--steps", "1", "--workers", "1", "--out", str(tmp_path / "out"))
+    shown = cmt(tmp_path, "compare", *told, *more)
+    assert "Cross-attention over the best other rung, weighted F1: " in shown
+    results = Results.from_json((tmp_path / "out" / "moods.csv.json").read_text())
+    assert list(results.corpora["moods.csv"].rungs) == ["image", "log-linear", "stacked", "cross-attention"]
+    assert results.conditions["items"] == {"train": 12, "validation": 6, "test": 6}
+    assert ">cross-attention<" in (tmp_path / "out" / "moods.csv" / "report.html").read_text()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "state" / "compare").rglob("*")}
+    cmt(tmp_path, "compare", *told, *more)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "state" / "compare").rglob("*")} == made
 
 
 def test_paired_data_are_called_so_everywhere(own: DataSet, published_preset: Path, tmp_path: Path) -> None:
