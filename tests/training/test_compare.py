@@ -64,6 +64,8 @@ def test_tokens_are_means_of_neighbours() -> None:
     assert few[1][:, 0].tolist() == [1, 1, 7], "the last is of what is left of the sound"
     assert torch.equal(few[2], text)
     assert [len(each) for each in pooled([image[:0], audio[:0], text])] == [0, 0, 5]
+    for count, beside in ((49, 0), (196, 0), (197, 1), (257, 1), (261, 5)):  # Swin, SigLIP, ViT, DINOv2, with registers
+        assert len(pooled([torch.rand(count, 3), audio, text])[0]) == beside + GRID**2
 
 
 def test_tokens_are_standardised_by_those_of_training() -> None:
@@ -196,7 +198,7 @@ def test_a_modality_that_is_in_no_item_has_no_rung() -> None:
     assert models_for(replace(whole, counts=counts)) == tuple(model for model in MODELS if model != "audio")
 
 
-def test_a_comparison_needs_two_seeds_and_two_modalities(
+def test_a_comparison_needs_two_seeds_two_modalities_and_encoders(
     prepared: Prepared, untrained: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"seeds: got \[3\]; expected two or more"):
@@ -204,3 +206,6 @@ def test_a_comparison_needs_two_seeds_and_two_modalities(
     alone = tuple(replace(item, audio=None, image=None) for item in prepared.items if item.text is not None)
     with pytest.raises(DataError, match="got items with text alone; expected two modalities or more"):
         compared(replace(prepared, items=alone), untrained, (0, 1), TINY, tmp_path, 1, silent)
+    classifiers = replace(untrained, config=replace(untrained.config, model="composed"))
+    with pytest.raises(ValueError, match="got a composed checkpoint, which has classifiers"):
+        compared(prepared, classifiers, (0, 1), TINY, tmp_path, 1, silent)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cmt_export.checkpoint import Checkpoint
+from cmt_export.checkpoint import COMPOSED, Checkpoint
 from cmt_pipeline.progress import Progress, part_of
 from cmt_training.compare.ladders import measured, models_for
 from cmt_training.compare.learn import Budget
@@ -31,8 +31,13 @@ def compared(
 ) -> Results:
     """Trains and measures every fusion for every seed; what `work` holds of the same tokens isn't done again.
 
-    Raises DataError for an empty split and for items of a single modality, ValueError for fewer than two seeds.
+    Raises DataError for an empty split and for items of a single modality, ValueError for fewer than two seeds and for
+    a checkpoint of classifiers.
     """
+    if checkpoint.config.model == COMPOSED:
+        raise ValueError(
+            "got a composed checkpoint, which has classifiers; expected one of encoders, as `cmt train` writes"
+        )
     items = {split: len(data.of(split)) for split in ("train", "validation", "test")}
     place = Place(work / f"{data.folder.name}-{_digest(checkpoint)[:12]}", budget)
     tokens = tokens_of(place.tokens_folder, data, checkpoint.model, part_of(progress, 0, TOKENS_SHARE, "encoders"))

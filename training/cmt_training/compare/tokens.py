@@ -32,7 +32,7 @@ from cmt_training.examples import Split
 from cmt_training.predict import on_device
 from cmt_training.prepare import Prepared
 
-GRID = 4  # tokens along each side of an image, beside the class token
+GRID = 4  # tokens along each side of an image, beside those that are no patch
 FRAMES = 16  # of 20 ms, that one token of sound is the mean of
 SMALLEST = 1e-2  # deviation that is divided by
 KIND, PLAIN = "interplay", "plain"  # the tag that says an item's kind, and the kind of items without
@@ -140,12 +140,14 @@ def _write(folder: Path, data: Prepared, encoded: Mapping[Modality, Encoded]) ->
 
 
 def pooled(tokens: Sequence[Tensor]) -> list[Tensor]:
-    """An item's own tokens [tokens, width] of image, audio and text, those of the first two in means of neighbours."""
+    """An item's own tokens [tokens, width] of image, audio and text, those of the first two in means of neighbours.
+    What an image has beside a square of patches (nothing, a class token, registers) comes first, and stays."""
     image, audio, text = tokens
     if len(image):
-        side = math.isqrt(len(image) - 1)
-        grid = image[1:].T.reshape(1, -1, side, side)
-        image = torch.cat([image[:1], functional.adaptive_avg_pool2d(grid, GRID)[0].flatten(1).T])
+        side = math.isqrt(len(image))
+        beside, patches = image[: len(image) - side**2], image[len(image) - side**2 :]
+        grid = patches.T.reshape(1, -1, side, side)
+        image = torch.cat([beside, functional.adaptive_avg_pool2d(grid, GRID)[0].flatten(1).T])
     if len(audio):
         audio = functional.avg_pool1d(audio.T[None], FRAMES, ceil_mode=True)[0].T
     return [image, audio, text]
