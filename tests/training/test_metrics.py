@@ -14,7 +14,7 @@ from cmt_training.metrics import (
     metrics_of,
     softmax,
 )
-from cmt_training.statistics import claim_of, interval_of, paired, percent
+from cmt_training.statistics import interval_of, paired, percent
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,13 +71,10 @@ def test_one_seed_has_no_interval() -> None:
         interval_of([0.5])
 
 
-def test_a_claim_is_held_against_the_strongest_baseline() -> None:
-    ours, weak, strong = (interval_of([x - 0.01, x + 0.01]) for x in (0.84, 0.5, 0.8))
-    claim = claim_of("weighted_f1", 3.0, ours, [("weak", weak), ("strong", strong)])
-    assert (claim.baseline, claim.met, claim.significant) == ("strong", True, True)
-    assert claim.found_percent == pytest.approx(5.0)
-    losses = [("a", interval_of([0.9, 1.1])), ("b", interval_of([1.9, 2.1]))]
-    missed = claim_of("cross_entropy", -12.9, interval_of([0.9, 0.92]), losses)
-    assert (missed.baseline, missed.met, missed.significant) == ("a", False, False)
-    assert paired(ours, strong).mean == pytest.approx(0.04)
+def test_differences_are_seed_by_seed_and_in_percent_of_the_other() -> None:
+    ours, theirs = interval_of([0.83, 0.85]), interval_of([0.79, 0.81])
+    difference = paired(ours, theirs)
+    assert difference.values == pytest.approx((0.04, 0.04))
+    assert (difference.low, difference.high) == pytest.approx((0.04, 0.04))
+    assert percent(ours, theirs) == pytest.approx(5.0)
     assert percent(ours, interval_of([0.0, 0.0])) == 0
