@@ -75,7 +75,7 @@ def frozen_sources(
     for m in modalities:
         chosen = precision if m == "image" else torch.float32
         encoder = model.encoders[m].to(device)
-        folder = prepared.folder / f"frozen-{m}-{_digest(encoder, chosen)[:16]}"
+        folder = prepared.folder / f"frozen-{m}-{digest_of(encoder, chosen)[:16]}"
         sources |= encoded_sources(folder, reader, prepared, _run_of(encoder, m, chosen, device), [m], progress)
         encoder.to(CPU)
     return sources
@@ -137,7 +137,8 @@ def _run_of(
     return run
 
 
-def _digest(encoder: nn.Module, precision: torch.dtype) -> str:
+def digest_of(encoder: nn.Module, precision: torch.dtype) -> str:
+    """SHA-256 of what computes its features, the projection after it aside."""
     digest = hashlib.sha256(f"{type(encoder).__name__} {precision}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if not name.startswith("projection."):

@@ -70,7 +70,7 @@ def _ladder(name: str, ladder: Ladder) -> list[Part]:
     kinds = [f"accuracy, {kind}" for kind in ladder.kinds]
     return [
         heading(f"{name}: {ladder.items['test']} test items"),
-        paragraph(_warning(name)),
+        *(paragraph(warning) for warning in [_warning(name)] if warning),
         table(("rung", "weighted F1", "cross-entropy", "ECE", "parameters", *kinds), rows),
         *map(paragraph, verdict_of(ladder)),
     ]

@@ -47,7 +47,7 @@ def _told() -> Progress:
     last = [""]
 
     def tell(what: str, done: float) -> None:
-        if (line := f"{20 * done // 1 * 5:3.0f} %  {what}") != last[0]:
+        if (line := f"{5 * int(20 * done):3d} %  {what}") != last[0]:
             last[0] = line
             print(line, flush=True)
 

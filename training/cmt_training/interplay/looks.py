@@ -59,6 +59,10 @@ def looks_of(place: Place, corpus: Path, tokenizer: Path, seed: int) -> list[Loo
     wrong = answered(late, tokens)["log-linear"].probabilities[""].argmax(axis=1) != labels
     chosen = rows[right & wrong & (tokens.counts[rows].min(axis=1) > 0)]
     examples = load_generated(corpus).examples
+    if len(examples) != len(tokens.labels):
+        raise ValueError(
+            f"got {len(examples)} examples of {len(tokens.labels)} items' tokens; expected as many: make them again"
+        )
     net = place.net(ours, len(tokens.names))
     first = [found[0] for kind in KINDS if len(found := chosen[tokens.kinds[chosen] == kind])]
     return [_look(net, tokens, np.array([row]), examples[row], tokenizer) for row in first]
