@@ -28,19 +28,18 @@ LADDERS: dict[str, tuple[str, ...]] = {WITH: MODELS, CONTROL: ("late", "concat",
 
 @dataclass(frozen=True)
 class Bench:
-    """items: of the corpus with interplay; control: of that without."""
+    """items: of each corpus."""
 
     work: Path
     checkpoint: Path
     items: int
-    control: int
     seeds: tuple[int, ...]
     budget: Budget
 
     def corpora(self) -> dict[str, CorpusOptions]:
         return {
             WITH: CorpusOptions(items=self.items, seed=SEED, image_side_px=SIDE_PX, interplay_rate=RATE),
-            CONTROL: CorpusOptions(items=self.control, seed=SEED, image_side_px=SIDE_PX),
+            CONTROL: CorpusOptions(items=self.items, seed=SEED, image_side_px=SIDE_PX),
         }
 
     def corpus(self, name: str) -> Path:
