@@ -38,6 +38,9 @@ def export(
     ] = "openvino",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8; TensorRT: fp32, fp16 or bf16.")] = "fp32",
     calibration: Annotated[Path | None, typer.Option(help="Folder of example files to calibrate int8 with.")] = None,
+    merged_tokens: Annotated[
+        int | None, typer.Option(help="Patches that each layer of a ViT, DeiT or DINOv2 merges away: faster (ToMe).")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of random weights; giving one leaves the bundled weights out.")
     ] = None,
@@ -60,6 +63,7 @@ def export(
         engine=engine,
         precision=precision,
         calibration=calibration,
+        merged_tokens=merged_tokens,
         seed=seed or 0,
     )
     run_export(options, State(state))

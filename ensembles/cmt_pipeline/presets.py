@@ -13,7 +13,9 @@ plain cores, `mini` fits a laptop and the tests. One of a user's own is a TOML f
     kind = "cross_attention"
     layers = 1
 
-Either with published encoders in place of some of its own: `base,image=models/my-vit,text=FacebookAI/roberta-base`.
+Either with published encoders in place of some of its own: `base,image=models/my-vit,text=FacebookAI/roberta-base`, the
+first layers of one alone: `base,audio=facebook/wav2vec2-base?num_hidden_layers=8`, or patches that merge:
+`base,image=?merged_tokens=8`.
 Encoder configurations are Hugging Face's own keys (ViTConfig, Wav2Vec2Config, BertConfig); only what differs from
 their defaults is named. The paper's abstract gives no dimensions: the fusion's are our choice.
 """
@@ -28,6 +30,11 @@ from typing import Any
 
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.registry import Registry
+
+#: Of an encoder's configuration: how many layers there are, and how many patches each layer of an image encoder merges
+#: away. One may ask for them of published weights, which are those of an encoder that does more.
+LAYERS, MERGED_TOKENS = "num_hidden_layers", "merged_tokens"
+LESS_WORK = (LAYERS, MERGED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class FusionSize:
 @dataclass(frozen=True)
 class EncoderPreset:
     """model_type: its family ("": that of the published weights); pretrained: Hugging Face id, local directory, or
-    `package:NAME` of a Python package; tokenizer: the same, of a text encoder whose weights have none beside them."""
+    `package:NAME` of a Python package; config: of random weights, and of published ones what of them is done
+    (`num_hidden_layers`: the first so many; `merged_tokens`); tokenizer: as `pretrained`, of a text encoder whose
+    weights have none beside them."""
 
     model_type: str = ""
     pretrained: str | None = None
@@ -131,9 +140,22 @@ def preset_of(name: str) -> Preset:
     is none."""
     first, *replaced = IN_PLACE.split(name)
     preset = _preset_in(Path(first)) if first.endswith(".toml") else REGISTRY[first]
-    sources = {m: EncoderPreset(pretrained=source) for m, _, source in (one.partition("=") for one in replaced)}
-    encoders = {m: sources.get(m, encoder) for m, encoder in preset.encoders.items()}
+    sources = {m: source for m, _, source in (one.partition("=") for one in replaced)}
+    encoders = {m: _in_place(e, sources[m]) if m in sources else e for m, e in preset.encoders.items()}
     return replace(preset, name=f"{preset.name}-own", encoders=encoders) if sources else preset
+
+
+def _in_place(encoder: EncoderPreset, source: str) -> EncoderPreset:
+    """source: `SOURCE?KEY=NUMBER&KEY=NUMBER`; without SOURCE the encoder's own, with these values of its configuration.
+    ValueError for other keys than those of LESS_WORK, and for what isn't a number."""
+    name, asked, values = source.partition("?")
+    pairs = [pair.partition("=") for pair in values.split("&")] if asked else []
+    if unread := ["".join(pair) for pair in pairs if pair[0] not in LESS_WORK or not pair[2].isdecimal()]:
+        raise ValueError(f"{source}: got {unread[0]!r}; expected {' or '.join(f'{key}=NUMBER' for key in LESS_WORK)}")
+    config = {key: int(value) for key, _, value in pairs}
+    if name:
+        return EncoderPreset(pretrained=name, config=config)
+    return replace(encoder, config={**encoder.config, **config})
 
 
 def with_encoders(name: str, sources: Mapping[Modality, str | None]) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cmt_engine.engine import sha256_of
 from cmt_export.errors import CheckpointError
 from cmt_export.expected_inputs import expected_inputs, tokenizer_in
-from cmt_export.family import EncoderFamily, family_of
+from cmt_export.family import EncoderFamily, check_merging, family_of
 from cmt_export.sources import (
     CONFIG_FILE,
     PACKAGE_PREFIX,
@@ -30,7 +30,7 @@ from cmt_export.sources import (
 from cmt_pipeline.labels import checked_labels, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality, ordered
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
-from cmt_pipeline.presets import MINILM, EncoderPreset, FusionSize, Preset, preset_of
+from cmt_pipeline.presets import LESS_WORK, MERGED_TOKENS, MINILM, EncoderPreset, FusionSize, Preset, preset_of
 from cmt_pipeline.tensors import MODEL_WIDTH
 
 if TYPE_CHECKING:
@@ -237,6 +237,22 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
     return Checkpoint(config, model.eval(), folder / TOKENIZER_FILE)
 
 
+def merging_tokens(checkpoint: Checkpoint, count: int) -> Checkpoint:
+    """The checkpoint, whose image encoder merges so many patches away in each layer (`cmt_export.token_merging`).
+
+    ValueError where it has none that can.
+    """
+    if "image" not in checkpoint.config.encoders:
+        raise ValueError(f"{MERGED_TOKENS}: got {count}, of a model that reads no images")
+    encoder = checkpoint.config.encoders["image"]
+    check_merging(family_of(str(encoder.config.get("model_type")), "image"), count)
+    module: Any = checkpoint.model.encoders["image"]
+    setattr(getattr(module, "encoder", module).backbone.config, MERGED_TOKENS, count)
+    merging = replace(encoder, config={**encoder.config, MERGED_TOKENS: count})
+    encoders = {**checkpoint.config.encoders, "image": merging}
+    return replace(checkpoint, config=replace(checkpoint.config, encoders=encoders))
+
+
 def _published(preset: EncoderPreset, random_weights: bool) -> Path | None:
     """The folder of an encoder's published weights; None where they are to be random."""
     source = preset.pretrained
@@ -254,9 +270,10 @@ def _backbone(family: EncoderFamily, preset: EncoderPreset, folder: Path | None)
     if folder is None:
         backbone = family.random(preset.config)
         return backbone, EncoderConfig(config=backbone.config.to_diff_dict())
-    backbone = backbone_from(family, folder)
+    less = {key: preset.config[key] for key in LESS_WORK if key in preset.config}
+    backbone = backbone_from(family, folder, less)
     return backbone, EncoderConfig(
-        config=backbone.config.to_diff_dict(),
+        config={**backbone.config.to_diff_dict(), **less},
         weights_from=pinned(preset.pretrained or "", folder),
         weights_sha256=weights_digest(folder),
     )
@@ -327,7 +344,7 @@ def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size, weigh
             f"the weights in {folder} have sha256 {got}; expected {encoder.weights_sha256}: they aren't those that the "
             "checkpoint was made with"
         )
-    backbone = backbone_from(family, folder)
+    backbone = backbone_from(family, folder, {key: encoder.config[key] for key in LESS_WORK if key in encoder.config})
     if encoder.classifier is None:
         return family.wrap(backbone)
     return classifier_encoder(family, backbone, encoder.classifier, weights_below(weights, f"encoders.{modality}."))

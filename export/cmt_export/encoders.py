@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from cmt_export.token_merging import merging_states
 from cmt_pipeline.buckets import CONV_KERNELS, CONV_STRIDES, HOP, RECEPTIVE_FIELD
+from cmt_pipeline.presets import MERGED_TOKENS
 from cmt_pipeline.tensors import IMAGE_SIDE, MODEL_WIDTH
 
 Features = tuple[Tensor, Tensor]
@@ -39,6 +41,8 @@ class ImageEncoder(nn.Module):
 
     def states(self, pixel_values: Tensor) -> Tensor:
         """[batch, tokens, hidden]."""
+        if getattr(self.backbone.config, MERGED_TOKENS, 0):
+            return merging_states(self.backbone, pixel_values)
         hidden: Tensor = self.backbone(pixel_values).last_hidden_state
         return hidden
 

@@ -62,6 +62,7 @@ CORES_A_COMPILER = 4  # that PyTorch's compiler keeps busy
 class ExportOptions:
     """What to export, and how. checkpoint: a folder; without one the preset's own, untrained, weights are made. onnx: a
     folder of stages that were made elsewhere (`cmt_export.onnx_folder`), in the place of preset, checkpoint and labels.
+    merged_tokens: patches that each layer of the image encoder merges away; None: as its checkpoint says.
     """
 
     preset: str = "mini"
@@ -75,10 +76,13 @@ class ExportOptions:
     seed: int = 0
     onnx: Path | None = None
     face: FaceMode | None = None
+    merged_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.onnx is not None and (self.checkpoint or self.random_weights):
             raise ValueError("got a folder of ONNX stages and a checkpoint or random weights; expected one of them")
+        if self.onnx is not None and self.merged_tokens is not None:
+            raise ValueError("merged_tokens: got ONNX stages, whose layers are what they are; expected a checkpoint")
         preset_of(self.preset)
         labels_of(self.label_set)
         if self.checkpoint_sha256 is not None and self.checkpoint is None:
@@ -131,15 +135,16 @@ def recipe_of(options: ExportOptions, golden: GoldenSample) -> str:
 def _onnx_key(options: ExportOptions) -> str:
     """SHA-256 over what the ONNX files depend on: the checkpoint, our source, the exporter's versions."""
     preset = preset_of(options.preset)
-    model = (preset, options.checkpoint, options.random_weights, options.label_set, options.seed, options.onnx)
+    given = (options.checkpoint, options.random_weights, options.label_set, options.seed, options.onnx)
+    model = (preset, *given, options.merged_tokens)
     digest = hashlib.sha256(repr((model, sorted(_versions(options).items()))).encode())
     for encoder in preset.encoders.values():
         if options.checkpoint is None and encoder.pretrained and Path(encoder.pretrained).is_dir():
             digest.update(weights_digest(Path(encoder.pretrained)).encode())
     folders = [Path(str(package.__file__)).parent for package in (cmt_engine, cmt_export, cmt_pipeline)]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    for given in filter(None, (options.checkpoint, options.onnx)):
-        files += sorted(path for path in given.rglob("*") if path.is_file())
+    for folder in filter(None, (options.checkpoint, options.onnx)):
+        files += sorted(path for path in folder.rglob("*") if path.is_file())
     for path in (*files, *FAMILIES.sources()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
@@ -173,13 +178,15 @@ class _Build:
             from cmt_export.onnx_folder import open_onnx_folder
 
             return open_onnx_folder(options.onnx, self.graphs, PARITY_BATCHES)
-        from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+        from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, merging_tokens
 
         if options.checkpoint is not None:
-            return load_checkpoint(options.checkpoint, options.checkpoint_sha256)
-        return checkpoint_from_preset(
-            options.preset, options.label_set, random_weights=options.random_weights, seed=options.seed
-        )
+            found = load_checkpoint(options.checkpoint, options.checkpoint_sha256)
+        else:
+            found = checkpoint_from_preset(
+                options.preset, options.label_set, random_weights=options.random_weights, seed=options.seed
+            )
+        return found if options.merged_tokens is None else merging_tokens(found, options.merged_tokens)
 
     def run(self, recipe: str) -> Release:
         from cmt_export.parity import ParityError, pipeline_parity

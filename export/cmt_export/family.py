@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cmt_pipeline.modality import Modality
+from cmt_pipeline.presets import LAYERS, MERGED_TOKENS
 from cmt_pipeline.registry import Registry
 
 if TYPE_CHECKING:  # torch must not load with this module
     from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """Names of a pre-norm layer's parts beside `attention` and `mlp`: the norms before each, and what scales each ("":
+    nothing does)."""
+
+    norm_before: str
+    norm_after: str
+    scale_before: str = ""
+    scale_after: str = ""
 
 
 class EncoderFamily(ABC):
@@ -24,6 +37,8 @@ class EncoderFamily(ABC):
     How it is tuned: layers_in: where in the backbone its layers are, in their order; layer_decay: how much slower each
     layer learns than the one above it; untuned: parts of the backbone that stay as published even so; lora_targets:
     linear layers that LoRA adds to.
+
+    layer_parts: what the layers of a Vision Transformer that can merge tokens (`cmt_export.token_merging`) are made of.
     """
 
     model_type: ClassVar[str]
@@ -37,6 +52,7 @@ class EncoderFamily(ABC):
     layer_decay: ClassVar[float] = 1.0
     untuned: ClassVar[tuple[str, ...]] = ()
     lora_targets: ClassVar[tuple[str, ...]] = ("query", "value")
+    layer_parts: ClassVar[LayerParts | None] = None
 
     @abstractmethod
     def architecture(self) -> Any:
@@ -54,6 +70,10 @@ class EncoderFamily(ABC):
     def check(self, config: Any) -> None:  # noqa: B027  # most families can do whatever they may be asked for
         """ValueError for a configuration that it can't encode with."""
 
+    def others(self, config: Any) -> int:  # noqa: ARG002  # whose number depends on it need it
+        """How many of an image's tokens come before its patches."""
+        return 1
+
     def config(self, values: Mapping[str, Any]) -> Any:
         """Hugging Face's configuration of these values. ValueError for another family's, and for what it can't do."""
         named = values.get("model_type", self.model_type)
@@ -61,6 +81,9 @@ class EncoderFamily(ABC):
             raise ValueError(f"got an encoder of the family {named!r}; expected one of {self.model_type!r}")
         config = self.architecture().config_class(**{**self.defaults, **values})
         self.check(config)
+        if (layers := getattr(config, LAYERS, 1)) < 1:
+            raise ValueError(f"{LAYERS}: got {layers}; expected 1 or more")
+        check_merging(self, getattr(config, MERGED_TOKENS, 0))
         return config
 
     def settled(self, backbone: Any) -> Any:
@@ -100,6 +123,17 @@ FAMILIES: Registry[EncoderFamily] = Registry(
         "deberta-v2": "cmt_export.families.deberta:DEBERTA_V2",
     },
 )
+
+
+def check_merging(family: EncoderFamily, count: object) -> None:
+    """ValueError for a family that can't merge so many patches a layer."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"{MERGED_TOKENS}: got {count!r}; expected how many patches each layer merges away, or 0")
+    if count and family.layer_parts is None:
+        able = ", ".join(name for name in FAMILIES if FAMILIES[name].layer_parts)
+        raise ValueError(
+            f"{MERGED_TOKENS}: an encoder of the family {family.model_type!r} merges none; expected {able}"
+        )
 
 
 def family_of(model_type: str, modality: Modality) -> EncoderFamily:

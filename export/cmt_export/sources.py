@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from cmt_engine.engine import sha256_of
 from cmt_export.errors import CheckpointError, first_line
 from cmt_export.family import EncoderFamily
+from cmt_pipeline.presets import LAYERS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -38,6 +40,8 @@ OF_PRETRAINING = (
 BESIDE = frozenset((*HEADS, *OF_PRETRAINING, "pooler"))
 #: Parts that decide over nothing but training: weights may lack them, and hold them where the encoder has none.
 OF_TRAINING = ("masked_spec_embed", "mask_token")
+#: Of a configuration: which layers transformers' detectors read, by their numbers.
+OF_STAGES = ("out_features", "out_indices", "stage_names")
 SHOWN = 3  # names in an error
 
 
@@ -93,22 +97,28 @@ def model_type_of(folder: Path) -> str:
     return str(named)
 
 
-def backbone_from(family: EncoderFamily, folder: Path) -> Any:
+def backbone_from(family: EncoderFamily, folder: Path, less: Mapping[str, Any] | None = None) -> Any:
     """The encoder, in fp32 whatever it was saved in, of a folder's weights, all of them.
 
-    Raises CheckpointError for weights that lack some of it, or hold a part that it would leave out.
+    less: of LESS_WORK, in the place of what the folder's configuration says: the first so many layers, tokens that
+    merge. Raises CheckpointError for weights that lack some of it, or hold a part that it would leave out.
     """
     beside = BESIDE.union(family.beside)
-    return family.settled(_loaded(family, family.architecture(), folder, beside, family.arguments))
+    return family.settled(_loaded(family, family.architecture(), folder, beside, family.arguments, less or {}))
 
 
 def classifier_from(family: EncoderFamily, architecture: Any, folder: Path) -> Any:
     """As `backbone_from`, a whole model of transformers with its head, none of it random and nothing left out."""
-    return _loaded(family, architecture, folder, frozenset((*OF_PRETRAINING, "pooler")), {})
+    return _loaded(family, architecture, folder, frozenset((*OF_PRETRAINING, "pooler")), {}, {})
 
 
 def _loaded(
-    family: EncoderFamily, architecture: Any, folder: Path, beside: frozenset[str], arguments: Mapping[str, Any]
+    family: EncoderFamily,
+    architecture: Any,
+    folder: Path,
+    beside: frozenset[str],
+    arguments: Mapping[str, Any],
+    less: Mapping[str, Any],
 ) -> Any:
     """beside: parts of names in the weights that it may leave out."""
     import torch
@@ -119,7 +129,10 @@ def _loaded(
     logging.set_verbosity_error()  # a pooler that we don't use is reported as "unexpected" otherwise
     logging.disable_progress_bar()
     try:
-        config = family.config(architecture.config_class.get_config_dict(folder)[0])
+        values = architecture.config_class.get_config_dict(folder)[0]
+        if LAYERS in less:
+            values = {key: value for key, value in values.items() if key not in OF_STAGES}
+        config = family.config(values | dict(less))
         made, told = architecture.from_pretrained(
             folder,
             config=config,
@@ -143,7 +156,9 @@ def _loaded(
     left_out = [
         key
         for key in sorted(told["unexpected_keys"])
-        if not key.endswith(OF_TRAINING) and not beside.intersection(key.split(".")[:2])
+        if not key.endswith(OF_TRAINING)
+        and not beside.intersection(key.split(".")[:2])
+        and not (LAYERS in less and _layer_of(key, family) >= less[LAYERS])
     ]
     if left_out:
         raise CheckpointError(
@@ -151,6 +166,12 @@ def _loaded(
             f"such as {', '.join(left_out[:SHOWN])}; expected its own alone: it would compute something else"
         )
     return made
+
+
+def _layer_of(name: str, family: EncoderFamily) -> int:
+    """The number of the layer whose weights have this name; -1 for none."""
+    found = re.search(rf"(?:^|\.){re.escape(family.layers_in)}\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _in_package(name: str) -> Path:

@@ -14,6 +14,7 @@ from cmt_export.baselines import SingleFusion
 from cmt_export.encoders import Features
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.presets import MERGED_TOKENS
 from cmt_pipeline.progress import Progress
 from cmt_pipeline.stages import READY
 from cmt_training.batches import Batch, Reader, raw_sources
@@ -139,7 +140,8 @@ def _run_of(
 
 def digest_of(encoder: nn.Module, precision: torch.dtype) -> str:
     """SHA-256 of what computes its features, the projection after it aside."""
-    digest = hashlib.sha256(f"{type(encoder).__name__} {precision}".encode())
+    merged = getattr(cast(Any, encoder).backbone.config, MERGED_TOKENS, 0)
+    digest = hashlib.sha256(f"{type(encoder).__name__} {precision} {merged}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if not name.startswith("projection."):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())

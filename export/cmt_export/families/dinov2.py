@@ -10,6 +10,7 @@ from transformers import Dinov2Model, Dinov2WithRegistersModel
 
 from cmt_export.encoders import ImageEncoder
 from cmt_export.families.vit import IMAGENET, ViT
+from cmt_export.family import LayerParts
 from cmt_pipeline.image import Fit
 from cmt_pipeline.tensors import IMAGE_SIDE
 
@@ -20,6 +21,7 @@ class Dinov2(ViT):
 
     model_type = "dinov2"
     layers_in = "encoder.layer"
+    layer_parts = LayerParts("norm1", "norm2", "layer_scale1", "layer_scale2")
     arguments = {}  # noqa: RUF012
     expects = {**IMAGENET, "image_fit": Fit(resize=256, keeps_ratio=True, resample="bicubic")}  # noqa: RUF012
 
@@ -46,6 +48,9 @@ class Dinov2WithRegisters(Dinov2):
 
     def architecture(self) -> Any:
         return Dinov2WithRegistersModel
+
+    def others(self, config: Any) -> int:
+        return 1 + int(config.num_register_tokens)
 
     def wrap(self, backbone: Any) -> nn.Module:
         return RegisteredEncoder(backbone)

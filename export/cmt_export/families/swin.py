@@ -10,6 +10,7 @@ from transformers import SwinModel
 from cmt_export.encoders import ImageEncoder
 from cmt_export.families.vit import IMAGENET, ViT
 from cmt_pipeline.image import Fit
+from cmt_pipeline.presets import LAYERS
 from cmt_pipeline.tensors import IMAGE_SIDE
 
 
@@ -18,10 +19,16 @@ class Swin(ViT):
 
     model_type = "swin"
     layers_in = "encoder.layers"  # its stages
+    layer_parts = None  # which merge neighbours anyway
     expects = {**IMAGENET, "image_fit": Fit(resample="bicubic")}  # noqa: RUF012
 
     def architecture(self) -> Any:
         return SwinModel
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        if config.num_hidden_layers != len(config.depths):
+            raise ValueError(f"{LAYERS}: got {config.num_hidden_layers}; a Swin's are told by `depths`, stage by stage")
 
     def wrap(self, backbone: Any) -> nn.Module:
         return SwinEncoder(backbone)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import BeitModel, DeiTModel, ViTModel
 
 from cmt_export.encoders import ImageEncoder
-from cmt_export.family import EncoderFamily
+from cmt_export.family import EncoderFamily, LayerParts
 from cmt_pipeline.image import Fit
 from cmt_pipeline.tensors import IMAGE_SIDE
 
@@ -24,6 +24,7 @@ class ViT(EncoderFamily):
     layers_in = "layers"
     layer_decay = 0.75  # as He et al. 2022, arXiv 2111.06377
     lora_targets = ("q_proj", "v_proj")
+    layer_parts: ClassVar[LayerParts | None] = LayerParts("layernorm_before", "layernorm_after")
 
     def architecture(self) -> Any:
         return ViTModel
@@ -48,6 +49,9 @@ class DeiT(ViT):
     def architecture(self) -> Any:
         return DeiTModel
 
+    def others(self, config: Any) -> int:  # noqa: ARG002  # they are two in every DeiT
+        return 2
+
     def wrap(self, backbone: Any) -> nn.Module:
         return DeiTEncoder(backbone)
 
@@ -64,6 +68,7 @@ class Beit(ViT):
     """BEiT (Bao et al. 2022, arXiv 2106.08254)."""
 
     model_type = "beit"
+    layer_parts = None  # its attention knows each patch by its place
 
     def architecture(self) -> Any:
         return BeitModel
