@@ -10,7 +10,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-less-work bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -139,6 +139,9 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 
 bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; an hour
 	$(BIN)/python -m cmt_perf.real.trial .cmt/real $(or $(DATA),../shared/data)
+
+bench-less-work: $(VENV)/.installed  ## what merged tokens and fewer layers save and cost on real media in DATA: perf/results/less_work.json; quiet machine, half an hour
+	$(BIN)/python -m cmt_perf.real.less_work .cmt/real $(or $(DATA),../shared/data)
 
 bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 hours
 	$(BIN)/python -m cmt_training.ablation .cmt/ablation

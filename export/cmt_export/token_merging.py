@@ -1,4 +1,4 @@
-"""Token merging (ToMe, Bolya et al. 2023, arXiv 2210.09461): a Vision Transformer's layers merge patches that are alike.
+"""Token merging (ToMe, Bolya et al. 2023, arXiv 2210.09461): patches that are alike merge in a Vision Transformer.
 
 Between attention and feed-forward net every layer takes each second patch, finds the one among the others whose keys
 are most like its own, and merges the most similar pairs into their mean. What a token stands for counts in later

@@ -90,6 +90,7 @@ def test_a_recipe_changes_with_all_that_makes_a_release(
         {"random_weights": True},
         {"checkpoint": None},
         {"calibration": None},
+        {"merged_tokens": 8},
     ]
     recipes += [recipe_of(replace(base, **change), golden) for change in changes]
     recipes.append(recipe_of(base, GoldenSample()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import struct
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from cmt_perf.real import weights
+from cmt_engine.engine import ENGINES
+from cmt_perf.real import less_work, weights
+from cmt_perf.real.less_work import CASES, PRECISION, cross_validated
 from cmt_perf.real.tables import leave_one_out, sampled
 from cmt_perf.real.trial import figures
 from cmt_training.data import open_data_set
 
-WHEELS = Path(__file__).parents[2] / ".cmt" / "real"
+ROOT = Path(__file__).parents[2]
+WHEELS = ROOT / ".cmt" / "real"
 
 
 def ctranslate2(path: Path, variables: dict[str, np.ndarray]) -> None:
@@ -118,3 +122,29 @@ def test_figures_are_scikit_learns() -> None:
     assert found["unweighted_recall"] == pytest.approx(recall, abs=1e-4)
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, answers), abs=1e-4)
     assert found["items"] == 90
+
+
+def test_a_regression_never_hears_whom_it_is_asked_of() -> None:
+    """Speakers whose labels are told by who they are, and by nothing else, teach nothing."""
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(6), 20)
+    told = np.eye(6)[speakers] + 0.01 * rng.normal(size=(120, 6))
+    folds = [speakers == speaker for speaker in range(6)]
+    labels = np.where(speakers % 2, "glad", "sad")
+    assert cross_validated(folds, labels, told, told) < 0.6
+    shown = np.stack([labels == "glad", labels == "sad"], axis=1) + 0.1 * rng.normal(size=(120, 2))
+    assert cross_validated(folds, labels, shown, shown) == 1.0
+    assert cross_validated(folds, labels, shown, shown[:, ::-1]) == 0.0
+
+
+def test_the_page_shows_what_doing_less_was_measured_to_cost() -> None:
+    rows = json.loads((ROOT / "perf/results/less_work.json").read_text())["rows"]
+    assert less_work.table(rows) in (ROOT / "docs/performance.md").read_text()
+    asked = [(case.name, asked) for case in CASES for asked in case.asked]
+    assert [(row["encoder"], row["asked"]) for row in rows] == asked
+    for case in CASES:
+        whole, *less = (row for row in rows if row["encoder"] == case.name)
+        assert whole["times_as_fast"] == 1.0
+        assert whole["f1"] == whole["f1_as_trained"]
+        assert all(row["times_as_fast"] > 1 for row in less)
+    assert all(row["error"] < ENGINES["openvino"].tolerance(PRECISION).relative for row in rows)
