@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_export.checkpoint import Checkpoint
+from cmt_export.checkpoint import Checkpoint, load_checkpoint, merging_tokens, save_checkpoint
 from cmt_export.compose import ComposeOptions, compose, meanings
 from cmt_export.errors import CheckpointError
 from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
@@ -141,3 +141,19 @@ def test_what_no_composition_can_be(folders: dict[str, Path]) -> None:
         compose(ComposeOptions({"image": text}))
     with pytest.raises(ValueError, match="got names for audio, and no classifier for it"):
         ComposeOptions({"text": text}, names={"audio": ["joy"]})
+
+
+def test_a_classifier_of_faces_may_merge_tokens(
+    composed: Checkpoint, ready: dict[Modality, dict[str, Array]], tmp_path: Path
+) -> None:
+    whole = run_model(composed.model, ready["image"])["logits"]
+    try:
+        merging = merging_tokens(composed, 8)
+        logits = run_model(merging.model, ready["image"])["logits"]
+        save_checkpoint(merging, tmp_path / "merging")
+    finally:
+        merging_tokens(composed, 0)
+    again = run_model(load_checkpoint(tmp_path / "merging").model, ready["image"])["logits"]
+    assert np.array_equal(again, logits)
+    assert not np.allclose(whole, logits, atol=1e-6)
+    assert np.array_equal(run_model(composed.model, ready["image"])["logits"], whole)

@@ -49,7 +49,7 @@ RESULT = Path("perf/results/less_work.json")
 PRECISION: Precision = "int8"
 COMPARED, CALIBRATED = (1, 2, 1), 16  # items
 ROUNDS, WARM_UP = 30, 3
-FACES: Mapping[Split, int] = {"train": 2000, "validation": 1, "test": 1000}
+FACES: Mapping[Split, int] = {"train": 1000, "validation": 1, "test": 500}
 REGULARISATION = 0.01  # scikit-learn's C, of standardised means
 
 
