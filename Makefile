@@ -149,7 +149,7 @@ bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing 
 bench-binding: $(VENV)/.installed  ## a ladder of fusions on tokens that must be bound: writes training/results/binding.*; 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.binding
 
-bench-interplay: $(VENV)/.installed  ## that ladder on generated people who are ironic, or not: training/results/generated.json; 2 hours, 2 cores
+bench-interplay: $(VENV)/.installed  ## that ladder on generated people who are ironic, or not: training/results/generated.json; 2 to 3 hours, 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.interplay
 
 bench-upgrade: $(VENV)/.installed  ## upgrades under load, with faults: writes perf/results/upgrade.json; half an hour, as root
