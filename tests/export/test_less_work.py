@@ -11,12 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint, merging_tokens, save_checkpoint
+from cmt_engine.engine import ENGINES, Build, open_engine
+from cmt_export import export as export_module
+from cmt_export.checkpoint import (
+    Checkpoint,
+    checkpoint_from_preset,
+    load_checkpoint,
+    merging_tokens,
+    save_checkpoint,
+)
 from cmt_export.errors import CheckpointError
-from cmt_export.export import ExportOptions, GoldenSample, export
+from cmt_export.export import ExportOptions, GoldenSample
 from cmt_export.family import FAMILIES
-from cmt_export.onnx_from_checkpoint import example
+from cmt_export.onnx_from_checkpoint import example, onnx_from_checkpoint
+from cmt_export.parity import references, stage_parity
+from cmt_export.samples import batches
 from cmt_export.token_merging import merged_states
+from cmt_pipeline.preprocess import make_preprocessors
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.progress import no_progress
 from cmt_pipeline.stages import STAGES
@@ -147,13 +158,22 @@ def test_features_that_were_kept_arent_those_of_an_encoder_that_merges() -> None
     assert digest_of(encoder, torch.float32) != before
 
 
-def test_an_export_merges_as_pytorch_does(tmp_path: Path) -> None:
-    """Within the tolerances that it is held to anyway, of every stage and of whole pipelines."""
-    release, built = export(ExportOptions(preset="tiny", merged_tokens=8), tmp_path, GoldenSample(), no_progress)
-    assert built
-    errors = {row["engine"]: row["error"] for row in release.manifest.parity if row["what"] == "encode_image"}
-    assert set(errors) == {"onnx", "openvino"}
-    assert max(errors.values()) < 1e-4
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_merges_as_pytorch_does(engine: str, tmp_path: Path) -> None:
+    checkpoint, stage = merging_tokens(checkpoint_from_preset("tiny", "meld"), 8), STAGES["encode_image"]
+    preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)
+    expected = references(checkpoint.model, stage, batches(preprocessors, (2, 1)))
+    graph = onnx_from_checkpoint(checkpoint.model, stage, tmp_path / "onnx")
+    (tmp_path / "engine").mkdir()
+    ENGINES[engine].build(Build(graph, stage, tmp_path / "engine", "fp32"))
+    assert stage_parity(open_engine(tmp_path / "engine"), ENGINES[engine], stage, "fp32", expected).error < 1e-4
+
+
+def test_an_export_is_of_what_merges(tmp_path: Path) -> None:
+    options = ExportOptions(preset="tiny", merged_tokens=8)
+    source = export_module._Build(options, tmp_path, tmp_path, GoldenSample(), no_progress).source
+    assert isinstance(source, Checkpoint)
+    assert source.config.encoders["image"].config["merged_tokens"] == 8
 
 
 @pytest.mark.parametrize("name", SHORTENED)

@@ -140,7 +140,7 @@ def _run_of(
 
 def digest_of(encoder: nn.Module, precision: torch.dtype) -> str:
     """SHA-256 of what computes its features, the projection after it aside."""
-    merged = getattr(cast(Any, encoder).backbone.config, MERGED_TOKENS, 0)
+    merged = max(getattr(getattr(part, "config", None), MERGED_TOKENS, 0) for part in encoder.modules())
     digest = hashlib.sha256(f"{type(encoder).__name__} {precision} {merged}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         if not name.startswith("projection."):
