@@ -131,6 +131,11 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def less_work_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration asks of LESS_WORK."""
+    return {key: config[key] for key in LESS_WORK if key in config}
+
+
 IN_PLACE = re.compile(rf",(?=(?:{'|'.join(MODALITIES)})=)")
 REGISTRY: Registry[Preset] = Registry("preset", "cmt_triton.presets", Preset, PRESETS)
 

@@ -30,7 +30,7 @@ from cmt_export.sources import (
 from cmt_pipeline.labels import checked_labels, labels_of
 from cmt_pipeline.modality import MODALITIES, Modality, ordered
 from cmt_pipeline.preprocess import TOKENIZER_FILE, PreprocessConfig
-from cmt_pipeline.presets import LESS_WORK, MERGED_TOKENS, MINILM, EncoderPreset, FusionSize, Preset, preset_of
+from cmt_pipeline.presets import MERGED_TOKENS, MINILM, EncoderPreset, FusionSize, Preset, less_work_of, preset_of
 from cmt_pipeline.tensors import MODEL_WIDTH
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def _backbone(family: EncoderFamily, preset: EncoderPreset, folder: Path | None)
     if folder is None:
         backbone = family.random(preset.config)
         return backbone, EncoderConfig(config=backbone.config.to_diff_dict())
-    less = {key: preset.config[key] for key in LESS_WORK if key in preset.config}
+    less = less_work_of(preset.config)
     backbone = backbone_from(family, folder, less)
     return backbone, EncoderConfig(
         config={**backbone.config.to_diff_dict(), **less},
@@ -344,7 +344,7 @@ def _load_encoder(modality: Modality, encoder: EncoderConfig, most: _Size, weigh
             f"the weights in {folder} have sha256 {got}; expected {encoder.weights_sha256}: they aren't those that the "
             "checkpoint was made with"
         )
-    backbone = backbone_from(family, folder, {key: encoder.config[key] for key in LESS_WORK if key in encoder.config})
+    backbone = backbone_from(family, folder, less_work_of(encoder.config))
     if encoder.classifier is None:
         return family.wrap(backbone)
     return classifier_encoder(family, backbone, encoder.classifier, weights_below(weights, f"encoders.{modality}."))

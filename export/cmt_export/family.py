@@ -70,7 +70,7 @@ class EncoderFamily(ABC):
     def check(self, config: Any) -> None:  # noqa: B027  # most families can do whatever they may be asked for
         """ValueError for a configuration that it can't encode with."""
 
-    def others(self, config: Any) -> int:  # noqa: ARG002  # whose number depends on it need it
+    def prefix_tokens(self, config: Any) -> int:  # noqa: ARG002  # registers are told by it
         """How many of an image's tokens come before its patches."""
         return 1
 

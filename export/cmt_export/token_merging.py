@@ -28,37 +28,37 @@ def merging_states(backbone: Any, pixel_values: Tensor) -> Tensor:
     config = backbone.config
     family = FAMILIES[config.model_type]
     assert family.layer_parts is not None, "checked with the configuration"
-    layers, others = list(backbone.get_submodule(family.layers_in)), family.others(config)
+    layers, prefix = list(backbone.get_submodule(family.layers_in)), family.prefix_tokens(config)
     embedded = backbone.embeddings(pixel_values)
     count = getattr(config, MERGED_TOKENS)
-    states = merged_states(embedded, layers, family.layer_parts, count=count, others=others)
+    states = merged_states(embedded, layers, family.layer_parts, count=count, prefix=prefix)
     normed: Tensor = backbone.layernorm(states)
     return normed
 
 
 def merged_states(
-    embedded: Tensor, layers: Sequence[nn.Module], parts: LayerParts, *, count: int, others: int
+    embedded: Tensor, layers: Sequence[nn.Module], parts: LayerParts, *, count: int, prefix: int
 ) -> Tensor:
     """Tokens through all layers, `count` patches merged away by each, while there are two to merge.
 
-    embedded: [batch, others + patches, hidden]; the others, class tokens and registers, come first and never merge.
+    embedded: [batch, prefix + patches, hidden]; the prefix, class tokens and registers, never merges.
     Returns the same shape, a patch's row that of the token which it became part of.
     """
-    patches = embedded.shape[1] - others
+    patches = embedded.shape[1] - prefix
     sizes = embedded.new_ones((embedded.shape[0], patches))
     places = torch.arange(patches, device=embedded.device).expand(embedded.shape[0], -1)
     tokens = embedded
     for layer in layers:
-        found, keys = _attended(layer, tokens, functional.pad(sizes.log(), (others, 0)), parts)
+        found, keys = _attended(layer, tokens, functional.pad(sizes.log(), (prefix, 0)), parts)
         tokens = tokens + found
         if merging := min(count, sizes.shape[1] // 2):
-            moved = _partners(keys[:, others:], merging)
-            joined, sizes = _joined(tokens[:, others:], sizes, moved, sizes.shape[1] - merging)
-            tokens = torch.cat([tokens[:, :others], joined], dim=1)
+            moved = _partners(keys[:, prefix:], merging)
+            joined, sizes = _joined(tokens[:, prefix:], sizes, moved, sizes.shape[1] - merging)
+            tokens = torch.cat([tokens[:, :prefix], joined], dim=1)
             places = moved.gather(1, places)
         tokens = tokens + _part(layer, parts.scale_after)(_part(layer, "mlp")(_part(layer, parts.norm_after)(tokens)))
     rows = places[..., None].expand(-1, -1, embedded.shape[2])
-    return torch.cat([tokens[:, :others], tokens[:, others:].gather(1, rows)], dim=1)
+    return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, rows)], dim=1)
 
 
 def _attended(layer: nn.Module, tokens: Tensor, bias: Tensor, parts: LayerParts) -> tuple[Tensor, Tensor]:

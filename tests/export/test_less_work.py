@@ -48,12 +48,12 @@ def merging(name: str, count: int) -> tuple[Any, Any]:
     return encoder, own
 
 
-def through(name: str, embedded: Tensor, count: int, others: int = 1) -> Tensor:
+def through(name: str, embedded: Tensor, count: int, prefix: int = 1) -> Tensor:
     """Tokens through the layers of a family's encoder."""
     family, own = FAMILIES[ENCODERS[name][0]], backbone(name)
     assert family.layer_parts is not None
     layers = list(own.get_submodule(family.layers_in))
-    return merged_states(embedded, layers, family.layer_parts, count=count, others=others)
+    return merged_states(embedded, layers, family.layer_parts, count=count, prefix=prefix)
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def test_where_none_merge_it_is_transformers_own(name: str) -> None:
     _, own = merging(name, 0)
     family = FAMILIES[ENCODERS[name][0]]
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    found = through(name, own.embeddings(pixels), 0, family.others(own.config))
+    found = through(name, own.embeddings(pixels), 0, family.prefix_tokens(own.config))
     assert torch.allclose(own.layernorm(found), own(pixels).last_hidden_state, atol=2e-5)
 
 

@@ -139,7 +139,7 @@ def _run_of(
 
 
 def digest_of(encoder: nn.Module, precision: torch.dtype) -> str:
-    """SHA-256 of what computes its features, the projection after it aside."""
+    """SHA-256 of what computes an encoder's features, the projection after it aside; of several, that too."""
     merged = max(getattr(getattr(part, "config", None), MERGED_TOKENS, 0) for part in encoder.modules())
     digest = hashlib.sha256(f"{type(encoder).__name__} {precision} {merged}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):

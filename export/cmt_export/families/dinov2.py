@@ -49,7 +49,7 @@ class Dinov2WithRegisters(Dinov2):
     def architecture(self) -> Any:
         return Dinov2WithRegistersModel
 
-    def others(self, config: Any) -> int:
+    def prefix_tokens(self, config: Any) -> int:
         return 1 + int(config.num_register_tokens)
 
     def wrap(self, backbone: Any) -> nn.Module:

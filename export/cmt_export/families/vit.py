@@ -49,7 +49,7 @@ class DeiT(ViT):
     def architecture(self) -> Any:
         return DeiTModel
 
-    def others(self, config: Any) -> int:  # noqa: ARG002  # they are two in every DeiT
+    def prefix_tokens(self, config: Any) -> int:  # noqa: ARG002  # they are two in every DeiT
         return 2
 
     def wrap(self, backbone: Any) -> nn.Module:
