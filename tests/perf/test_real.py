@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import struct
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from cmt_perf.real import weights
-from cmt_perf.real.less_work import cross_validated
+from cmt_perf.real import less_work, weights
+from cmt_perf.real.less_work import CASES, cross_validated
 from cmt_perf.real.tables import leave_one_out, sampled
 from cmt_perf.real.trial import figures
 from cmt_training.data import open_data_set
@@ -133,3 +134,15 @@ def test_a_regression_never_hears_whom_it_is_asked_of() -> None:
     shown = np.stack([labels == "glad", labels == "sad"], axis=1) + 0.1 * rng.normal(size=(120, 2))
     assert cross_validated(folds, labels, shown, shown) == 1.0
     assert cross_validated(folds, labels, shown, shown[:, ::-1]) == 0.0
+
+
+def test_the_page_shows_what_doing_less_was_measured_to_cost() -> None:
+    rows = json.loads((ROOT / "perf/results/less_work.json").read_text())["rows"]
+    assert less_work.table(rows) in (ROOT / "docs/performance.md").read_text()
+    asked = [(case.name, asked) for case in CASES for asked in case.asked]
+    assert [(row["encoder"], row["asked"]) for row in rows] == asked
+    for case in CASES:
+        whole, *less = (row for row in rows if row["encoder"] == case.name)
+        assert whole["times_as_fast"] == 1.0
+        assert whole["f1"] == whole["f1_as_trained"]
+        assert all(row["times_as_fast"] > 1 for row in less)
