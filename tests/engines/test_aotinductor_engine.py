@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from cmt_cli.export import golden_sample
 from cmt_client import Emotion, EmotionClient
+from cmt_engine.aotinductor_build import links_statically, shared_libstdcxx
 from cmt_engine.aotinductor_engine import AOTINDUCTOR, AOTINDUCTOR_CUDA
 from cmt_engine.engine import Build, EngineError, EngineSidecar, Traceable, open_engine
 from cmt_engine.gpu import VISIBLE, see_one_gpu
@@ -112,6 +114,28 @@ def test_a_compiler_is_needed(tiny: Checkpoint, tmp_path: Path, monkeypatch: pyt
     fuse = STAGES["fuse"]
     with pytest.raises(EngineError, match=r"needs a C\+\+ compiler, and found none: apt-get install g\+\+"):
         AOTINDUCTOR.build(Build(lambda: traceable(tiny.model, fuse), fuse, tmp_path, "fp32"))
+
+
+@needs_compiler
+def test_the_package_shares_pytorchs_libstdcxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that finds libstdc++.a first says nothing, and what it makes ends the process that loads it."""
+    compiler = "g++"
+    assert not links_statically(compiler)
+    with shared_libstdcxx():
+        assert "LIBRARY_PATH" not in os.environ, "a compiler as it should be is left alone"
+    archive, multiarch = (_printed(compiler, asked) for asked in ("-print-file-name=libstdc++.a", "-print-multiarch"))
+    first = tmp_path / multiarch
+    first.mkdir(exist_ok=True)
+    (first / "libstdc++.a").symlink_to(archive)
+    monkeypatch.setenv("LIBRARY_PATH", str(tmp_path))
+    assert links_statically(compiler)
+    with shared_libstdcxx():
+        assert not links_statically(compiler)
+    assert os.environ["LIBRARY_PATH"] == str(tmp_path)
+
+
+def _printed(compiler: str, asked: str) -> str:
+    return subprocess.run([compiler, asked], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_a_package_for_another_cpu_is_refused(tmp_path: Path) -> None:

@@ -115,8 +115,9 @@ def _against_the_best(summary: Mapping[str, Any]) -> list[Part]:
         said = f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f}) as the best of the peers"
         parts.append(paragraph(f"{said}: {NAMES.get(best['name'], best['name'])}."))
     if "share_of_peak" in summary:
-        precision = summary["conditions"]["release"]["precision"]
-        told = f"{summary['share_of_peak']:.0%} of what this machine multiplies at most in {precision}"
+        ((precision, peak),) = summary["peak"].items()
+        most = f"the {peak:.0f} GFLOP/s that this machine multiplies at most, in {precision}"
+        told = f"{summary['share_of_peak']:.0%} of {most}"
         parts.append(paragraph(f"A request is {summary['gflop']:.0f} GFLOP. At its p50 that is {told}."))
     return parts
 

@@ -1,13 +1,13 @@
-"""The tables of docs/performance.md, out of a bench's result.
+"""The tables of docs/performance.md, out of a bench's result and of the summaries of several.
 
-python -m cmt_perf.bench.tables perf/results/bench.json
+python -m cmt_perf.bench.tables perf/results/bench.json perf/results/summary.json perf/results/fast/summary.json
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,37 @@ def single_stream_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: What multiplies int8 on a processor, the best first.
+INSTRUCTIONS = {"amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx2": "AVX2"}
+
+
+def machines_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each bench, of a preset on a machine."""
+    lines = [
+        "| machine | preset | p50 | conventional | times as fast | best peer | times as fast | share of the peak |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for found in summaries:
+        told, best = found["conditions"], found.get("best_peer")
+        instructions = next(name for flag, name in INSTRUCTIONS.items() if flag in told["cpu_features"])
+        cells = [
+            f"{told['cores']} cores {told['cpu']}, {instructions}, {told['date'][:10]}",
+            f"`{told['release']['preset']}`, `{told['release']['fusion']}`",
+            f"{found['p50_ms']:.0f} ms",
+            f"{found['baseline_p50_ms']:.0f} ms",
+            _times(found["ratio_p50"], *found["ratio_p50_interval"]),
+            NAMES[best["name"]].removeprefix("CMT in ") if best else "",
+            _times(best["ratio"], best["low"], best["high"]) if best else "",
+            f"{100 * found['share_of_peak']:.0f}%" if "share_of_peak" in found else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _times(ratio: float, low: float, high: float) -> str:
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def growth_table(result: Mapping[str, Any]) -> str:
     """Markdown: how p50 and answers a second of ours and the baseline grow with load, batch and length."""
     lines = [
@@ -63,6 +94,16 @@ def growth_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def open_loop_table(result: Mapping[str, Any]) -> str:
+    """Markdown: latencies of the pipeline at shares of the load that saturates it."""
+    lines = ["| load | requests/s | p50 | p99 | p99 / p50 |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in result["open_loop"]:
+        share, times = row["scenario"].split()[-1], f"{row['p50_ms']:,.0f} ms | {row['p99_ms']:,.0f} ms"
+        lines.append(f"| {share} | {row['offered']:.2f} | {times} | {row['p99_ms'] / row['p50_ms']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text())
-    print(single_stream_table(found), growth_table(found), sep="\n", end="")
+    bench, *summaries = (json.loads(Path(path).read_text()) for path in sys.argv[1:])
+    tables = single_stream_table(bench), growth_table(bench), open_loop_table(bench), machines_table(summaries)
+    print(*tables, sep="\n", end="")

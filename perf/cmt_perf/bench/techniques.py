@@ -5,6 +5,7 @@ first to our pipeline. All of them answer the same requests in turns, on one mac
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,21 +24,21 @@ from cmt_perf.conditions import conditions, to_text
 from cmt_pipeline.progress import Progress
 from cmt_release.release import Release, newest_release
 
-FIRST = "conventional fusion, eager PyTorch fp32"
+FIRST, CROSS_MODAL = "conventional fusion, eager PyTorch fp32", "cross-modal fusion"
 STEPS: Mapping[str, Precision] = {
     "encoders side by side, OpenVINO fp32": "fp32",
     "bf16": "bf16",
     "int8": "int8",
 }
 ROUNDS, REQUESTS = 4, 12
-RESULT = Path("perf/results/techniques.json")
+RESULT, PRECISIONS = Path("perf/results/techniques.json"), Path("perf/results/precision.json")
 
 
 @contextlib.contextmanager
 def systems(state: Path, releases: Sequence[Release], work: Path) -> Iterator[list[System]]:
     """Every step, served: each has what those before it have."""
     with contextlib.ExitStack() as stack:
-        fusions: dict[str, Fusion] = {FIRST: "conventional", "cross-modal fusion": "cmt"}
+        fusions: dict[str, Fusion] = {FIRST: "conventional", CROSS_MODAL: "cmt"}
         served = [
             stack.enter_context(baseline(name, conventional(releases[-1], state / "bench", model), work / model))
             for name, model in fusions.items()
@@ -52,16 +53,17 @@ def rows_of(found: Sequence[Measured]) -> list[dict[str, Any]]:
     return [{"step": m.system} | m.figures() | {"times_as_fast": round(ratio_of(found[0], m).ratio, 2)} for m in found]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
+def table(rows: Sequence[Mapping[str, Any]], precisions: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown. precisions: rows of precision.json, for what a step costs in F1 on trained weights."""
+    f1 = {row["precision"]: f"{row['weighted_f1']:.3f}" for row in precisions}
+    of_step = {CROSS_MODAL: "fp32", **STEPS}
     lines = [
-        "| technique, on top of those above | p50 | times as fast | CPU s a request |",
-        "| --- | ---: | ---: | ---: |",
+        "| technique, on top of those above | p50 | times as fast | CPU s a request | weighted F1 of `mini` |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
-    lines += [
-        f"| {row['step']} | {row['p50_ms']:.0f} ms | {row['times_as_fast']:.1f} | {row['cpu_s_per_request']:.2f} |"
-        for row in rows
-    ]
+    for row in rows:
+        time = f"{row['p50_ms']:.0f} ms | {row['times_as_fast']:.1f} | {row['cpu_s_per_request']:.2f}"
+        lines.append(f"| {row['step']} | {time} | {f1.get(of_step.get(row['step'], ''), '')} |")
     return "\n".join(lines)
 
 
@@ -101,7 +103,7 @@ def main(state: Path, out: Path = RESULT) -> None:
     out.write_text(to_text(result))
     out.with_suffix(".png").write_bytes(waterfall(result["rows"]))
     write_page(out.parent)
-    print(table(result["rows"]))
+    print(table(result["rows"], json.loads(PRECISIONS.read_text())["rows"]))
 
 
 if __name__ == "__main__":

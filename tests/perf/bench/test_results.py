@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from cmt_perf.bench.measure import Measured, Round
 from cmt_perf.bench.scenarios import SINGLE_STREAM
-from cmt_perf.bench.tables import growth_table, single_stream_table
+from cmt_perf.bench.tables import growth_table, machines_table, open_loop_table, single_stream_table
 from cmt_perf.bench.techniques import rows_of, table, waterfall
 from cmt_perf.precision_trial import table as precision_table
 
@@ -33,10 +29,13 @@ def test_the_docs_show_the_summary() -> None:
     assert ("128 ms are not met" in page) == (not summary["claims"]["mean_ms"]["met"])
 
 
-@pytest.mark.parametrize(("name", "rendered"), [("techniques", table), ("precision", precision_table)])
-def test_the_docs_show_the_tables(name: str, rendered: Callable[[Sequence[dict[str, Any]]], str]) -> None:
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-    assert rendered(rows) in PAGE.read_text()
+def test_the_docs_show_techniques_and_precisions() -> None:
+    techniques, precisions = (
+        json.loads((RESULTS / f"{n}.json").read_text())["rows"] for n in ("techniques", "precision")
+    )
+    page = PAGE.read_text()
+    assert table(techniques, precisions) in page
+    assert precision_table(precisions) in page
 
 
 def test_the_docs_show_the_bench() -> None:
@@ -50,6 +49,15 @@ def test_the_docs_show_the_bench() -> None:
     assert f"{peaks['int8']:.0f} GFLOP/s (bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f})" in " ".join(page.split())
 
 
+def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
+    bench, summary = (json.loads((RESULTS / "avx2" / f"{name}.json").read_text()) for name in ("bench", "summary"))
+    page = PAGE.read_text()
+    assert single_stream_table(bench) in page
+    assert open_loop_table(bench) in page
+    assert machines_table([json.loads((RESULTS / "summary.json").read_text()), summary]) in page
+    assert not {"avx512_vnni", "amx_int8"} & set(bench["conditions"]["cpu_features"])
+
+
 def test_each_step_stands_beside_the_first() -> None:
     """Twice as fast is twice as fast, and the picture is one."""
     rounds = [Round((200.0, 210.0, 190.0), 0.6, 0, 0.4, 100.0), Round((200.0, 205.0, 195.0), 0.6, 0, 0.4, 100.0)]
@@ -59,7 +67,9 @@ def test_each_step_stands_beside_the_first() -> None:
         ("first", 200, 1),
         ("second", 100, 2),
     ]
-    assert "| second | 100 ms | 2.0 | 0.40 |" in table(rows)
+    assert "| second | 100 ms | 2.0 | 0.40 |  |" in table(rows, [])
+    named = [{**rows[1], "step": "int8"}]
+    assert "| int8 | 100 ms | 2.0 | 0.40 | 0.878 |" in table(named, [{"precision": "int8", "weighted_f1": 0.8781}])
     assert waterfall(rows).startswith(b"\x89PNG")
 
 
