@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import aoti_load_package
 
 from cmt_cli.export import golden_sample
 from cmt_client import Emotion, EmotionClient
-from cmt_engine.aotinductor_build import links_statically, shared_libstdcxx
+from cmt_engine.aotinductor_build import links_statically, package, shared_libstdcxx
 from cmt_engine.aotinductor_engine import AOTINDUCTOR, AOTINDUCTOR_CUDA
 from cmt_engine.engine import Build, EngineError, EngineSidecar, Traceable, open_engine
 from cmt_engine.gpu import VISIBLE, see_one_gpu
@@ -116,22 +117,59 @@ def test_a_compiler_is_needed(tiny: Checkpoint, tmp_path: Path, monkeypatch: pyt
         AOTINDUCTOR.build(Build(lambda: traceable(tiny.model, fuse), fuse, tmp_path, "fp32"))
 
 
+@pytest.fixture
+def archive_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """g++ finds libstdc++.a before libstdc++.so, and says nothing; the folder that it looks in."""
+    archive, multiarch = (_printed("g++", asked) for asked in ("-print-file-name=libstdc++.a", "-print-multiarch"))
+    folder = tmp_path / "archive"
+    (folder / multiarch).mkdir(parents=True)
+    (folder / multiarch / "libstdc++.a").symlink_to(archive)
+    monkeypatch.setenv("LIBRARY_PATH", str(folder))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    return folder
+
+
 @needs_compiler
-def test_the_package_shares_pytorchs_libstdcxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that finds libstdc++.a first says nothing, and what it makes ends the process that loads it."""
-    compiler = "g++"
-    assert not links_statically(compiler)
+def test_a_compiler_as_it_should_be_is_left_alone() -> None:
+    before = os.environ.get("LIBRARY_PATH")
+    assert not links_statically("g++")
     with shared_libstdcxx():
-        assert "LIBRARY_PATH" not in os.environ, "a compiler as it should be is left alone"
-    archive, multiarch = (_printed(compiler, asked) for asked in ("-print-file-name=libstdc++.a", "-print-multiarch"))
-    first = tmp_path / multiarch
-    first.mkdir(exist_ok=True)
-    (first / "libstdc++.a").symlink_to(archive)
-    monkeypatch.setenv("LIBRARY_PATH", str(tmp_path))
-    assert links_statically(compiler)
+        assert os.environ.get("LIBRARY_PATH") == before
+
+
+@needs_compiler
+def test_a_compiler_is_given_pytorchs_libstdcxx(archive_first: Path) -> None:
+    assert links_statically("g++")
     with shared_libstdcxx():
-        assert not links_statically(compiler)
-    assert os.environ["LIBRARY_PATH"] == str(tmp_path)
+        assert not links_statically("g++")
+    assert os.environ["LIBRARY_PATH"] == str(archive_first)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.usefixtures("archive_first")
+def test_what_such_a_compiler_makes_loads(tmp_path: Path) -> None:
+    """With a libstdc++ of its own it raises std::bad_cast, or ends the process."""
+    linear, rows = torch.nn.Linear(4, 2), torch.ones(3, 4)
+    package(
+        Traceable(Outputs(linear), (rows,), ({0: torch.export.Dim("batch", min=1, max=8)},)),
+        "fp32",
+        "cpu",
+        tmp_path / "a.pt2",
+    )
+    (found,) = aoti_load_package(str(tmp_path / "a.pt2"))(rows)
+    torch.testing.assert_close(found, linear(rows).detach())
+
+
+class Outputs(torch.nn.Module):
+    """A module as a stage is: with a tuple of outputs."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.module(rows),)
 
 
 def _printed(compiler: str, asked: str) -> str:

@@ -1,6 +1,6 @@
 """The tables of docs/performance.md, out of a bench's result and of the summaries of several.
 
-python -m cmt_perf.bench.tables perf/results/bench.json perf/results/summary.json perf/results/fast/summary.json
+python -m cmt_perf.bench.tables perf/results/bench.json perf/results/summary.json perf/results/avx2/summary.json
 """
 
 from __future__ import annotations

@@ -55,6 +55,14 @@ def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
     assert single_stream_table(bench) in page
     assert open_loop_table(bench) in page
     assert machines_table([json.loads((RESULTS / "summary.json").read_text()), summary]) in page
+    best, (low, high), said = summary["best_peer"], summary["ratio_p50_interval"], " ".join(page.split())
+    assert f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f})" in said
+    assert f"{summary['ratio_p50']:.2f} times as fast as the conventional system ({low:.2f} to {high:.2f})" in said
+    assert f"at the p50 it does {100 * summary['share_of_peak']:.0f} % of that" in said
+    p50 = {name: found["p50_ms"] for name, found in bench["single_stream"].items()}
+    assert f"the same FastAPI {p50['fastapi'] / p50['fastapi:onnxruntime']:.2f} times" in said
+    assert f"is worth {p50['fastapi'] / p50['fastapi:compiled']:.2f} times" in said
+    assert f"the same OpenVINO) {p50['fastapi:openvino'] / p50['pipeline']:.2f}" in said
     assert not {"avx512_vnni", "amx_int8"} & set(bench["conditions"]["cpu_features"])
 
 
