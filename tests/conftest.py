@@ -85,12 +85,12 @@ def _in_use() -> Iterator[contextlib.ExitStack]:
 
 
 @pytest.fixture(scope="session")
-def release_of(state: State, recipe: ExportOptions, _in_use: contextlib.ExitStack) -> Callable[[Precision], Release]:
-    """The mini release of a precision, of the weights that come with the command, in `state`."""
+def release_of(state: State, recipe: ExportOptions, _in_use: contextlib.ExitStack) -> Callable[..., Release]:
+    """The mini release of a precision and engine, of the weights that come with the command, in `state`."""
 
     @functools.cache
-    def made(precision: Precision) -> Release:
-        return add_to(state.releases, exported(replace(recipe, precision=precision), _in_use)[0])
+    def made(precision: Precision, engine: str = "openvino") -> Release:
+        return add_to(state.releases, exported(replace(recipe, precision=precision, engine=engine), _in_use)[0])
 
     return made
 

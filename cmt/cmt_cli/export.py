@@ -88,6 +88,8 @@ def run_export(options: ExportOptions, state: State) -> Release:
     if all(row["engine"] != info.engine for row in release.manifest.parity):
         reason = ENGINES[info.engine].closed_here() or "it couldn't run where it was exported"
         console.print(f"no parity of {info.engine}: {reason}", style="yellow", markup=False, highlight=False)
+    if advice := ENGINES[info.engine].faster_here(info.precision):
+        console.print(advice, style="yellow", markup=False, highlight=False)
     for line in kept_in_fp32(release):
         console.print(line, style="yellow", markup=False, highlight=False)
     console.print(

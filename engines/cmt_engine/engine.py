@@ -228,6 +228,10 @@ class Engine(ABC):
         """Why this machine can't serve what these versions built for this target, each with its mend."""
         return []
 
+    def faster_here(self, precision: Precision) -> str | None:  # noqa: ARG002
+        """What to export by instead on a machine like this one, and why; None where nothing is known."""
+        return None
+
     def stage_config(self, stage: Stage, served: Served) -> ModelConfig:
         """The Triton configuration of a compiled stage under `variant`."""
         from cmt_pipeline.triton_config import stage_config

@@ -90,6 +90,15 @@ class OpenVino(Engine):
             "saturate, so that answers would be wrong: export it on a processor like this one, or serve bf16 or fp32"
         ]
 
+    def faster_here(self, precision: Precision) -> str | None:
+        """Of int8, without instructions for it."""
+        if precision != "int8" or _bits() == EIGHT_BITS:
+            return None
+        return (
+            "this processor has no VNNI or AMX: OpenVINO's int8 is about as slow as fp32 here, and ONNX Runtime's is "
+            "faster (--engine onnxruntime)"
+        )
+
     def open(self, path: Path, precision: Precision, threads: int) -> Runner:
         return OpenVinoRunner(path, precision, threads)
 

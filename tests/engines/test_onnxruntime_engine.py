@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine runs the exported graph as it is."""
+"""The ONNX Runtime engine runs the exported graph as it is, or with its products in int8."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -40,10 +41,61 @@ def test_it_answers_as_pytorch_does(
     assert stage_parity(open_engine(tmp_path, 1), ONNXRUNTIME, stage, "fp32", expected).passed
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("stage_name", ["encode_image", "encode_audio", "encode_text", "fuse"])
+def test_int8_stays_within_its_tolerance(
+    stage_name: str, graphs: Mapping[str, Path], checkpoint: Checkpoint, compared: Sequence[Batch], tmp_path: Path
+) -> None:
+    """Of trained weights, MiniLM's among them; the fusion stays as it is, and says so."""
+    stage = STAGES[stage_name]
+    sidecar = ONNXRUNTIME.build(Build(graphs[stage_name], stage, tmp_path, "int8"))
+    assert EngineSidecar.read(tmp_path) == sidecar
+    expected = references(checkpoint.model, stage, compared[:3])
+    row = stage_parity(open_engine(tmp_path, 1), ONNXRUNTIME, stage, sidecar.precision, expected)
+    assert row.passed, row
+    if stage_name == "fuse":
+        assert (sidecar.precision, row.tolerance) == ("fp32", 1e-4)
+    else:
+        assert (sidecar.precision, row.tolerance) == ("int8", 0.1)
+        assert row.error > 1e-3, "nothing was quantised"
+
+
+@pytest.mark.parametrize(
+    ("narrow", "stored"), [(False, onnx.TensorProto.INT8), (True, onnx.TensorProto.UINT8)], ids=["VNNI", "AVX2 alone"]
+)
+def test_int8_weights_suit_the_processor(
+    narrow: bool, stored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that adds up products in 16 bits refuses what was built for others."""
+    monkeypatch.setattr("cmt_engine.onnxruntime_engine.sums_int8_in_16_bits", lambda: narrow)
+    targets = [
+        ONNXRUNTIME.build(Build(small_graph(name), STAGES[name], tmp_path / name, "int8")).target
+        for name in ("encode_text", "fuse")
+    ]
+    assert targets[0] == targets[1], "a release is held against this machine by its fusion's"
+    graph = onnx.load(tmp_path / "encode_text" / "model.onnx").graph
+    products = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
+    assert products
+    assert {weight.data_type for weight in graph.initializer if weight.name in products} == {stored}
+    assert ONNXRUNTIME.misfits({}, targets[0]) == []
+    monkeypatch.setattr("cmt_engine.onnxruntime_engine.sums_int8_in_16_bits", lambda: True)
+    assert [reason.partition(",")[0] for reason in ONNXRUNTIME.misfits({}, targets[0])] == (
+        [] if narrow else ["its int8 weights are signed"]
+    )
+    assert ONNXRUNTIME.misfits({}, {"device": "CPU"}) == [], "fp32 is served everywhere"
+
+
+def test_the_same_graph_makes_the_same_int8(tmp_path: Path) -> None:
+    """Releases share what is equal."""
+    for folder in ("one", "two"):
+        ONNXRUNTIME.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path / folder, "int8"))
+    for path in (tmp_path / "one").iterdir():
+        assert sha256_of(tmp_path / "two" / path.name) == sha256_of(path), path.name
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_precisions_that_it_doesnt_run_are_refused(precision: Precision, tmp_path: Path) -> None:
     """Else the sidecar would claim what isn't so."""
-    with pytest.raises(ValueError, match=f"precision: got '{precision}'; onnxruntime takes fp32"):
+    with pytest.raises(ValueError, match=f"precision: got '{precision}'; onnxruntime takes fp32, int8"):
         ONNXRUNTIME.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, precision))
     assert list(tmp_path.iterdir()) == []
 

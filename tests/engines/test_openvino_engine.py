@@ -91,6 +91,8 @@ def test_int8_weights_leave_the_sums_room(
     assert weights
     assert most - 2 <= max(int(abs(array.astype(int)).max()) for array in weights) <= most
     assert OPENVINO.misfits({}, target) == []
+    assert ("--engine onnxruntime" in (OPENVINO.faster_here("int8") or "")) == narrow
+    assert OPENVINO.faster_here("bf16") is None
     monkeypatch.setattr("cmt_engine.openvino_engine.sums_int8_in_16_bits", lambda: True)
     assert [reason.split(":")[0] for reason in OPENVINO.misfits({}, target)] == (
         []

@@ -44,11 +44,14 @@ def test_what_it_doesnt_read_has_no_say(whole: Checkpoint, without_audio: CrossM
         np.testing.assert_allclose(heard[name], array, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8")],
+)
 def test_engines_make_nothing_of_it(
-    precision: Precision, whole: Checkpoint, without_audio: CrossModalTransformer, tmp_path: Path
+    name: str, precision: Precision, whole: Checkpoint, without_audio: CrossModalTransformer, tmp_path: Path
 ) -> None:
-    stage, engine = sized(STAGES["encode_audio"], without_audio.sizes), ENGINES["openvino"]
+    stage, engine = sized(STAGES["encode_audio"], without_audio.sizes), ENGINES[name]
     made = batches(make_preprocessors(whole.config.preprocess, whole.tokenizer), (1, 2))
     expected = references(without_audio, stage, made)
     graph = onnx_from_checkpoint(without_audio, stage, tmp_path / "onnx")

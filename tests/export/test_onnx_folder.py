@@ -301,6 +301,7 @@ BUILDS = [
     ("openvino", "bf16"),
     ("openvino", "int8"),
     ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
     ("tensorrt", "fp32"),
     ("tensorrt", "fp16"),
 ]

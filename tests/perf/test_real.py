@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from cmt_perf.real import less_work, weights
 from cmt_perf.real.less_work import CASES, cross_validated
 from cmt_perf.real.tables import leave_one_out, sampled
-from cmt_perf.real.trial import figures
+from cmt_perf.real.trial import figures, over_seeds
 from cmt_training.data import open_data_set
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +121,23 @@ def test_figures_are_scikit_learns() -> None:
     assert found["unweighted_recall"] == pytest.approx(recall, abs=1e-4)
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, answers), abs=1e-4)
     assert found["items"] == 90
+
+
+def test_intervals_are_over_seeds_and_over_people_or_items() -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.multinomial(400, np.full(9, 1 / 9), size=(2, 5)).reshape(2, 5, 3, 3) + 300 * np.eye(3, dtype=int)
+    found = over_seeds(whole)
+    each = [figures(confusion) for confusion in whole.sum(axis=1)]
+    assert found["weighted_f1"] == pytest.approx(np.mean([seed["weighted_f1"] for seed in each]), abs=1e-4)
+    assert (found["items"], found["seeds"]) == (each[0]["items"], 2)
+    narrow = found["weighted_f1_interval"]
+    assert narrow[0] < found["weighted_f1"] < narrow[1]
+    whole[:, 0] = np.roll(whole[:, 0], 1, axis=-1)  # one person of five of whom every answer is wrong
+    wide = over_seeds(whole)["weighted_f1_interval"]
+    assert wide[1] - wide[0] > 5 * (narrow[1] - narrow[0])
+    (low, high), f1 = (lambda told: (told["weighted_f1_interval"], told["accuracy"]))(over_seeds(whole[:1, 1:2]))
+    deviation = (f1 * (1 - f1) / whole[0, 1].sum()) ** 0.5
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
 
 
 def test_a_regression_never_hears_whom_it_is_asked_of() -> None:

@@ -67,12 +67,23 @@ def test_different_items_answer_differently(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("openvino", "bf16"),
+        pytest.param("openvino", "int8", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_reduced_precision_stays_within_its_bound(
-    precision: Precision, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path
+    engine: str,
+    precision: Precision,
+    release_of: Callable[..., Release],
+    checkpoint: Checkpoint,
+    tmp_path: Path,
 ) -> None:
     items = random_items(28, seed=3)
-    with server_on(release_of(precision), tmp_path) as running:
+    with server_on(release_of(precision, engine), tmp_path) as running:
         alone = answers(running, items, concurrency=1)  # type: ignore[arg-type]
         together = answers(running, items, concurrency=14)  # type: ignore[arg-type]
     for item, one, many in zip(items, alone, together, strict=True):

@@ -8,19 +8,19 @@ from pathlib import Path
 from cmt_training.ablation import EVERYTHING, TRICKS, ablation
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared
-from small_training import OPTIONS, silent
+from small_training import OPTIONS
 
 
 def test_a_trick_is_left_out_and_measured(prepared: Prepared, tmp_path: Path) -> None:
     options, tricks = replace(OPTIONS, epochs=1), (EVERYTHING, "cue heads")
-    found = ablation(prepared, options, tmp_path, silent, (0, 1), tricks)
+    found = ablation(prepared, options, tmp_path, (0, 1), tricks, workers=1)
     assert list(found["without"]) == list(tricks)
     whole, without = (found["without"][trick]["cross_entropy"] for trick in tricks)
     assert whole["values"] != without["values"]
     assert "difference" in without
     assert "difference" not in whole
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert ablation(prepared, options, tmp_path, silent, (0, 1), tricks)["without"] == found["without"]
+    assert ablation(prepared, options, tmp_path, (0, 1), tricks, workers=1)["without"] == found["without"]
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
 
 

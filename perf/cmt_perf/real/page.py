@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmt_training.compare.results import Results
+
 RESULT = Path("training/results/real.json")
 DATA = {"emodb": "EmoDB", "meld": "MELD", "fer2013": "FER2013"}
 
@@ -20,7 +22,9 @@ def alone(results: Mapping[str, Any]) -> str:
     for part, name in DATA.items():
         if part in results:
             found, served = results[part], results[part]["served"]
-            cells = [f"{found[key]:.3f}" for key in ("weighted_f1", "unweighted_recall", "commonest_label")]
+            low, high = found["weighted_f1_interval"]
+            cells = [f"{found['weighted_f1']:.3f} [{low:.3f}, {high:.3f}]"]
+            cells += [f"{found[key]:.3f}" for key in ("unweighted_recall", "commonest_label")]
             cells.append(f"{served['weighted_f1']:.3f} of {served['items']}")
             cells.append(f"{served['same_label_as_pytorch']:.1%}")
             lines.append(f"| {name} | {found['encoder']} | {found['items']} | {' | '.join(cells)} |")
@@ -28,13 +32,12 @@ def alone(results: Mapping[str, Any]) -> str:
 
 
 def paired(results: Mapping[str, Any]) -> str:
-    """Every subset of the paired data: CMT beside late fusion."""
-    lines = ["| modalities | CMT | late fusion |", "| --- | ---: | ---: |"]
-    for subset, found in results["paired"]["weighted_f1"].items():
-        lines.append(f"| {subset.replace('+', ', ')} | {found['cmt']:.3f} | {found['late']:.3f} |")
-    return "\n".join(lines) + "\n"
+    """The ladder on the paired data."""
+    ladders = Results.from_json(json.dumps(results["paired"]["ladder"]))
+    ladder = next(iter(ladders.corpora.values()))
+    return Results({"paired": ladder}, {}).markdown()
 
 
 if __name__ == "__main__":
     made = json.loads(RESULT.read_text())
-    print(alone(made), paired(made) if "paired" in made else "", sep="\n")
+    print(alone(made), paired(made), sep="\n")

@@ -5,10 +5,10 @@
     emodb     Whisper-tiny.en, frozen, on EmoDB, each of its ten speakers in turn
     meld      MiniLM-L6, frozen, on MELD's words
     fer2013   DINOv2-small, frozen, on a sample of FER2013's training split; its whole test split
-    paired    samples of the three, paired by label: all seven subsets, beside late fusion
+    paired    samples of the three, paired by label: the ladder of fusions, and what `cmt train` makes of them
 
-DATA holds emodb/emodb.tar, fer2013/fer2013.tar.gz and meld/*.csv. Neither data nor what is trained on them is kept in
-the repository.
+Three seeds each, five of the ladder. DATA holds emodb/emodb.tar, fer2013/fer2013.tar.gz and meld/*.csv. Neither data
+nor what is trained on them is kept in the repository.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from cmt_training.conditions import conditions
 from cmt_training.data import open_data_set
 from cmt_training.data.media import read_audio, read_image
 from cmt_training.examples import Example, Split
-from cmt_training.statistics import interval_of
+from cmt_training.statistics import CONFIDENCE
 
 RESULT = Path("training/results/real.json")
 COMMAND = "python -m cmt_perf.real.trial WORK DATA"
@@ -64,6 +64,9 @@ feed_forward_width = 512
 FER_SAMPLE: Mapping[Split, int] = {"train": 6000, "validation": 600}
 PAIRED_SAMPLE: Mapping[Split, int] = {"train": 900, "validation": 300, "test": 600}
 SERVED = 200  # of a test split, so many are asked of the server
+SEEDS = range(3)
+LADDER_SEEDS = 5
+DRAWS = 2000  # with replacement, for an interval
 #: What else reaches on the same data.
 REFERENCES = {
     "emodb": "logistic regression on the mean of the same frames, fitted per speaker left out: weighted F1 0.82",
@@ -82,41 +85,42 @@ class Trial:
 
     def emodb(self) -> dict[str, Any]:
         data = open_data_set(unpacked(self.data / "emodb" / "emodb.tar", self.work))
-        found = {}
-        for speaker, table in leave_one_out(data, self.work / "tables").items():
-            found[speaker] = self.trained(f"emodb-{speaker}", "audio", [str(table)], "--epochs", "40")
-        confusion = np.sum([evaluation["confusion"] for evaluation in found.values()], axis=0)
-        last = max(found)
+        tables = leave_one_out(data, self.work / "tables")
+        found = [
+            [self.trained(f"emodb-{speaker}", "audio", [str(table)], seed, "--epochs", "40") for seed in SEEDS]
+            for speaker, table in tables.items()
+        ]
+        confusions = np.array([[evaluation["confusion"] for evaluation in of] for of in found]).swapaxes(0, 1)
+        last = max(tables)
         return {
             "encoder": "Whisper-tiny.en, frozen",
             "splits": "each speaker in turn is the test split, the next one validation",
-            **figures(confusion),
-            "weighted_f1_over_speakers": str(interval_of([e["calibrated"]["weighted_f1"] for e in found.values()])),
-            "speakers": {name: round(e["calibrated"]["weighted_f1"], 4) for name, e in found.items()},
-            "labels": found[last]["labels"],
-            "confusion": confusion.tolist(),
+            **over_seeds(confusions),
+            "speakers": dict(zip(tables, map(_mean_f1, found), strict=True)),
+            "labels": found[0][0]["labels"],
+            "confusion": confusions.sum(axis=(0, 1)).tolist(),
             "served": self.served(f"emodb-{last}", [e for e in data.examples if e.speaker == last]),
         }
 
     def meld(self) -> dict[str, Any]:
         folder = self.data / "meld"
-        evaluation = self.trained("meld", "text", [str(folder)], "--epochs", "15")
+        found = [self.trained("meld", "text", [str(folder)], seed, "--epochs", "15") for seed in SEEDS]
         test = open_data_set(folder).of("test")
         return {
             "encoder": "MiniLM-L6, frozen",
-            **figures(np.array(evaluation["confusion"])),
+            **over_seeds(_confusions(found)),
             "served": self.served("meld", test[:SERVED]),
         }
 
     def fer2013(self) -> dict[str, Any]:
         folder = unpacked(self.data / "fer2013" / "fer2013.tar.gz", self.work)
         table = sampled(folder, FER_SAMPLE, self.work / "tables" / "fer2013-sample.csv")
-        evaluation = self.trained("fer2013", "image", [str(table)], "--epochs", "25")
+        found = [self.trained("fer2013", "image", [str(table)], seed, "--epochs", "25") for seed in SEEDS]
         test = open_data_set(table).of("test")
         return {
             "encoder": "DINOv2-small, frozen",
             "splits": f"a random sample to train on and choose by ({dict(FER_SAMPLE)}); the whole test split",
-            **figures(np.array(evaluation["confusion"])),
+            **over_seeds(_confusions(found)),
             "served": self.served("fer2013", test[:: len(test) // SERVED]),
         }
 
@@ -128,27 +132,29 @@ class Trial:
             "text": sampled(self.data / "meld", PAIRED_SAMPLE, self.work / "tables" / "words.csv"),
         }
         pairs = [word for m, path in tables.items() for word in ("--pair", f"{m}={path}")]
-        found = {model: self.trained(f"paired-{model}", model, pairs, "--epochs", "20") for model in ("cmt", "late")}
+        found = [self.trained("paired", "cmt", pairs, seed, "--epochs", "20") for seed in SEEDS]
+        out = self.work / "ladder"
+        options = ("--preset", str(self.preset()), "--seeds", str(LADDER_SEEDS), "--out", str(out))
+        self.cmt("compare", *pairs, *options, done=any(out.glob("*.json")))
+        (ladder,) = out.glob("*.json")
         return {
-            "notes": found["cmt"]["notes"],
-            "weighted_f1": {
-                subset: {
-                    model: round(evaluation["subsets"][subset]["weighted_f1"], 4) for model, evaluation in found.items()
-                }
-                for subset in found["cmt"]["subsets"]
+            "notes": found[0]["notes"],
+            **over_seeds(_confusions(found)),
+            "subsets": {
+                subset: _mean([evaluation["subsets"][subset]["weighted_f1"] for evaluation in found])
+                for subset in found[0]["subsets"]
             },
-            "cross_entropy": {m: round(e["calibrated"]["cross_entropy"], 4) for m, e in found.items()},
-            "items": found["cmt"]["calibrated"]["count"],
-            "export": self.exported("paired-cmt"),
+            "export": self.exported("paired-0"),
+            "ladder": json.loads(ladder.read_text()),
         }
 
-    def trained(self, name: str, model: str, data: Sequence[str], *more: str) -> dict[str, Any]:
+    def trained(self, name: str, model: str, data: Sequence[str], seed: int, *more: str) -> dict[str, Any]:
         """`cmt train` and `cmt evaluate`; what the evaluation found."""
-        out = self.work / "checkpoints" / name
+        out = self.work / "checkpoints" / f"{name}-{seed}"
         out.parent.mkdir(exist_ok=True)
         options = ("--model", model, "--preset", str(self.preset()), "--patience", "10", "--threads", "1")
-        self.cmt("train", *data, "--out", str(out), *options, *more, done=out.is_dir())
-        measured = out.with_name(f"{name}.evaluation") / "evaluation.json"
+        self.cmt("train", *data, "--out", str(out), "--seed", str(seed), *options, *more, done=out.is_dir())
+        measured = out.with_name(f"{out.name}.evaluation") / "evaluation.json"
         self.cmt("evaluate", str(out), *data, done=measured.is_file())
         return dict(json.loads(measured.read_text()))
 
@@ -161,6 +167,7 @@ class Trial:
 
     def served(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:
         """Of the release of a checkpoint, on a server, asked with the files themselves: figures of its answers."""
+        name += f"-{SEEDS[0]}"
         told = self.exported(name)
         release = newest_release(self.work / f"{name}.state" / "releases", "bf16")
         checkpoint = load_checkpoint(self.work / "checkpoints" / name)
@@ -208,6 +215,37 @@ def figures(confusion: Any) -> dict[str, Any]:
     }
 
 
+def over_seeds(confusions: Any) -> dict[str, Any]:
+    """Of confusions [seeds, groups of people, truth, answer]: the mean of each seed's figures, and where weighted F1 is
+    in 95 % of draws of a seed and of groups with replacement; of items, where all are in one group."""
+    each = [figures(confusion) for confusion in confusions.sum(axis=1)]
+    rng, (seeds, groups) = np.random.default_rng(0), confusions.shape[:2]
+    drawn = []
+    for seed in rng.integers(seeds, size=DRAWS):
+        found = confusions[seed]
+        if groups > 1:
+            drawn.append(np.tensordot(rng.multinomial(groups, np.full(groups, 1 / groups)), found, 1))
+        else:
+            drawn.append(rng.multinomial(found.sum(), found.ravel() / found.sum()).reshape(found.shape[1:]))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    interval = np.percentile([figures(confusion)["weighted_f1"] for confusion in drawn], [tail, 100 - tail])
+    means = {key: _mean([found[key] for found in each]) for key in each[0] if key != "items"}
+    return {**means, "weighted_f1_interval": interval.round(4).tolist(), "items": each[0]["items"], "seeds": seeds}
+
+
+def _confusions(evaluations: Sequence[Mapping[str, Any]]) -> Any:
+    """[seeds, 1, truth, answer]."""
+    return np.array([evaluation["confusion"] for evaluation in evaluations])[:, None]
+
+
+def _mean_f1(evaluations: Sequence[Mapping[str, Any]]) -> float:
+    return _mean([evaluation["calibrated"]["weighted_f1"] for evaluation in evaluations])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
+
+
 def own_answer(checkpoint: Checkpoint, inputs: Mapping[str, Any]) -> int:
     """The label's number that PyTorch gives in fp32."""
     preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)
@@ -240,7 +278,7 @@ def main(work: Path, data: Path, parts: Sequence[str]) -> None:
         found |= {
             "reference": REFERENCES[part],
             "commands": trial.commands,
-            "conditions": {**conditions(seed=0, threads=1), "command": f"{COMMAND} {part}"},
+            "conditions": {**conditions(seeds=list(SEEDS), threads=1), "command": f"{COMMAND} {part}"},
         }
         results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         RESULT.write_text(json.dumps(results | {part: found}, indent=1) + "\n")
