@@ -225,6 +225,10 @@ def load_checkpoint(folder: Path, sha256: str | None = None) -> Checkpoint:
         loaded = model.load_state_dict(weights, strict=False)
     except CheckpointError:
         raise
+    except ImportError as error:
+        raise CheckpointError(
+            f"{folder} can't be read: a package that it needs doesn't import here: {error}"
+        ) from error
     except Exception as error:  # of torch and transformers many kinds, on values that fit neither them nor each other
         raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged or doesn't fit its config.json: {error}") from error
     elsewhere = config.elsewhere

@@ -29,7 +29,8 @@ MODELS = "mini=cmt/cmt_cli/weights/mini-meld,base"
 
 
 def measure(models: Sequence[str], engines: Sequence[str], precisions: Sequence[str], state: Path) -> dict[str, Any]:
-    """Parity rows and times. models: presets, with random weights, or PRESET=CHECKPOINT."""
+    """Parity rows and times. models: presets, with random weights, or PRESET=CHECKPOINT. A row's `release` is the
+    precision that was asked for: in int8 a fusion has another."""
     parity: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
     for model in models:
@@ -37,7 +38,8 @@ def measure(models: Sequence[str], engines: Sequence[str], precisions: Sequence[
         for precision in precisions:
             releases = {engine: exported(preset, checkpoint, engine, precision, state) for engine in engines}
             for release in releases.values():
-                parity += [{"preset": preset} | dict(row) for row in release.manifest.parity if row["engine"] != "onnx"]
+                rows = (dict(row) for row in release.manifest.parity if row["engine"] != "onnx")
+                parity += [{"preset": preset, "release": precision} | row for row in rows]
             times += [
                 {"preset": preset, "precision": precision, "stage": stage.name} | in_turns(stage, releases)
                 for stage in COMPILED_STAGES
@@ -48,7 +50,7 @@ def measure(models: Sequence[str], engines: Sequence[str], precisions: Sequence[
 def table(result: Mapping[str, Any]) -> str:
     """Markdown: of each stage, how far each engine is from PyTorch fp32, and what it takes."""
     engines = list(dict.fromkeys(row["engine"] for row in result["parity"]))
-    errors = {(r["preset"], r["precision"], r["what"], r["engine"]): r["error"] for r in result["parity"]}
+    errors = {(r["preset"], r["release"], r["what"], r["engine"]): r["error"] for r in result["parity"]}
     head = ["preset", "precision", "stage", *(f"{e}, {what}" for e in engines for what in ("parity", "ms"))]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * 3}{' ---: |' * (len(head) - 3)}"]
     for row in result["stages"]:

@@ -219,6 +219,17 @@ def test_what_is_wrong_is_named(edit: Edit, message: str, saved: Path, tmp_path:
         load_checkpoint(folder)
 
 
+def test_a_package_that_doesnt_import_is_no_damage(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_fails(*_: object) -> None:
+        raise ImportError("cannot import name 'Thing' from 'transformers'")
+
+    monkeypatch.setattr("cmt_export.checkpoint._load_encoder", import_fails)
+    with pytest.raises(
+        CheckpointError, match="a package that it needs doesn't import here: cannot import name 'Thing'"
+    ):
+        load_checkpoint(saved)
+
+
 @pytest.mark.parametrize(
     "change",
     [

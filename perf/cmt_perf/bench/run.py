@@ -21,6 +21,7 @@ from cmt_perf.bench.scenarios import SINGLE_STREAM, Scenario, Size, growth
 from cmt_perf.bench.systems import System, baseline, parts_of, peer, pipeline
 from cmt_perf.bench.work import gflop_of
 from cmt_perf.conditions import conditions
+from cmt_perf.peers.runtimes import parity_of
 from cmt_perf.traffic import traffic_items
 from cmt_pipeline.progress import Progress, part_of
 from cmt_release.release import Release
@@ -86,6 +87,7 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
         "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
         "best_peer": _best_peer(found, options.peers),
+        "peer_parity": {name: _parity_of(options, name) for name in options.peers},
         "growth": _rows(grown),
         "open_loop": _rows(opened),
         "perf_analyzer": checked,
@@ -225,6 +227,12 @@ def _attributed(options: BenchOptions, single: Scenario, progress: Progress) -> 
 
 def _against(found: Sequence[Measured], candidate: Measured) -> Ratio:
     return ratio_of(next(m for m in found if m.system == BASELINE), candidate)
+
+
+def _parity_of(options: BenchOptions, name: str) -> Mapping[str, float]:
+    """Of a peer that computes quantised graphs, how far each stage is from PyTorch fp32."""
+    assert options.checkpoint is not None
+    return parity_of(options.checkpoint.absolute(), parts_of(name)[1])
 
 
 def _best_peer(found: Sequence[Measured], peers: Sequence[str]) -> dict[str, Any]:

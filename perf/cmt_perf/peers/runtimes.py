@@ -7,22 +7,26 @@ onnxruntime  int8 by dynamic quantisation, as Optimum's configurations for AVX2 
 openvino     int8 by NNCF's defaults for transformers, from 32 generated items
 
 python -m cmt_perf.peers.runtimes CHECKPOINT RUNTIME    makes the graphs that a runtime needs, once
+
+PARITY_FILE beside them says how far each stage is from PyTorch fp32, as an export's is: nobody refuses a peer for it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from cmt_engine.cpu import sums_int8_in_16_bits
-from cmt_engine.engine import Runner
+from cmt_engine.engine import ENGINES, Runner
 from cmt_export.checkpoint import Checkpoint, load_checkpoint
 from cmt_export.model import CrossModalTransformer, run_model
-from cmt_export.parity import stage_inputs, wired
+from cmt_export.parity import references, stage_inputs, stage_parity, wired
+from cmt_export.samples import batches
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.preprocess import make_preprocessors
 from cmt_pipeline.stages import COMPILED_STAGES, READY, Stage
@@ -35,6 +39,8 @@ WITH_GRAPHS: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 Run = Callable[[Arrays], "dict[str, Array]"]
 
 CALIBRATION_ITEMS = 32
+PARITY_FILE = "parity.json"
+COMPARED = (1, 2, 1)  # batches
 
 
 def run_of(found: Checkpoint, checkpoint: Path, runtime: Runtime) -> Run:
@@ -64,7 +70,25 @@ def prepare(checkpoint: Path, runtime: Runtime) -> None:
         with draft_folder(folder.parent) as draft:
             for stage in COMPILED_STAGES:
                 _quantize(found, stage, draft / stage.name, runtime)
+            (draft / PARITY_FILE).write_text(json.dumps(_errors(found, draft, runtime)) + "\n")
             draft.rename(folder)
+
+
+def parity_of(checkpoint: Path, runtime: Runtime) -> Mapping[str, float]:
+    """Relative error of each stage from PyTorch fp32; nothing of a runtime without graphs."""
+    path = graphs_of(checkpoint, runtime) / PARITY_FILE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _errors(found: Checkpoint, folder: Path, runtime: Runtime) -> dict[str, float]:
+    compared = batches(make_preprocessors(found.config.preprocess, found.tokenizer), COMPARED)
+    rows = [
+        stage_parity(
+            _opened(folder, stage, runtime), ENGINES[runtime], stage, "int8", references(found.model, stage, compared)
+        )
+        for stage in COMPILED_STAGES
+    ]
+    return {row.what: row.error for row in rows}
 
 
 def _compiled(model: CrossModalTransformer, *, int8: bool) -> Run:
@@ -92,8 +116,7 @@ def _compiled(model: CrossModalTransformer, *, int8: bool) -> Run:
 
 
 def _graphs(folder: Path, runtime: Runtime) -> Run:
-    open_graph = _onnxruntime if runtime == "onnxruntime" else _openvino
-    opened = {stage.name: open_graph(folder / stage.name) for stage in COMPILED_STAGES}
+    opened = {stage.name: _opened(folder, stage, runtime) for stage in COMPILED_STAGES}
 
     def run(inputs: Arrays) -> dict[str, Array]:
         encoded = {
@@ -102,6 +125,10 @@ def _graphs(folder: Path, runtime: Runtime) -> Run:
         return opened["fuse"].run(wired(encoded))
 
     return run
+
+
+def _opened(folder: Path, stage: Stage, runtime: Runtime) -> Runner:
+    return (_onnxruntime if runtime == "onnxruntime" else _openvino)(folder / stage.name)
 
 
 def _onnxruntime(folder: Path) -> Runner:
@@ -153,8 +180,6 @@ def _quantize(found: Checkpoint, stage: Stage, folder: Path, runtime: Runtime) -
 
 def _calibration(found: Checkpoint, stage: Stage) -> list[dict[str, Array]]:
     """The stage's inputs of generated items."""
-    from cmt_export.samples import batches
-
     made = batches(make_preprocessors(found.config.preprocess, found.tokenizer), [1] * CALIBRATION_ITEMS)
     return list(stage_inputs(found.model, stage, made))
 

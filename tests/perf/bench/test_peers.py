@@ -14,10 +14,11 @@ from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import parts_of, peer
 from cmt_perf.bench.work import gflop_of
-from cmt_perf.peers.runtimes import RUNTIMES, Runtime, graphs_of, prepare
+from cmt_perf.peers.runtimes import RUNTIMES, Runtime, graphs_of, parity_of, prepare
 from cmt_perf.whole_model import WholeModel
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
+from cmt_pipeline.stages import COMPILED_STAGES
 
 MOST_OFF = {"eager": 0.0, "compiled": 0.04, "torchao": 0.2}  # of a probability; others' int8 holds the label alone
 
@@ -38,7 +39,11 @@ def test_a_runtime_answers_as_eager_pytorch_does(runtime: Runtime, trained: Path
     expected = WholeModel(trained).answer(files)["probabilities"]
     prepare(trained, runtime)
     prepare(trained, runtime)  # finds them
-    assert graphs_of(trained, runtime).is_dir() == (runtime in ("onnxruntime", "openvino"))
+    with_graphs = runtime in ("onnxruntime", "openvino")
+    assert graphs_of(trained, runtime).is_dir() == with_graphs
+    off = parity_of(trained, runtime)
+    assert set(off) == ({stage.name for stage in COMPILED_STAGES} if with_graphs else set())
+    assert all(error > 1e-3 for error in off.values()), "int8 is never the same"
     found = WholeModel(trained, runtime=runtime).answer(files)["probabilities"]
     assert found.shape == (1, len(labels_of("meld")))
     assert found.sum() == pytest.approx(1, abs=1e-2)

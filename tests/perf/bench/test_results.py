@@ -10,6 +10,7 @@ from cmt_perf.bench.measure import Measured, Round
 from cmt_perf.bench.scenarios import SINGLE_STREAM
 from cmt_perf.bench.tables import growth_table, machines_table, open_loop_table, single_stream_table
 from cmt_perf.bench.techniques import rows_of, table, waterfall
+from cmt_perf.engine_trial import table as engine_table
 from cmt_perf.precision_trial import table as precision_table
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +48,19 @@ def test_the_docs_show_the_bench() -> None:
     assert abs(bench["perf_analyzer"]["p50_difference"]) < 0.01
     peaks = bench["peaks"]["gflops"]
     assert f"{peaks['int8']:.0f} GFLOP/s (bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f})" in " ".join(page.split())
+
+
+def test_the_docs_show_engines_on_a_processor_without_vnni() -> None:
+    result = json.loads((RESULTS / "avx2" / "engines.json").read_text())
+    assert engine_table(result) in PAGE.read_text()
+    assert result["conditions"]["cpu_features"] == ["avx2"]
+    assert all(row["error"] <= row["tolerance"] for row in result["parity"])
+    took = {(r["precision"], r["stage"]): r for r in result["stages"] if r["preset"] == "base"}
+    encoders = [f"encode_{m}" for m in ("image", "audio", "text")]
+    shares = [took["int8", stage]["onnxruntime_ms"] / took["int8", stage]["openvino_ms"] for stage in encoders]
+    assert (round(min(shares), 1), round(max(shares), 1)) == (0.6, 0.9)
+    narrow, whole = (sum(took[p, stage]["openvino_ms"] for stage in encoders) for p in ("int8", "fp32"))
+    assert narrow > whole, "what OpenVino.faster_here says"
 
 
 def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
