@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmt_engine.engine import ENGINES
 from cmt_perf.bench.run import BASELINE, CLAIMED_MS, OURS, summary_of
 from cmt_perf.bench.tables import NAMES
 from cmt_perf.conditions import to_text
@@ -84,6 +85,7 @@ def page(result: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
             ],
         ),
         *_against_the_best(summary),
+        *_how_far_peers_are_off(result.get("peer_parity", {})),
         heading("Single stream"),
         table(
             ("system", *HEAD, "times as fast"),
@@ -119,6 +121,17 @@ def _against_the_best(summary: Mapping[str, Any]) -> list[Part]:
         most = f"the {peak:.0f} GFLOP/s that this machine multiplies at most, in {precision}"
         told = f"{summary['share_of_peak']:.0%} of {most}"
         parts.append(paragraph(f"A request is {summary['gflop']:.0f} GFLOP. At its p50 that is {told}."))
+    return parts
+
+
+def _how_far_peers_are_off(parity: Mapping[str, Mapping[str, float]]) -> list[Part]:
+    """Of those that compute quantised graphs."""
+    parts, most = [], ENGINES["onnxruntime"].tolerance("int8").relative
+    for name, errors in parity.items():
+        if errors:
+            worst = max(errors, key=errors.__getitem__)
+            off = f"{NAMES.get(name, name)}: {worst} is {errors[worst]:.2g} off PyTorch fp32, its other stages less"
+            parts.append(paragraph(f"{off}; an export of ours is refused beyond {most:g}."))
     return parts
 
 

@@ -46,3 +46,11 @@ def test_the_best_peer_and_the_share_of_the_peak_are_told() -> None:
     without = page({**result, "best_peer": {}, "gflop": {}}, {})
     assert "best of the peers" not in without
     assert "GFLOP" not in without.split("Conditions")[0]
+
+
+def test_how_far_peers_are_off_is_told() -> None:
+    parity = {"fastapi:onnxruntime": {"encode_image": 0.036, "encode_audio": 0.378}, "fastapi:compiled": {}}
+    text = page({**json.loads(RESULT.read_text()), "peer_parity": parity}, {})
+    told = "CMT in FastAPI, ONNX Runtime, dynamic int8: encode_audio is 0.38 off PyTorch fp32, its other stages less"
+    assert f"{told}; an export of ours is refused beyond 0.1." in text
+    assert text.count("off PyTorch fp32") == 1
