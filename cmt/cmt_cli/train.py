@@ -121,7 +121,8 @@ def train(
     ema: Annotated[
         float | None,
         typer.Option(
-            help="Decay of the average of weights that is evaluated and saved; 0.999 where encoders are tuned, else 0.",
+            help="Decay of the average of weights that is evaluated and saved; 0.999 where encoders are tuned, 0.99 "
+            "where all stay as they are, else 0.",
             show_default=False,
         ),
     ] = DEFAULTS["ema"],

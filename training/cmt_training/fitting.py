@@ -25,7 +25,7 @@ from cmt_training.options import TrainOptions
 from cmt_training.predict import ALONE, on_device, predict_each
 from cmt_training.prepare import Prepared
 from cmt_training.state import Average, Learning, TrainState, load_state, save_state
-from cmt_training.trainee import Answers, Loss, Trainee, groups_of, modalities_of
+from cmt_training.trainee import Answers, Loss, Trainee, average_of, groups_of, modalities_of
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class _Fitting:
         self.parameters = [p for p in self.trainee.parameters() if p.requires_grad]
         scaler = torch.amp.grad_scaler.GradScaler(world.device.type, enabled=self.precision == torch.float16)
         optimizer = torch.optim.AdamW(groups_of(self.trainee, options))
-        self.learning = Learning(self.trainee, optimizer, Average(self.trainee, options.average), scaler)
+        self.learning = Learning(
+            self.trainee, optimizer, Average(self.trainee, average_of(self.trainee, options)), scaler
+        )
 
     def epoch(self, state: TrainState, run: Path, report: Callable[[float], None]) -> float:
         """The rest of one pass over the training items; the mean loss of its steps."""

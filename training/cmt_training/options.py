@@ -34,7 +34,7 @@ class TrainOptions:
     last layer; None: 5e-4 for LoRA, else 3e-5. gradient_checkpointing: their layers are computed again for the gradient
     rather than kept. learning_rate: of the fusion and its projections; None: 1e-4 beside encoders that are tuned, else
     3e-4. ema: decay of an average of the weights over steps, which is what is evaluated and saved; None: 0.999 where
-    encoders are tuned, else 0, none.
+    encoders are tuned, 0.99 where all stay as they are, 0, none, where some start from nothing.
 
     Encoders of images and sounds that nobody published
     encoder_learning_rate: theirs; head_learning_rate: of heads that read them alone, frozen published ones too, and of
@@ -101,11 +101,6 @@ class TrainOptions:
         for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up", "ema"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more and less than 1")
-
-    @property
-    def average(self) -> float:
-        """Decay of the average of the weights; 0: none."""
-        return self.ema if self.ema is not None else 0.0 if self.tune == FROZEN else 0.999
 
     def rates(self) -> dict[str, float]:
         """Peak learning rates of parts of a model."""

@@ -21,7 +21,7 @@ from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.tensors import ABSENT_TOKENS, MODEL_WIDTH, Array
 from cmt_training.batches import Batch
-from cmt_training.options import TrainOptions
+from cmt_training.options import FROZEN, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,17 @@ def groups_of(trainee: Trainee, options: TrainOptions) -> Iterator[dict[str, Any
             groups.setdefault((rate, parameter.ndim > 1, isinstance(parameter, DTensor)), []).append(parameter)
     for (rate, decays, _), chosen in groups.items():
         yield {"params": chosen, "lr": rate, "peak": rate, "weight_decay": options.weight_decay if decays else 0.0}
+
+
+def average_of(trainee: Trainee, options: TrainOptions) -> float:
+    """Decay of the average of the weights; 0: none."""
+    if options.ema is not None:
+        return options.ema
+    if options.tune != FROZEN:
+        return 0.999
+    trained = [name for name, parameter in trainee.named_parameters() if parameter.requires_grad]
+    from_nothing = trainee.features or any(_part_of(name, trainee, options.model) == "encoder" for name in trained)
+    return 0.0 if from_nothing else 0.99
 
 
 def _part_of(name: str, trainee: Trainee, model: str) -> str:
