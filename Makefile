@@ -137,13 +137,13 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 	test -d .cmt/precision/corpus || $(BIN)/cmt corpus .cmt/precision/corpus
 	$(BIN)/python -m cmt_perf.precision_trial .cmt/precision .cmt/precision/corpus
 
-bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; an hour
+bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; hours
 	$(BIN)/python -m cmt_perf.real.trial .cmt/real $(or $(DATA),../shared/data)
 
 bench-less-work: $(VENV)/.installed  ## what merged tokens and fewer layers save and cost on real media in DATA: perf/results/less_work.json; quiet machine, half an hour
 	$(BIN)/python -m cmt_perf.real.less_work .cmt/real $(or $(DATA),../shared/data)
 
-bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 hours
+bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 to 3 hours, 2 cores
 	$(BIN)/python -m cmt_training.ablation .cmt/ablation
 
 bench-binding: $(VENV)/.installed  ## a ladder of fusions on tokens that must be bound: writes training/results/binding.*; 2 cores

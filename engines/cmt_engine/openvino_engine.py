@@ -95,8 +95,8 @@ class OpenVino(Engine):
         if precision != "int8" or _bits() == EIGHT_BITS:
             return None
         return (
-            "this processor has no VNNI or AMX, without which OpenVINO's int8 is slower than its fp32: ONNX Runtime's "
-            "is faster here (--engine onnxruntime)"
+            "this processor has no VNNI or AMX, without which OpenVINO's int8 is slower than its fp32: encoders are "
+            "faster by ONNX Runtime's here (--engine onnxruntime)"
         )
 
     def open(self, path: Path, precision: Precision, threads: int) -> Runner:
