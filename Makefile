@@ -10,7 +10,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-less-work bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-long test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-less-work bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -21,9 +21,13 @@ live: $(VENV)/.live  ## exports the mini preset and serves it with the live page
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20
 
-test: $(VENV)/.installed  ## the tests: what needs no Triton, then what does on real ones
-	$(PYTEST) -m "not triton and $(USUAL)"
-	$(PYTEST) -m "triton and $(USUAL)" $(TRITON_DIED)
+test: $(VENV)/.installed  ## the tests, minutes: what needs no Triton, then what does on real ones
+	$(PYTEST) -m "not long and not triton and $(USUAL)"
+	$(PYTEST) -m "not long and triton and $(USUAL)" $(TRITON_DIED)
+
+test-long: $(VENV)/.installed  ## what CI runs beside `make test`: those that take seconds each, in the same two parts
+	$(PYTEST) -m "long and not triton and $(USUAL)"
+	$(PYTEST) -m "long and triton and $(USUAL)" $(TRITON_DIED)
 
 test-slow: $(VENV)/.peers .cmt/kserve/bin/python  ## benches, peers, floods and sweeps
 	$(PYTEST) --dist worksteal -m "slow and not base and not triton"
@@ -33,7 +37,7 @@ test-slow: $(VENV)/.peers .cmt/kserve/bin/python  ## benches, peers, floods and 
 	$(PYTHON) -m venv .cmt/kserve
 	.cmt/kserve/bin/pip install --quiet --disable-pip-version-check "kserve==0.21.*" || { rm -rf .cmt/kserve; exit 1; }
 
-coverage: $(VENV)/.installed  ## the same tests, with the share of lines that they run: .cmt/coverage/index.html
+coverage: $(VENV)/.installed  ## both, with the share of lines that they run: .cmt/coverage/index.html
 	rm -f .coverage
 	$(PYTEST) -m "not triton and $(USUAL)" --cov --cov-report=
 	$(PYTEST) -m "triton and $(USUAL)" $(TRITON_DIED) --cov --cov-append --cov-report=html --cov-report=term:skip-covered

@@ -68,6 +68,7 @@ def install(folder: Path, tables: str, distribution: str = "mine") -> None:
     (info / "entry_points.txt").write_text(points)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TESTS)
 def test_the_tests_of_the_page_pass(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(name)
@@ -87,6 +88,7 @@ def moody(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return release
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_a_release_of_foreign_parts_is_held_against_pytorch_and_serves(moody: Release, tmp_path: Path) -> None:
     info = moody.manifest.info
@@ -103,6 +105,7 @@ def test_a_release_of_foreign_parts_is_held_against_pytorch_and_serves(moody: Re
     assert (emotion.engine, emotion.label_set) == ("optimised", "moods")
 
 
+@pytest.mark.long
 def test_labels_without_any_set_reach_the_release(moody: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     store = moody.folder.parent
     (graphs,) = (store / ".onnx").iterdir()  # of as many labels, and so the same
@@ -126,6 +129,7 @@ def test_a_changed_file_of_a_package_makes_another_release(package: Path) -> Non
         assert recipe_of(options, golden_sample()) == before
 
 
+@pytest.mark.long
 def test_an_evaluation_has_the_metric(tmp_path: Path) -> None:
     checkpoint = checkpoint_from_preset(TINY.name, "meld")
     corpus = small_corpus(tmp_path / "corpus", counts=(1, 1, 4))

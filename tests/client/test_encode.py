@@ -67,6 +67,7 @@ def test_a_pillow_image_is_turned_upright() -> None:
     assert np.array_equal(np.asarray(arrived), np.asarray(decode_image(file.getvalue())))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fit", [Fit(), Fit(resize=256, keeps_ratio=True)], ids=["square", "cropped"])
 @pytest.mark.parametrize("size", [(1_300, 900), (1_500, 2_100), (5_000, 700)])
 @pytest.mark.parametrize("held", [lambda image: image, np.asarray, lambda image: np.asarray(image) / 255])

@@ -191,6 +191,7 @@ def test_one_client_serves_many_threads(wired: Any) -> None:
     assert labels == ["joy"] * 64
 
 
+@pytest.mark.long
 def test_threads_that_end_leave_nothing_open(wired: Any) -> None:
     with EmotionClient(wired.url) as client:
         client.predict(text="warm")

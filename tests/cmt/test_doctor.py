@@ -41,6 +41,7 @@ def test_help_has_an_example() -> None:
     assert "cmt doctor" in doctor("--help").stdout.split("Example:")[1]
 
 
+@pytest.mark.long
 def test_our_own_repository_is_clean() -> None:
     for strict in ([], ["--strict"]):
         shown = doctor("model_repository", *strict)
@@ -56,6 +57,7 @@ def test_findings_name_the_file_the_step_and_the_remedy(ill: Path) -> None:
     assert f"{ill}/e/config.pbtxt: e: step 1 (a) runs beside step 2 (b)" in shown.stdout
 
 
+@pytest.mark.long
 def test_errors_decide_the_exit_status_and_warnings_when_strict(ill: Path) -> None:
     assert doctor(str(ill), "--triton-version", "2.51").returncode == 1
     assert doctor(str(ill), "--triton-version", "2.69").returncode == 0
@@ -69,12 +71,14 @@ def test_json_tells_everything(ill: Path) -> None:
     assert told["findings"][0]["triton_versions"] == "up to 2.68"
 
 
+@pytest.mark.long
 def test_every_rule_is_listed() -> None:
     shown, told = doctor("--rules"), json.loads(doctor("--rules", "--json").stdout)
     assert all(rule.id in shown.stdout for rule in RULES)
     assert [rule["id"] for rule in told] == [rule.id for rule in RULES]
 
 
+@pytest.mark.long
 def test_what_cannot_be_examined_is_said_in_a_line(tmp_path: Path) -> None:
     for arguments, status, says in (
         (["--state", str(tmp_path)], 2, "nothing is served from"),
@@ -89,6 +93,7 @@ def test_what_cannot_be_examined_is_said_in_a_line(tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.long
 def test_our_own_server_is_as_clean_as_its_triton(server: TritonServer, tmp_path: Path) -> None:
     """As what this state serves: the repository and the server, with the token that was announced."""
     state = State(tmp_path)

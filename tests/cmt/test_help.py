@@ -17,6 +17,7 @@ from command_lines import parse, verbs
 VERBS = list(verbs())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("names", "command"), VERBS, ids=[" ".join(names) for names, _ in VERBS])
 def test_every_verb_helps_with_an_example_that_it_takes(names: tuple[str, ...], command: Any) -> None:
     examples = re.findall(r"^Example: \[bold\](.+)\[/\]$", command.help, re.MULTILINE)

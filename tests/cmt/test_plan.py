@@ -39,6 +39,7 @@ def file(curve: ServiceCurve, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_server_is_measured(curve: ServiceCurve) -> None:
     assert [point.concurrency for point in curve.points] == [1, 3]
     assert all(0 < point.p50_ms <= point.p95_ms for point in curve.points)

@@ -74,6 +74,7 @@ def test_simulate_says_each_step_as_json() -> None:
     assert all(act["reason"] for act in acts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_simulate_draws_the_time_line(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"session{suffix}"

@@ -74,6 +74,7 @@ def test_the_store_may_come_from_the_environment(
     assert [row["release"] for row in json.loads(local.stdout)] == [1, 2]
 
 
+@pytest.mark.long
 def test_list_and_show_are_the_same_here_and_there(cmt: Cmt, url: str, here: Path) -> None:
     for number in (1, 2):
         cmt("push", number, "--store", url, "--state", here)

@@ -82,6 +82,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_startup_can_be_interrupted(folder: Path, moment: str, number: signal.Signals) -> None:
@@ -107,6 +108,7 @@ def test_startup_can_be_interrupted(folder: Path, moment: str, number: signal.Si
     assert not (folder / "server.json").exists()
 
 
+@pytest.mark.long
 def test_a_gateway_comes_with_it_and_goes_with_it(folder: Path) -> None:
     """And is started again when it dies."""
     serving = subprocess.Popen(
@@ -196,6 +198,7 @@ def full_disk(folder: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="root may mount")
 def test_a_disk_that_is_full_or_read_only_is_one_message(full_disk: Path) -> None:
     full = serve(full_disk, *FREE)

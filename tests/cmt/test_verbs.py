@@ -44,6 +44,7 @@ def test_predict_prints_json(server: TritonServer) -> None:
     assert emotion["trained"] is True
 
 
+@pytest.mark.long
 def test_predict_answers_for_a_film(server: TritonServer, tmp_path: Path) -> None:
     film = str(write_video(tmp_path / "film.mp4", 3.0))
     told = json.loads(cmt("predict", "--video", film, "--window-s", "2", "--url", server.grpc_url, "--json").stdout)
@@ -71,6 +72,7 @@ def test_a_bench_fits_a_terminal() -> None:
         assert f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in shown
 
 
+@pytest.mark.long
 def test_a_bench_is_of_a_release_or_of_a_precision(tmp_path: Path) -> None:
     refused = cmt("bench", "1", "--precision", "int8", "--state", str(tmp_path))
     assert refused.returncode != 0
@@ -89,6 +91,7 @@ def test_a_table_says_untrained() -> None:
     assert "untrained" in cast(io.StringIO, console.file).getvalue()
 
 
+@pytest.mark.long
 def test_bad_input_exits_with_2(server: TritonServer, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(sample("image").read_bytes()[:2000])
@@ -100,6 +103,7 @@ def test_bad_input_exits_with_2(server: TritonServer, tmp_path: Path) -> None:
     assert cmt("predict", "--audio", str(tmp_path / "none.wav"), "--url", server.grpc_url).returncode == 2
 
 
+@pytest.mark.long
 def test_no_server_exits_with_1() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -111,6 +115,7 @@ def test_no_server_exits_with_1() -> None:
             assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.long
 def test_status_shows_pipelines_and_stages(server: TritonServer) -> None:
     shown = cmt("status", "--url", server.grpc_url)
     assert shown.returncode == 0, shown.stderr

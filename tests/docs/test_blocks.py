@@ -55,6 +55,7 @@ def gateway(server: TritonServer) -> Iterator[str]:
         yield url.removeprefix("http://")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(server: TritonServer, environment: dict[str, str], gateway: str, command: str) -> None:
     ran = subprocess.run(
@@ -107,6 +108,7 @@ def test_go_runs(server: TritonServer, tmp_path: Path, block: Block) -> None:
     run_by(["go", "run", str(tmp_path / "main.go")], "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(
     server: TritonServer,
@@ -126,6 +128,7 @@ def test_examples_are_numbered_and_short() -> None:
     assert all(len(path.read_text().splitlines()) < MOST_LINES for path in EXAMPLES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", CONSOLE)
 def test_what_isnt_run_parses(line: str) -> None:
     check(line)
@@ -144,6 +147,7 @@ def test_every_block_says_what_it_is() -> None:
         assert yaml.safe_load(block.text)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_and_targets_in_the_text_are_there(page: Path) -> None:
     commands = [command_lines.root(), *(command for _, command in command_lines.verbs())]

@@ -88,6 +88,7 @@ def test_label_sets_are_those_of_the_code() -> None:
         assert f"| {', '.join(labels)} |" in page
 
 
+@pytest.mark.long
 def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

@@ -41,6 +41,7 @@ def test_it_answers_as_pytorch_does(
     assert stage_parity(open_engine(tmp_path, 1), ONNXRUNTIME, stage, "fp32", expected).passed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage_name", ["encode_image", "encode_audio", "encode_text", "fuse"])
 def test_int8_stays_within_its_tolerance(
     stage_name: str, graphs: Mapping[str, Path], checkpoint: Checkpoint, compared: Sequence[Batch], tmp_path: Path

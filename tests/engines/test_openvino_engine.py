@@ -28,6 +28,7 @@ def weights_of(onnx: Path) -> tuple[Path, Path]:
     return onnx, onnx.with_name(f"{onnx.name}.data")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", COMPILED_STAGES, ids=lambda stage: stage.name)
 def test_fp32_answers_as_pytorch_does(
     stage: Any, release_of: Callable[[Precision], Release], checkpoint: Checkpoint, compared: Sequence[Batch]
@@ -38,6 +39,7 @@ def test_fp32_answers_as_pytorch_does(
     assert row.passed, row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stage_name", "precision"),
     [("encode_image", "bf16"), ("encode_audio", "bf16"), ("encode_image", "int8"), ("encode_text", "int8")],
@@ -74,6 +76,7 @@ def int8_weights_of(product: openvino.Node) -> Array | None:
     return node.data if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8 else None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("narrow", "most"), [(False, 127), (True, 64)])
 def test_int8_weights_leave_the_sums_room(
     narrow: bool, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +108,7 @@ def test_int8_weights_leave_the_sums_room(
     assert OPENVINO.misfits({}, {"device": "CPU"}) == [], "other precisions are served everywhere"
 
 
+@pytest.mark.long
 def test_int8_leaves_the_fusion_in_bf16(tmp_path: Path) -> None:
     """It is a few hundredths of the work; the sidecar says what was really done."""
     sidecar = OPENVINO.build(Build(small_graph("fuse"), STAGES["fuse"], tmp_path, "int8"))
@@ -120,6 +124,7 @@ def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_sidecar_says_how_it_came_to_be(small_engine: Path) -> None:
     assert sorted(path.name for path in small_engine.iterdir()) == ["engine.json", "model.bin", "model.xml"]
     assert EngineSidecar.read(small_engine) == EngineSidecar(
@@ -133,6 +138,7 @@ def test_the_sidecar_says_how_it_came_to_be(small_engine: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path) -> None:
     """Releases share what is equal; OpenVINO's own names of nodes go on counting from one model to the next."""
     OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "fp32"))
@@ -140,6 +146,7 @@ def test_the_same_graph_makes_the_same_files(small_engine: Path, tmp_path: Path)
         assert sha256_of(tmp_path / path.name) == sha256_of(path), path.name
 
 
+@pytest.mark.long
 def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="int8 needs calibration inputs for encode_text; got none"):
         OPENVINO.build(Build(small_graph("encode_text"), STAGES["encode_text"], tmp_path, "int8"))

@@ -81,6 +81,7 @@ def both(graphs: Mapping[str, Path]) -> tuple[openvino.CompiledModel, openvino.C
     return exact, compile_for_cpu(model, OPTIONS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("lengths", "size"),
     [([16_000], 16_000), ([400], 400), ([719, 500], 719), ([720], 720), ([32_000, 9_999, 400], 32_000)],

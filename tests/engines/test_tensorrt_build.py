@@ -72,6 +72,7 @@ def test_profiles_are_tuned_for_typical_lengths() -> None:
     assert profile_of(SIZED["fuse"], 1)["text_mask"]["opt"] == [1, 64]
 
 
+@pytest.mark.long
 @needs_rtx
 @pytest.mark.parametrize(
     ("stage_name", "precision"),

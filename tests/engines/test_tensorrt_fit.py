@@ -29,6 +29,7 @@ PROFILE = profile_of(STAGES["encode_text"])
 TENSORRT_ALONE = {"DeformConv"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", get_args(TypedPrecision))
 @pytest.mark.parametrize("stage", COMPILED_STAGES, ids=lambda stage: stage.name)
 def test_exported_graphs_fit(

@@ -170,6 +170,7 @@ def test_gpus_are_asked_of_the_driver() -> None:
     assert find_gpus(FakeDriver(status=100)) == ()  # CUDA_ERROR_NO_DEVICE
 
 
+@pytest.mark.long
 def test_tensorrt_is_imported_by_a_build_alone() -> None:
     source = (
         "import sys; sys.path[:0] = sys.argv[1:]; import cmt_engine.tensorrt_build\n"

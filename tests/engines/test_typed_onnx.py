@@ -76,6 +76,7 @@ def graph_of(nodes: list[onnx.NodeProto], constants: dict[str, Array], path: Pat
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage_name", STAGE_NAMES)
 def test_fp32_is_a_copy(stage_name: str, tmp_path: Path) -> None:
     inputs = small_inputs(STAGES[stage_name])

@@ -167,6 +167,7 @@ def test_nobody_looks_by_default() -> None:
         ImagePreprocessor((0.5,) * 3, (0.5,) * 3, face="perhaps")  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @needs_photographs
 @pytest.mark.skipif(not FER2013.is_file(), reason="FER2013 isn't in ../shared/data")
 def test_small_faces_in_large_pictures_are_found(finder: FaceFinder) -> None:

@@ -64,6 +64,7 @@ def test_shrinking_before_resampling_changes_noise_by_little() -> None:
     assert differences.mean() <= 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fit", [Fit(), CROPPED], ids=["square", "cropped"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_shrunk_image_is_upright(orientation: int, fit: Fit) -> None:

@@ -66,6 +66,7 @@ def test_a_cut_file_is_refused(files: dict[str, bytes], name: str) -> None:
     assert raised.value.code == "not_decodable"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format_", ["GIF", "BMP", "TIFF", "AVIF"])
 def test_a_declared_size_over_the_limit_is_refused_before_it_is_decoded(format_: str) -> None:
     data = saved(format_, Image.new("L", (5_000, 4_000)))

@@ -52,6 +52,7 @@ def saved(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.long
 def test_a_checkpoint_answers_as_the_one_that_was_saved(
     checkpoint: Checkpoint, saved: Path, compared: list[Batch]
 ) -> None:
@@ -167,6 +168,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
     return edit
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -20,6 +20,7 @@ COMPOSED = {name: row for name, row in ROWS.items() if not row.refused}
 REFUSED = {name: row for name, row in ROWS.items() if row.refused}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMPOSED)
 def test_it_says_what_transformers_says(name: str, tmp_path: Path) -> None:
     row = COMPOSED[name]

@@ -66,6 +66,7 @@ def by_hand(logits: Mapping[Modality, Array], meant: Mapping[Modality, Mapping[s
     return pooled
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 def test_a_subset_is_the_product_of_what_transformers_says(
     subset: tuple[Modality, ...],

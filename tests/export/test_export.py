@@ -73,6 +73,7 @@ def test_options_that_dont_fit_are_refused_at_once(options: dict[str, Any], mess
         ExportOptions(**options)
 
 
+@pytest.mark.long
 def test_a_recipe_changes_with_all_that_makes_a_release(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +192,7 @@ def quick(recipe: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> ExportOptio
     return replace(recipe, engine="onnxruntime")
 
 
+@pytest.mark.long
 @needs_rtx
 def test_tensorrt_plans_are_built_and_keep_the_contract(
     quick: ExportOptions, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -256,6 +258,7 @@ def test_an_export_that_misses_its_tolerance_leaves_no_release(
     assert not list(store.glob(".draft*"))
 
 
+@pytest.mark.long
 def test_an_interrupt_leaves_no_release(quick: ExportOptions, store: Path) -> None:
     def interrupt(what: str, done: float) -> None:
         if what.startswith("encode_audio: ONNX to"):
@@ -287,6 +290,7 @@ def test_of_two_drafts_of_a_graph_the_first_stays(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "graph").read_text() == "first"
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_exported_with_what_it_says_of_itself(
     quick: ExportOptions, store: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,10 +217,12 @@ def assert_parity(model: CrossModalTransformer, runner: Runner, precision: Preci
             assert error < OPENVINO.tolerances[precision].relative, (subset, name)
 
 
+@pytest.mark.long
 def test_its_graph_answers_as_pytorch_does(model: CrossModalTransformer, graph: Path) -> None:
     assert_parity(model, OnnxRuntimeRunner(graph, threads=1), "fp32")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_its_engines_answer_as_pytorch_does(
     precision: Precision, model: CrossModalTransformer, graph: Path, tmp_path: Path
@@ -229,6 +231,7 @@ def test_its_engines_answer_as_pytorch_does(
     assert_parity(model, open_engine(tmp_path, 1), precision)
 
 
+@pytest.mark.long
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_tensorrt_builds_it(precision: Precision, graph: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def fetch(hub_url: str, source: str, home: Path) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["org/whole", "org/shards", "org/old"])
 def test_what_is_fetched_is_what_lies_there(hub: Hub, tmp_path: Path, name: str) -> None:
     repository = hub.repositories[name]
@@ -74,12 +75,14 @@ def test_what_is_fetched_is_what_lies_there(hub: Hub, tmp_path: Path, name: str)
     assert fetch(hub.url, pin, tmp_path).stdout.split() == [folder, pin]
 
 
+@pytest.mark.long
 def test_what_was_fetched_once_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
     folder = fetch(hub.url, "org/whole", tmp_path).stdout.split()[0]
     assert fetch("http://127.0.0.1:9", "org/whole", tmp_path).stdout.split()[0] == folder
     assert "neither cached nor to be fetched" in fetch("http://127.0.0.1:9", "org/shards", tmp_path).stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -98,6 +101,7 @@ def test_why_it_cant_be_fetched_is_told(hub: Hub, tmp_path: Path, source: str, t
     assert told in last
 
 
+@pytest.mark.long
 def test_a_download_that_was_cut_goes_on(hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories["org/cut"]
     assert fetch(hub.url, "org/cut", tmp_path).returncode == 1
@@ -107,6 +111,7 @@ def test_a_download_that_was_cut_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert weights_digest(Path(folder)) == weights_digest(repository.folder)
 
 
+@pytest.mark.long
 def test_a_moved_branch_moves_the_pin(hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories["org/whole"]
     before = fetch(hub.url, "org/whole", tmp_path).stdout.split()[1]

@@ -158,6 +158,7 @@ def test_features_that_were_kept_arent_those_of_an_encoder_that_merges() -> None
     assert digest_of(encoder, torch.float32) != before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_merges_as_pytorch_does(engine: str, tmp_path: Path) -> None:
     checkpoint, stage = merging_tokens(checkpoint_from_preset("tiny", "meld"), 8), STAGES["encode_image"]
@@ -176,6 +177,7 @@ def test_an_export_is_of_what_merges(tmp_path: Path) -> None:
     assert source.config.encoders["image"].config["merged_tokens"] == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHORTENED)
 def test_the_first_layers_of_published_weights(name: str, tmp_path: Path) -> None:
     modality = FAMILIES[ENCODERS[name][0]].modality
@@ -207,6 +209,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", REFUSED)
 def test_what_cant_be_done_is_refused(preset: str) -> None:
     with pytest.raises((ValueError, CheckpointError), match=re.escape(REFUSED[preset])):

@@ -44,6 +44,7 @@ def test_what_it_doesnt_read_has_no_say(whole: Checkpoint, without_audio: CrossM
         np.testing.assert_allclose(heard[name], array, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "precision"),
     [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8")],

@@ -171,6 +171,7 @@ def assert_close(came: dict[str, Array], wanted: dict[str, Array], tolerance: fl
 lengths = st.tuples(st.sampled_from(LENGTHS[:6]), st.integers(3, 128))
 
 
+@pytest.mark.long
 @settings(max_examples=10)
 @given(subset=st.sampled_from(SUBSETS), sizes=st.lists(lengths, min_size=2, max_size=4))
 def test_a_batch_answers_as_its_items_do_alone(

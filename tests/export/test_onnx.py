@@ -124,6 +124,7 @@ ENCODER_CASES: list[tuple[Modality, int, int]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("modality", "batch", "size"), ENCODER_CASES)
 def test_encoders_answer_as_pytorch_does(
     modality: Modality, batch: int, size: int, checkpoint: Checkpoint, engines: Mapping[str, OnnxRuntimeRunner]
@@ -224,6 +225,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.long
 def test_weights_over_2_gb_break_nothing(folder: Path) -> None:
     """A protobuf message ends at 2 GiB."""
     model = HugeVocabulary()

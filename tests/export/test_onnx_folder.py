@@ -198,6 +198,7 @@ FAULTS: list[tuple[str, Change, str]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("file", "change", "message"), FAULTS)
 def test_a_fault_is_told_with_how_to_mend_it(file: str, change: Change, message: str, folder: Path) -> None:
     (folder / "short.bin").write_bytes(b"123")
@@ -262,6 +263,7 @@ def released(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     return release
 
 
+@pytest.mark.long
 def test_given_graphs_become_a_release_that_says_so(released: Release, given: Path) -> None:
     released.verify()
     manifest, info = released.manifest, released.manifest.info
@@ -288,6 +290,7 @@ def test_golden_answers_are_those_of_the_model_that_the_graphs_are_of(
         assert [answer.valence, answer.arousal] == pytest.approx(wanted["valence_arousal"][0].tolist(), abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_given_graphs_are_served(released: Release, tmp_path: Path) -> None:
     with server_on(released, tmp_path) as running, EmotionClient(running.grpc_url) as client:

@@ -68,6 +68,7 @@ def put(name: str, value: float) -> Change:
     return change
 
 
+@pytest.mark.long
 @compiled
 def test_a_sound_engine_passes(stage: Stage, checkpoint: Checkpoint, compared: Sequence[Batch]) -> None:
     row = stage_parity(
@@ -92,6 +93,7 @@ def test_noise_is_measured_in_proportion(
     assert 0.5 * size < row.error < 3 * size
 
 
+@pytest.mark.long
 @compiled
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("after", [0, 1])

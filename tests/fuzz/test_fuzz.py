@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield made_folder
 
 
+@pytest.mark.long
 def test_every_fault_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next input is met as if nothing had been."""
     before = multiprocessing.active_children()
@@ -96,6 +97,7 @@ def test_no_input_is_too_short_to_mutate() -> None:
     assert all(mutated(data, data, Random(seed)) is not None for data in (b"", b"a") for seed in range(300))
 
 
+@pytest.mark.long
 def test_little_is_found_at_once(folder: Path, tmp_path: Path) -> None:
     targets = [target for target in TARGETS if target.name in TRIED]
     seeds = {target.name: SEEDS.get(target.name) or target.seeds(folder)[:5] for target in targets}

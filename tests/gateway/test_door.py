@@ -96,6 +96,7 @@ def test_a_caller_has_a_share(tmp_path: Path) -> None:
     assert len(fake.calls) == 6
 
 
+@pytest.mark.long
 def test_bodies_are_bounded_each_and_together() -> None:
     client, fake = asking(max_body_bytes=1_000)
     large = client.post("/v1/emotion", json={"text": "a" * 2_000})

@@ -58,6 +58,7 @@ def ended(page: Page) -> None:
     until(page, "events.some(([type]) => type === 'closed')")
 
 
+@pytest.mark.long
 def test_words_are_answered_and_the_state_is_kept(page: Page) -> None:
     created = opened(page, policy="customer_service")
     assert created["type"] == "session.created"
@@ -105,6 +106,7 @@ def test_nothing_is_sent_or_thrown_without_a_connection(page: Page) -> None:
     page.evaluate("() => session.close()")
 
 
+@pytest.mark.long
 def test_what_is_refused_is_told(page: Page, tmp_path: Path) -> None:
     assert "policy" in opened(page, policy="poker")
     key = new_key(tmp_path / "keys", "shop")

@@ -174,6 +174,7 @@ def test_a_button_ends_a_turn_and_a_gap_does() -> None:
     assert [r["ended"] for r in of_type(found, "turn.result")] == ["gap", "asked"]
 
 
+@pytest.mark.long
 def test_opus_is_heard_as_pcm_is() -> None:
     encoder = av.CodecContext.create("libopus", "w")
     encoder.sample_rate, encoder.format, encoder.layout = 48_000, "s16", "mono"
@@ -372,6 +373,7 @@ messages = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(messages, max_size=12))
 def test_whatever_is_sent_the_session_answers_or_closes(sent: list[bytes | str]) -> None:

@@ -142,6 +142,7 @@ navigator.mediaDevices.getUserMedia = async (...asked) => {
 };"""
 
 
+@pytest.mark.long
 def test_a_picture_still_encoded_at_the_end_is_dropped(browser: Browser, url: str) -> None:
     with opened(browser, url, SLOW_PICTURES) as page:
         begin(page)
@@ -152,6 +153,7 @@ def test_a_picture_still_encoded_at_the_end_is_dropped(browser: Browser, url: st
         page.wait_for_timeout(100)  # what it gave is read
 
 
+@pytest.mark.long
 def test_a_device_granted_after_the_end_is_let_go(browser: Browser, url: str) -> None:
     with opened(browser, url, SLOW_DEVICES) as page:
         begin(page)
@@ -164,6 +166,7 @@ def test_a_device_granted_after_the_end_is_let_go(browser: Browser, url: str) ->
         assert page.inner_text("#devices") == ""
 
 
+@pytest.mark.long
 def test_stop_ends_a_session_that_waits_to_connect_again(browser: Browser) -> None:
     with fake_gateway() as (url, first), opened(browser, url) as page:
         begin(page)
@@ -178,6 +181,7 @@ def test_stop_ends_a_session_that_waits_to_connect_again(browser: Browser) -> No
             assert page.inner_text("#connection") == "Ended."
 
 
+@pytest.mark.long
 def test_words_alone_by_keyboard_where_every_device_is_denied(launched: Callable[..., Browser], url: str) -> None:
     with closing(launched("--deny-permission-prompts")) as denying, opened(denying, url) as page:
         page.focus("[name=consent]")
@@ -194,6 +198,7 @@ def test_words_alone_by_keyboard_where_every_device_is_denied(launched: Callable
         assert "text" in page.inner_text("#turns")
 
 
+@pytest.mark.long
 def test_a_recording_is_played_to_its_end(browser: Browser, url: str, playing: dict[str, Path]) -> None:
     with opened(browser, url) as page:
         page.set_input_files("[name=file]", playing["audio"])
@@ -204,6 +209,7 @@ def test_a_recording_is_played_to_its_end(browser: Browser, url: str, playing: d
         assert all("audio" in row and "image" not in row for row in rows)
 
 
+@pytest.mark.long
 def test_a_recording_that_cannot_be_read_is_said(browser: Browser, url: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF" + bytes(1000))
@@ -220,6 +226,7 @@ def test_a_recording_that_cannot_be_read_is_said(browser: Browser, url: str, tmp
         assert "Couldn't begin" in page.inner_text("#connection")
 
 
+@pytest.mark.long
 def test_a_session_goes_on_when_its_replica_dies(browser: Browser) -> None:
     with fake_gateway() as (url, first), opened(browser, url) as page:
         for name in ("camera", "microphone"):
@@ -239,6 +246,7 @@ def test_a_session_goes_on_when_its_replica_dies(browser: Browser) -> None:
             assert ends == sorted(ends, reverse=True), "on the session's own clock"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_reads_in_any_light(browser: Browser, url: str, scheme: str) -> None:
     with opened(browser, url, viewport={"width": 390, "height": 800}, color_scheme=scheme) as page:
@@ -253,6 +261,7 @@ def test_it_fits_a_phone_and_reads_in_any_light(browser: Browser, url: str, sche
             assert contrast(page, selector) >= 4.5, f"{selector}: WCAG 2.1, 1.4.3"
 
 
+@pytest.mark.long
 def test_nothing_is_fetched_from_elsewhere(browser: Browser, url: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
@@ -265,6 +274,7 @@ def test_nothing_is_fetched_from_elsewhere(browser: Browser, url: str) -> None:
         assert "default-src 'self'" in answer.headers["content-security-policy"]
 
 
+@pytest.mark.long
 def test_from_the_browser_to_triton_and_back(browser: Browser, server: TritonServer) -> None:
     with running("--triton", server.grpc_url, "--timeout-s", "30") as (url, process), opened(browser, url) as page:
         begin(page)

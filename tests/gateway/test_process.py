@@ -54,6 +54,7 @@ def alone() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         yield found
 
 
+@pytest.mark.long
 def test_a_thousand_idle_connections_cost_little(alone: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, process = alone
     before = memory_mb(process)
@@ -68,6 +69,7 @@ def test_a_thousand_idle_connections_cost_little(alone: tuple[str, subprocess.Po
             each.close()
 
 
+@pytest.mark.long
 def test_heads_and_bodies_that_drip_are_cut_off() -> None:
     """The head within its time; one that came whole isn't touched."""
     with running("--triton", NOBODY, environment={"CMT_HEADER_TIMEOUT_S": "0.5"}) as (url, _):
@@ -78,6 +80,7 @@ def test_heads_and_bodies_that_drip_are_cut_off() -> None:
         assert httpx.get(f"{url}/livez").status_code == 200
 
 
+@pytest.mark.long
 def test_who_is_refused_by_the_head_is_told_so_whatever_else_was_being_sent(tmp_path: Path) -> None:
     """A connection that is closed while a body still comes is reset, and the answer lost."""
     new_key(tmp_path / "keys", "shop")
@@ -123,6 +126,7 @@ def test_without_triton_it_says_so(alone: tuple[str, subprocess.Popen[bytes]]) -
     assert (answer.status_code, answer.json()["code"]) in ((503, "unavailable"), (504, "deadline"))
 
 
+@pytest.mark.long
 def test_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     subprocess.run(
@@ -174,6 +178,7 @@ def test_what_triton_refuses_names_field_and_code(door: tuple[str, subprocess.Po
         assert problem["code"] in (code, "wrong_format")
 
 
+@pytest.mark.long
 def test_stopping_finishes_what_is_in_flight(server: TritonServer) -> None:
     """While many ask: each is answered or told to ask elsewhere, and none is cut."""
     with running("--triton", server.grpc_url, "--timeout-s", "30", "--drain-delay-s", "0.3") as (url, process):

@@ -60,6 +60,7 @@ def until_says(page: Page, selector: str, text: str) -> None:
     until(page, f"document.querySelector({selector!r}).textContent.includes({text!r})")
 
 
+@pytest.mark.long
 def test_what_is_asked_refused_and_how_long_it_took(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
         assert text_of(page, "#health") == "Ready."
@@ -76,6 +77,7 @@ def test_what_is_asked_refused_and_how_long_it_took(browser: Browser, url: str) 
             assert page.eval_on_selector(canvas, painted)
 
 
+@pytest.mark.long
 def test_it_is_paused_and_goes_on_by_keyboard(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
         page.keyboard.press("Tab")
@@ -91,6 +93,7 @@ def test_it_is_paused_and_goes_on_by_keyboard(browser: Browser, url: str) -> Non
             pass
 
 
+@pytest.mark.long
 def test_a_gateway_that_goes_and_another_that_comes(browser: Browser) -> None:
     with fake_gateway() as (url, first), opened(browser, url) as page:
         httpx.post(f"{url}/v1/emotion", json={"image": "?"})
@@ -102,6 +105,7 @@ def test_a_gateway_that_goes_and_another_that_comes(browser: Browser) -> None:
             until_says(page, "#refused + ul", "none yet")  # it counts from 0, and nothing is below it
 
 
+@pytest.mark.long
 def test_a_triton_that_is_away(browser: Browser) -> None:
     with running("--triton", NOBODY, "--timeout-s", "1") as (url, _), opened(browser, url) as page:
         assert text_of(page, "#health") == "Not ready: triton can't be reached."
@@ -112,6 +116,7 @@ def test_a_triton_that_is_away(browser: Browser) -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_reads_in_any_light(browser: Browser, url: str, scheme: str) -> None:
     with opened(browser, url, viewport={"width": 360, "height": 800}, color_scheme=scheme) as page:

@@ -28,6 +28,7 @@ for key in ("", sys.argv[1]):
 pytestmark = pytest.mark.skipif(bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
 
 
+@pytest.mark.long
 def test_the_pod_runs_as_it_is_rendered(tmp_path: Path) -> None:
     runs_as_rendered(tmp_path)
 

@@ -71,6 +71,7 @@ def test_every_overlay_and_every_component_is_rendered() -> None:
     assert seen == folders
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_objects_pass_the_strict_schemas(version: str) -> None:
     """Each object once, however many overlays have it."""
@@ -329,6 +330,7 @@ def test_slices_of_nodes_that_are_cut_alike_are_asked_for_as_gpus() -> None:
     assert not faults(objects)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "change", "says"), BROKEN, ids=[f"{each[0]}: {each[2]}" for each in BROKEN])
 def test_a_rule_finds_what_it_is_for(rule: str, change: Callable[[Objects], object], says: str) -> None:
     objects = rendered("cpu, HPA")

@@ -69,6 +69,7 @@ def _scraped(address: str) -> Iterator[str]:
         yield from (line for line in response.read().decode().splitlines() if not line.startswith("#"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", expressions())
 def test_every_metric_named_is_one_that_the_server_gives(metrics: dict[str, set[str]], where: str) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}

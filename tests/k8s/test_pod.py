@@ -85,6 +85,7 @@ def ends(runs: Runs, pod: dict[str, Any], process: subprocess.Popen[str]) -> Non
     assert "draining" in said
 
 
+@pytest.mark.long
 def test_the_rendered_command_lines_answer_the_probes(tiny: Release, folders: dict[str, Path], tmp_path: Path) -> None:
     pod = resolved(rendered("dev"), layout.STABLE, tiny.number)
     (container,) = pod["containers"]
@@ -105,6 +106,7 @@ def test_a_probe_of_another_path_fails(tiny: Release, server: Any) -> None:
     assert http_status(server.http_port, "/v2/models/emotions/ready") == 400
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(Sandbox.unavailable()), reason=Sandbox.unavailable())
 @pytest.mark.parametrize("name", ["dev"])
 def test_the_pod_runs_as_it_is_rendered(tiny: Release, folders: dict[str, Path], tmp_path: Path, name: str) -> None:

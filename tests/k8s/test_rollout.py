@@ -292,6 +292,7 @@ def test_of_two_drivers_one_is_refused(release: Release, events: list[Event]) ->
     assert not target.calls
 
 
+@pytest.mark.long
 def test_a_rollback_loads_again_what_was_retired(tmp_path: Path, release: Release, events: list[Event]) -> None:
     target = PlayedTarget(served=2, before=2, loaded=[2])
     target.before = 1

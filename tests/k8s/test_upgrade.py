@@ -86,6 +86,7 @@ def some_more(traffic: Traffic, count: int = 10) -> None:
     traffic.wait_for(len(traffic.so_far()) + count)
 
 
+@pytest.mark.long
 def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
     rig: Rig, pair: Pair, truth: Truth, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def bad(kind: str, state: State, base: Release) -> Release:
     return getattr(faults, kind)(state.releases, base)  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "step", "reason"),
     [
@@ -178,6 +180,7 @@ def test_a_bad_release_never_reaches_traffic(
     assert list(shared_rig.repository.manifests()) == [live.number]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "after_s"),
     [
@@ -203,6 +206,7 @@ def test_a_killed_driver_harms_nothing_and_the_next_one_goes_on(
     assert list(rig.repository.manifests()) == [other.number]
 
 
+@pytest.mark.long
 def test_a_flip_that_was_cut_off_is_finished(shared_rig: Rig, pair: Pair) -> None:
     """The link was moved, which happens only once every check has passed; five pipelines had followed it."""
     rig = shared_rig
@@ -220,6 +224,7 @@ def test_a_flip_that_was_cut_off_is_finished(shared_rig: Rig, pair: Pair) -> Non
     assert list(rig.repository.manifests()) == [second]
 
 
+@pytest.mark.long
 def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_release(
     rig: Rig, pair: Pair, truth: Truth, tmp_path: Path
 ) -> None:
@@ -251,6 +256,7 @@ def test_a_server_that_dies_once_the_link_was_moved_ends_on_one_whole_release(
     assert list(rig.repository.manifests()) == [live.number]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lost", [(7,), (1, 8)], ids=["flip", "way back"])
 def test_a_connection_lost_at_the_seventh_load_leads_back_whole(
     shared_rig: Rig, pair: Pair, lost: tuple[int, ...]
@@ -278,6 +284,7 @@ def test_files_that_nobody_can_read_veto_nothing(shared_rig: Rig, pair: Pair, tr
     assert failed <= 2 < refused  # Triton counts a failure after its refusal: at the window's edges the two may part
 
 
+@pytest.mark.long
 def test_live_requests_that_begin_to_fail_lead_back(
     shared_rig: Rig, pair: Pair, tiny_state: State, tmp_path: Path
 ) -> None:
@@ -290,6 +297,7 @@ def test_live_requests_that_begin_to_fail_lead_back(
     assert shared_rig.proven(live) == []
 
 
+@pytest.mark.long
 def test_a_live_release_that_answers_nan_is_left_for_a_sound_one(pair: Pair, tiny_state: State, tmp_path: Path) -> None:
     """However far the new one is from it."""
     broken = faults.changed_answers(tiny_state.releases, pair[0], "nan")
@@ -300,6 +308,7 @@ def test_a_live_release_that_answers_nan_is_left_for_a_sound_one(pair: Pair, tin
         assert rig.proven(pair[1]) == []
 
 
+@pytest.mark.long
 def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, truth: Truth, tmp_path: Path) -> None:
     """The trap that pins exist for: stages replaced one by one beneath pipelines that pin nothing."""
     repository, control = rig.repository, rig.server.control
@@ -317,6 +326,7 @@ def test_steps_that_take_the_latest_version_mix_releases(rig: Rig, pair: Pair, t
         assert max(abs(a - b) for a, b in zip(came, answers[index], strict=True)) > separation(truth) / 3
 
 
+@pytest.mark.long
 def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, tiny_state: State, tmp_path: Path) -> None:
     token = rig.server.options.control_token
     with rig_on(pair[0], tmp_path / "other", state=tiny_state.root, token=token) as other:
@@ -336,6 +346,7 @@ def test_two_servers_move_together_or_not_at_all(rig: Rig, pair: Pair, tiny_stat
             assert (rig.live(), other.live()) == (number, number), f"is the server running? {rig.mends + other.mends}"
 
 
+@pytest.mark.long
 def test_two_drivers_at_once(shared_rig: Rig, pair: Pair) -> None:
     rig, (_, other) = shared_rig, by_turns(shared_rig, pair)
     first = rig.driver("upgrade", str(other.number), *UNLIKE)
@@ -347,6 +358,7 @@ def test_two_drivers_at_once(shared_rig: Rig, pair: Pair) -> None:
     assert rig.live() == other.number
 
 
+@pytest.mark.long
 def test_a_rollback_of_what_was_retired_loads_it_again(shared_rig: Rig, pair: Pair) -> None:
     rig, (live, other) = shared_rig, by_turns(shared_rig, pair)
     assert rig.driver("upgrade", str(other.number), *UNLIKE).finish() == ""
@@ -355,6 +367,7 @@ def test_a_rollback_of_what_was_retired_loads_it_again(shared_rig: Rig, pair: Pa
     assert rig.live() == live.number
 
 
+@pytest.mark.long
 def test_a_wrong_token_changes_nothing(shared_rig: Rig, pair: Pair, tiny_state: State) -> None:
     rig, (live, other) = shared_rig, by_turns(shared_rig, pair)
     command = [sys.executable, "-m", "cmt_cli.main", "upgrade", str(other.number), "--state", str(tiny_state.root)]

@@ -61,6 +61,7 @@ def test_without_faults(fresh: Callable[[], World]) -> None:
     world.settle()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [pytest.param(1, marks=SLOW, id="all"), pytest.param(29, id="some")])
 @pytest.mark.parametrize("what", ["upgrade", "rollback", "way back"])
 def test_a_fault_at_any_point(
@@ -128,6 +129,7 @@ class Operations(RuleBasedStateMachine):
         self.world.settle()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("examples", [pytest.param(400, marks=SLOW, id="many"), pytest.param(12, id="few")])
 def test_any_order_of_operations(fresh: Callable[[], World], examples: int) -> None:
     run_state_machine_as_test(

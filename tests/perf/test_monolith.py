@@ -34,6 +34,7 @@ def monolith(folder: Path) -> Iterator[TritonServer]:
         yield server
 
 
+@pytest.mark.long
 def test_it_answers_as_pytorch_does(monolith: TritonServer, folder: Path) -> None:
     checkpoint = load_checkpoint(folder / "checkpoint")
     preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)
@@ -47,6 +48,7 @@ def test_it_answers_as_pytorch_does(monolith: TritonServer, folder: Path) -> Non
     assert (emotion.preset, emotion.engine, emotion.trained) == (TINY.name, "pytorch", False)
 
 
+@pytest.mark.long
 def test_it_refuses_what_the_pipeline_refuses(monolith: TritonServer) -> None:
     with EmotionClient(monolith.grpc_url) as client, pytest.raises(EmotionError, match="image"):
         client.predict(**SAMPLES | {"image": b"no image"})  # type: ignore[arg-type]

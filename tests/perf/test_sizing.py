@@ -19,6 +19,7 @@ CURVE = ServiceCurve(
 MACHINES = Machines()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("zones", [1, 2, 3])
 @pytest.mark.parametrize("rate", [1.0, 50.0, 5_000.0])
 def test_the_slo_holds_with_a_zone_gone(rate: float, zones: int) -> None:
@@ -45,6 +46,7 @@ def test_growth_ends_being_linear_where_a_cluster_ends() -> None:
     assert plans[3].replicas / plans[2].replicas == pytest.approx(10, rel=0.02)
 
 
+@pytest.mark.long
 def test_money_is_that_of_the_nodes() -> None:
     plan = plan_for(CURVE, Demand(100.0, 200.0), Machines(node_price=2.0))
     assert plan.price_per_hour == 2.0 * plan.nodes

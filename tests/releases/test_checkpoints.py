@@ -39,6 +39,7 @@ def listed(objects: Objects, change: Callable[[dict[str, dict[str, object]]], No
     objects.create(path, json.dumps(told).encode())
 
 
+@pytest.mark.long
 def test_a_checkpoint_goes_and_comes_back(objects: Objects, made: Path, tmp_path: Path) -> None:
     assert push_checkpoint(objects, made, "mini", no_progress)
     assert not push_checkpoint(objects, made, "mini", no_progress)
@@ -56,6 +57,7 @@ def test_a_name_is_given_once(objects: Objects, made: Path) -> None:
         push_checkpoint(objects, made, "mini", no_progress)
 
 
+@pytest.mark.long
 def test_a_push_that_was_cut_short_is_no_checkpoint_and_is_gone_on_with(
     objects: Objects, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_what_is_not_there_is_told_with_what_is(objects: Objects, made: Path, tm
         pull_checkpoint(objects, "other", tmp_path / "back", no_progress)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -105,6 +108,7 @@ def test_a_list_that_cannot_be_right_is_refused_and_leaves_nothing(
     assert not list(place.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a b", "-x", "x" * 101])
 def test_names_that_are_no_names_are_refused(objects: Objects, made: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="expected letters, digits"):

@@ -22,6 +22,7 @@ from small_releases import BLOBS, make
 from stores import age, damage, killed
 
 
+@pytest.mark.long
 def test_prune_keeps_what_remaining_releases_share(url: str, here: Path) -> None:
     store = open_store(url)
     releases = [make(here, fuse=content, encode_text="same") for content in "abc"]

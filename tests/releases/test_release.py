@@ -412,6 +412,7 @@ def test_a_draft_in_use_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["1", "2"]
 
 
+@pytest.mark.long
 def test_of_writers_at_once_each_makes_a_release_or_is_told(tmp_path: Path) -> None:
     start = str(time.time() + 1.5)
     writers = [run(tmp_path, start) for _ in range(4)]

@@ -51,6 +51,7 @@ def test_a_release_goes_to_a_store_and_comes_back(url: str, here: Path, there: P
     assert all(0 <= done <= 1 for done in told)
 
 
+@pytest.mark.long
 def test_a_store_says_what_it_holds(url: str, here: Path) -> None:
     store = open_store(url)
     assert (store.numbers(), store.releases()) == ([], {})
@@ -69,6 +70,7 @@ def test_a_store_says_what_it_holds(url: str, here: Path) -> None:
     assert store.verify(2).blobs == BLOBS
 
 
+@pytest.mark.long
 def test_only_what_is_missing_is_sent(url: str, here: Path, puts: list[str]) -> None:
     store = open_store(url)
     first, second = make(here, fuse="a"), make(here, fuse="b")
@@ -260,6 +262,7 @@ def test_a_missing_package_is_named(url: str, module: str, extra: str, monkeypat
         open_store(url)
 
 
+@pytest.mark.long
 def test_large_blobs_go_in_pieces(url: str, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "CHUNK_BYTES", 4096)
     made = make(here, fuse="0123456789" * 2000)

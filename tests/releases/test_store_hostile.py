@@ -46,6 +46,7 @@ def test_a_damaged_blob_is_refused_and_named(
     store.pull(there).verify()
 
 
+@pytest.mark.long
 def test_a_damaged_blob_in_s3_is_refused(s3: str, here: Path, there: Path) -> None:
     store, made = open_store(s3), make(here)
     store.push(made)
@@ -135,6 +136,7 @@ def test_links_in_a_store_are_refused(what: str, store: Store, here: Path, there
             read()
 
 
+@pytest.mark.long
 def test_other_files_in_a_store_are_passed_over(url: str, here: Path) -> None:
     store = open_store(url)
     store.push(make(here))

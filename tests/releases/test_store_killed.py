@@ -47,6 +47,7 @@ def sizes_of(manifest: Manifest | ReleaseError) -> dict[str, int]:
     return dict(manifest.sizes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["after some blobs", "before the manifest"])
 def test_a_killed_push_to_s3_leaves_nothing_visible(moment: str, s3: str, here: Path) -> None:
     made = make(here)
@@ -77,6 +78,7 @@ def test_a_killed_pull_leaves_nothing_visible(moment: str, store: Store, here: P
     assert [path.name for path in there.iterdir()] == ["1"]
 
 
+@pytest.mark.long
 def test_a_pull_from_s3_that_is_killed_leaves_nothing_visible(s3: str, here: Path, there: Path) -> None:
     open_store(s3).push(make(here))
     killed("pull", "after some files", s3, there)
@@ -84,6 +86,7 @@ def test_a_pull_from_s3_that_is_killed_leaves_nothing_visible(s3: str, here: Pat
     open_store(s3).pull(there).verify()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("protocol", "same"),
     [("file", True), ("file", False), ("s3", False)],

@@ -81,6 +81,7 @@ class Played:
 SPEEDS = st.floats(0.0005, 0.3)  # seconds for one request: of a fast GPU to those of a laptop with a large model
 
 
+@pytest.mark.long
 @given(service_s=SPEEDS, storm=st.floats(1.5, 8), batch=st.sampled_from([1, 4, 8]), seed=st.integers(0, 99))
 def test_in_any_storm_on_any_machine_the_work_goes_on_and_nobody_waits_long(
     service_s: float, storm: float, batch: int, seed: int

@@ -102,6 +102,7 @@ def client(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Emo
         yield made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", BAD)
 def test_the_caller_is_told_field_and_fault_and_the_next_request_answers(
     client: EmotionClient, checkpoint: Checkpoint, case: str
@@ -125,6 +126,7 @@ def test_no_modality_at_all(client: EmotionClient) -> None:
         client.predict()
 
 
+@pytest.mark.long
 def test_bad_requests_dont_spoil_their_neighbours(server: TritonServer, checkpoint: Checkpoint) -> None:
     """Bad and good ones in one burst, so that they share Triton's batches."""
     bad = [{**as_request(GOOD), **given} for given, _, code in BAD.values() if code != "not_unicode"]
@@ -183,6 +185,7 @@ def test_unknown_pipeline(server: TritonServer) -> None:
     assert isinstance(from_triton(refused.value, "emotion_smell"), UnknownPipeline)
 
 
+@pytest.mark.long
 def test_a_refused_request_is_let_go_of(tiny: Release, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Refused requests must not stay in the server: its pipelines unload at once, and its memory does not grow."""
     with (
@@ -212,6 +215,7 @@ def _held(control: ModelControl) -> list[str]:
     return [entry.name for entry in control.index() if entry.name in PIPELINES and entry.state != "UNAVAILABLE"]
 
 
+@pytest.mark.long
 def test_limits_are_settings(tiny: Release, tmp_path: Path) -> None:
     limits = Limits(max_audio_s=0.5, min_image_side_px=300)
     with (

@@ -45,6 +45,7 @@ def test_runs_keep_their_logs_up_to_a_number(tmp_path: Path) -> None:
     assert (tmp_path / "work" / "x.log.1").read_text() == f"run {KEEP_FILES + 1}\n"
 
 
+@pytest.mark.long
 def test_a_flood_is_bounded_and_its_end_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_log, "MAX_FILE_BYTES", 100_000)
     with ChildLog(tmp_path / "x.log") as log:

@@ -44,6 +44,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_what_was_let_in_is_answered_and_what_comes_is_refused(tinies: tuple[Release, Release], tmp_path: Path) -> None:
     """`fuse` stands still meanwhile. After an upgrade, since Triton then calls pipelines unloaded that are at work."""
     server = server_on(tinies[0], tmp_path, drain_timeout_s=TIMEOUT_S)

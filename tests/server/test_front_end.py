@@ -119,6 +119,7 @@ def test_another_user_reads_the_token_nowhere(small: TritonServer) -> None:
         urllib.request.urlopen(f"{small.http_url}/v2/repository/index", b"{}", timeout=10)
 
 
+@pytest.mark.long
 def test_where_the_library_cant_be_had_the_token_is_said_to_be_readable(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +292,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
 def test_tls_traces_and_verbose_logs(tiny: Path, tmp_path: Path) -> None:
     """One server for three options: each costs a start."""
@@ -338,6 +340,7 @@ def test_the_name_of_what_answers() -> None:
         assert ports.server_name("127.0.0.1", free.getsockname()[1]) is None
 
 
+@pytest.mark.long
 def test_every_address_that_is_this_machines() -> None:
     assert options.is_local("127.0.0.1")
     assert options.is_local("localhost")

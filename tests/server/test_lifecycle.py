@@ -102,6 +102,7 @@ def serve_command(release: Release, root: Path) -> Iterator[tuple[subprocess.Pop
         process.stdout.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_in_flight_finish_and_leaves_nothing(
     tiny: Release, tmp_path: Path, number: signal.Signals
@@ -160,6 +161,7 @@ def _ask_on(
     refusals.append(ServerUnavailable("another was refused; this one asked no more"))
 
 
+@pytest.mark.long
 def test_a_killed_supervisor_takes_the_server_along(tiny: Release, tmp_path: Path) -> None:
     before = regions()
     with serve_command(tiny, tmp_path) as (process, _):
@@ -181,6 +183,7 @@ def stub_of(supervisor: int) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.long
 def test_what_a_supervisor_left_that_was_killed_while_it_loaded_is_cleaned_up(tiny: Release, tmp_path: Path) -> None:
     """Triton ends when its supervisor dies, but a stage that is just loading may stay behind."""
     dead = subprocess.Popen(["true"])
@@ -196,6 +199,7 @@ def test_what_a_supervisor_left_that_was_killed_while_it_loaded_is_cleaned_up(ti
             process.wait()
 
 
+@pytest.mark.long
 def test_serve_starts_a_server_that_died_again_on_its_ports(tiny: Release, tmp_path: Path) -> None:
     with serve_command(tiny, tmp_path) as (process, announced):
         os.kill(server_of(process.pid), signal.SIGKILL)
@@ -217,6 +221,7 @@ def test_what_was_live_is_served_again_though_a_newer_release_lies_there(tiny: R
     assert chosen_release(state, newer).number == newer
 
 
+@pytest.mark.long
 def test_a_killed_server_is_noticed_and_cleaned_up_after(tiny: Release, tmp_path: Path) -> None:
     before = regions()
     server = server_on(tiny, tmp_path)
@@ -240,6 +245,7 @@ def test_a_killed_server_is_noticed_and_cleaned_up_after(tiny: Release, tmp_path
     assert regions() <= before
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_stopping_is_bounded_by_a_request_that_never_ends(
     tiny: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,6 +279,7 @@ def _died(server: TritonServer) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_two_servers_on_one_state_folder(tiny: Release, tmp_path: Path) -> None:
     with serve_command(tiny, tmp_path):
         command = [sys.executable, "-m", "cmt_cli.main", "serve", "--state", str(tmp_path)]
@@ -294,6 +301,7 @@ def test_a_damaged_release_is_never_served(tiny: Release, tmp_path: Path) -> Non
     assert not (tmp_path / "repository").exists()
 
 
+@pytest.mark.long
 def test_a_stage_that_cant_load_says_why(tiny: Release, tmp_path: Path) -> None:
     server = server_on(tiny, tmp_path)
     model = next((tmp_path / "repository" / "stages" / "encode_text").glob("*/model.xml"))

@@ -32,6 +32,7 @@ def answers(clients: dict[str, EmotionClient], path: Path, modality: str, data: 
     return np.array([list(clients[via].predict(**{modality: value}).probabilities.values()) for via, value in ways])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures(clients: dict[str, EmotionClient], tmp_path: Path, name: str) -> None:
     data = PICTURES[name].make()

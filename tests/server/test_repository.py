@@ -225,6 +225,7 @@ with repository.lock():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(8))
 def test_a_kill_at_any_moment_leaves_a_repository_to_start_from(
     store: Path, repository: Repository, tmp_path: Path, seed: int

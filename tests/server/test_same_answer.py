@@ -43,6 +43,7 @@ def test_random_mixes_sent_together_answer_as_pytorch_does_alone(
         assert difference(emotion, reference(checkpoint, item)) < BOUNDS["fp32"]
 
 
+@pytest.mark.long
 def test_requests_really_were_batched_together(server: TritonServer, checkpoint: Checkpoint) -> None:
     """Without this, the property above could hold because nothing ever met."""
     item = random_items(1, seed=5)[0]
@@ -58,6 +59,7 @@ def test_requests_really_were_batched_together(server: TritonServer, checkpoint:
     assert max(difference(emotion, expected) for emotion in got) < BOUNDS["fp32"]
 
 
+@pytest.mark.long
 def test_different_items_answer_differently(checkpoint: Checkpoint) -> None:
     """The bound means something only if answers differ by far more than it."""
     probabilities = [reference(checkpoint, item)["probabilities"] for item in random_items(28, seed=1)]
@@ -66,6 +68,7 @@ def test_different_items_answer_differently(checkpoint: Checkpoint) -> None:
         assert np.ptp(same_subset, axis=0).max() > 10 * BOUNDS["fp32"]
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @pytest.mark.parametrize(
     ("engine", "precision"),
@@ -92,6 +95,7 @@ def test_reduced_precision_stays_within_its_bound(
         assert difference(many, expected) < BOUNDS[precision]
 
 
+@pytest.mark.long
 def test_a_batch_of_tensors_answers_item_by_item(server: TritonServer, checkpoint: Checkpoint) -> None:
     items = [item for item in random_items(40, seed=9) if len(item) == 3][:5]
     preprocessed = [ready_of(checkpoint, item) for item in items]
@@ -142,6 +146,7 @@ def test_the_release_knows_what_its_samples_mean(
             assert (emotion.valence, emotion.arousal) == pytest.approx((answer.valence, answer.arousal), abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_all_clients_say_the_same(server: TritonServer, checkpoint: Checkpoint, scheme: str) -> None:
     url = server.grpc_url if scheme == "grpc" else server.http_url

@@ -69,6 +69,7 @@ def test_a_stage_whose_process_was_killed_is_started_again(watched: TritonServer
     assert len(said) == 1
 
 
+@pytest.mark.long
 def test_one_of_several_processes_of_a_stage_is_missed(tiny: Release, tmp_path: Path) -> None:
     """The others go on, and the requests that meet the dead one would fail for good."""
     two = InstallOptions(tuning={**DEFAULT_TUNING, "encode_text": replace(DEFAULT_TUNING["encode_text"], instances=2)})
@@ -85,6 +86,7 @@ def test_one_of_several_processes_of_a_stage_is_missed(tiny: Release, tmp_path: 
         assert len(said) == 1
 
 
+@pytest.mark.long
 def test_a_server_that_was_killed_is_started_again_on_what_was_live(watched: TritonServer) -> None:
     said: list[str] = []
     supervisor = Supervisor(watched, said.append)
@@ -172,6 +174,7 @@ def test_a_start_that_fails_counts_as_a_death(died: Died, monkeypatch: pytest.Mo
     assert died.starts == MAX_RESTARTS
 
 
+@pytest.mark.long
 def test_a_stage_that_keeps_dying_leads_to_a_restart_and_then_to_an_end(
     died: Died, monkeypatch: pytest.MonkeyPatch
 ) -> None:

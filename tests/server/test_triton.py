@@ -100,6 +100,7 @@ def test_metrics_name_every_stage(server: TritonServer) -> None:
         assert f'nv_inference_request_success{{model="{stage}"' in text
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_plain_triton_loads_the_repository_of_git(
     release_of: Callable[[Precision], Release], checkpoint: Checkpoint, tmp_path: Path

@@ -28,6 +28,7 @@ def test_a_seed_makes_one_session() -> None:
     assert [arrival.at_s for arrival in one.arrivals] == sorted(arrival.at_s for arrival in one.arrivals)
 
 
+@pytest.mark.long
 def test_single_answers_are_calibrated() -> None:
     """Of the answers that are p sure, p are right; without what a person and a drift add, which no answer can know."""
     scenario = Scenario(seconds=600, person=0, drift=0, fade_s=1e-6, dropouts_per_min=0, turn_modalities=())

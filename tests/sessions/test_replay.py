@@ -48,6 +48,7 @@ def test_replays_in_parts_of_any_size_decide_the_same(
     assert (state, steps) == whole
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(sessions(), policies)
 def test_a_state_survives_json_after_any_event(events: list[Observation], policy: Policy | None) -> None:
@@ -106,6 +107,7 @@ def test_how_often_one_looks_decides_nothing(parts: int) -> None:
     assert cut.streams["image"].shares == pytest.approx(at_once.streams["image"].shares, abs=1e-12)
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(sessions(ordered=True))
 def test_streams_are_smoothed_whatever_arrives_between(events: list[Observation]) -> None:

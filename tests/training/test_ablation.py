@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pytest
+
 from cmt_training.ablation import EVERYTHING, TRICKS, ablation
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared
 from small_training import OPTIONS
 
 
+@pytest.mark.long
 def test_a_trick_is_left_out_and_measured(prepared: Prepared, tmp_path: Path) -> None:
     options, tricks = replace(OPTIONS, epochs=1), (EVERYTHING, "cue heads")
     found = ablation(prepared, options, tmp_path, (0, 1), tricks, workers=1)

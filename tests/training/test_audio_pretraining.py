@@ -74,6 +74,7 @@ def test_what_was_learnt_is_found_again_and_is_of_its_seed(prepared: Prepared) -
     assert len(list(prepared.folder.glob("audio-pretraining-*.safetensors"))) == before + 2
 
 
+@pytest.mark.long
 def test_more_steps_hear_better(prepared: Prepared) -> None:
     """Linear readout of the convolutions' answer to tones that tells their pitch."""
     errors = []

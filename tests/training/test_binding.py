@@ -152,6 +152,7 @@ def test_tokens_that_attend_to_each_other_bind_what_pooled_ones_dont() -> None:
     assert accuracies("binding", 6, "concat", 300, 3e-3)["concat"] < reached - 0.1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_emap")
 def test_late_fusion_ties_where_evidence_adds_up() -> None:
     late = accuracies("additive", 4, "late", 80, 1e-2)
@@ -160,6 +161,7 @@ def test_late_fusion_ties_where_evidence_adds_up() -> None:
     assert tokens == pytest.approx(ceiling("additive"), abs=0.05)
 
 
+@pytest.mark.long
 def test_the_committed_results_are_what_the_page_shows() -> None:
     results = Results.from_json((ROOT / "training/results/binding.json").read_text())
     assert json.loads(results.to_json()) == json.loads((ROOT / "training/results/binding.json").read_text())

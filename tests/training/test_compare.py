@@ -110,6 +110,7 @@ def test_a_data_set_becomes_tokens_once(prepared: Prepared, untrained: Checkpoin
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == made
 
 
+@pytest.mark.long
 def test_rungs_have_the_same_parameters_and_read_what_they_say() -> None:
     nets = {model: Net(model, 7) for model in MODELS}
     counts = {model: parameters_of(net.rung) for model, net in nets.items()}
@@ -141,6 +142,7 @@ def test_tokens_that_attend_see_what_a_sum_of_evidence_cant(tmp_path: Path) -> N
     assert set(late) == {"log-linear", "stacked"}
 
 
+@pytest.mark.long
 def test_a_ladder_is_measured_whole_and_trained_once(tmp_path: Path) -> None:
     tokens, place, seeds = made_up(160, xor=False), Place(tmp_path, TINY), (0, 1)
     ladder = ladder_of(tokens, {model: trained(model, tokens, place, seeds) for model in MODELS}, place)

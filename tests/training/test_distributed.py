@@ -58,12 +58,14 @@ def assert_alike(one: Path, two: Path) -> None:
     assert max(far.values()) < 2e-3, sorted(far.items(), key=lambda item: -item[1])[:3]
 
 
+@pytest.mark.long
 def test_two_processes_are_as_one(prepared: Prepared, tmp_path: Path) -> None:
     train_in(1, prepared.folder, tmp_path / "one", ALIKE)
     train_in(2, prepared.folder, tmp_path / "two", ALIKE)
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("tune", "shard"), [("lora", False), ("full", True)])
 def test_the_number_of_processes_may_change(
     tune: str, shard: bool, data: Prepared, tuned: TrainOptions, tmp_path: Path
@@ -80,6 +82,7 @@ def test_the_number_of_processes_may_change(
     assert_alike(one, out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_or_not_heard_of_is_told_of(how: signal.Signals, tmp_path: Path) -> None:
     """Stopped, it is as on a node that lost its power: its connections stay, and nothing comes."""

@@ -50,6 +50,7 @@ def served(checkpoint: Checkpoint, data: DataSet) -> tuple[Array, Array]:
     return np.stack(probabilities), np.array([names.index(example.label) for example in data.of("test")])
 
 
+@pytest.mark.long
 def test_it_measures_what_serving_answers(trained: Checkpoint, prepared: Prepared, corpus: DataSet) -> None:
     backbone = trained.model.encoders["text"].backbone
     evaluation = evaluate(trained, prepared, silent)
@@ -65,6 +66,7 @@ def test_it_measures_what_serving_answers(trained: Checkpoint, prepared: Prepare
     assert {"machine", "versions", "commit", "command"} <= evaluation.conditions.keys()
 
 
+@pytest.mark.long
 def test_it_writes_json_figures_and_one_page(trained: Checkpoint, prepared: Prepared, tmp_path: Path) -> None:
     curves = {"noise": [(0.0, prepared), (1.0, prepared)]}
     evaluation = evaluate(trained, prepared, silent, curves=curves)

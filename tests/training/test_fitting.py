@@ -23,6 +23,7 @@ from small_training import OPTIONS, silent
 from tiny_model import TINY
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_every_weight_that_learns_gets_a_gradient_in_every_step(model: Model, prepared: Prepared) -> None:
     """From items without one modality or two as well, which processes that wait for each other rely on."""

@@ -44,6 +44,7 @@ def data(corpus: DataSet, options: TrainOptions, tmp_path_factory: pytest.TempPa
     return prepare(doubled, checkpoint.config.preprocess, checkpoint.tokenizer, cache, silent)
 
 
+@pytest.mark.long
 def test_they_are_run_once_and_answer_as_if_run_anew(data: Prepared, options: TrainOptions, tmp_path: Path) -> None:
     train(data, options, tmp_path / "one", silent)
     kept = {path: path.stat().st_mtime_ns for path in data.folder.glob("frozen-*/*.npy")}

@@ -36,6 +36,7 @@ def train(folder: Path, preset: Path, *data: str) -> str:
     return cmt(folder, "train", *data, "--out", str(folder / "out"), *more)
 
 
+@pytest.mark.long
 def test_a_table_of_ones_own(own: DataSet, published_preset: Path, tmp_path: Path) -> None:
     table = str(tmp_path / "moods.csv")
     shown = train(tmp_path, published_preset, table, "--root", str(tmp_path / "media"))
@@ -46,6 +47,7 @@ def test_a_table_of_ones_own(own: DataSet, published_preset: Path, tmp_path: Pat
     assert (found["data"], found["labels"], found["calibrated"]["count"]) == ("moods.csv", ["calm", "glad", "wild"], 6)
 
 
+@pytest.mark.long
 def test_fusions_are_compared_on_a_table_of_ones_own(
     own: DataSet, untrained: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_fusions_are_compared_on_a_table_of_ones_own(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "state" / "compare").rglob("*")} == made
 
 
+@pytest.mark.long
 def test_paired_data_are_called_so_everywhere(own: DataSet, published_preset: Path, tmp_path: Path) -> None:
     for m in ("image", "audio"):
         for e in own.examples:

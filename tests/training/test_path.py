@@ -27,6 +27,7 @@ from small_training import OPTIONS, silent
 from tiny_model import TINY
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -52,6 +53,7 @@ def test_from_data_to_an_answer(prepared: Prepared, corpus: DataSet, tmp_path: P
         assert right >= 6  # of 9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["text", "late", "concat", "conventional"])
 def test_a_baseline_is_exported_under_the_same_contract(model: str, tmp_path: Path) -> None:
     untrained = checkpoint_from_preset(TINY.name, "meld", model=model).model

@@ -62,6 +62,7 @@ def test_other_data_and_other_preprocessing_lie_elsewhere(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.long
 def test_many_processes_prepare_what_one_does(corpus: DataSet, untrained: Checkpoint, tmp_path: Path) -> None:
     many = tuple(replace(example, id=f"{example.id}-{turn}") for turn in range(4) for example in corpus.examples)
     data = replace(corpus, examples=many)

@@ -19,6 +19,7 @@ from small_training import OPTIONS, silent, without_times
 LONGER = replace(OPTIONS, epochs=6, patience=6, save_every=1)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_is_as_if_never_killed(prepared: Prepared, tmp_path: Path) -> None:
     run = tmp_path / "killed.run"
     with training_in(1, prepared.folder, tmp_path / "killed", LONGER) as (child,):

@@ -29,6 +29,7 @@ from small_training import OPTIONS, silent
 from tiny_model import TINY
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(model: Model, prepared: Prepared, tmp_path: Path) -> None:
     epochs = {"image": 10, "audio": 10, "conventional": 12}.get(model, 3)
@@ -64,6 +65,7 @@ def test_published_weights_stay_out_unless_they_were_trained(prepared: Prepared,
     assert all("encoder.layer.1." in name for name in moved)
 
 
+@pytest.mark.long
 def test_half_precision_keeps_the_answers(prepared: Prepared, tmp_path: Path) -> None:
     checkpoint = checkpoint_from_preset("mini", "meld")
     save_checkpoint(checkpoint, tmp_path / "half", half=True)
@@ -74,6 +76,7 @@ def test_half_precision_keeps_the_answers(prepared: Prepared, tmp_path: Path) ->
         assert torch.allclose(stored[name], tensor, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.long
 def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     lacking = replace(prepared, items=tuple(item for item in prepared.items if item.split != "validation"))
     with pytest.raises(DataError, match="the split 'validation' of 'small' is empty"):
@@ -149,6 +152,7 @@ def test_class_weights_are_one_on_average() -> None:
         assert float(weights[labels].mean()) == pytest.approx(1.0)
 
 
+@pytest.mark.long
 def test_first_weights_are_seeded_and_published_ones_stay() -> None:
     def started(seed: int) -> dict[str, torch.Tensor]:
         checkpoint = checkpoint_from_preset("mini", "meld")

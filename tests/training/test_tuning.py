@@ -53,6 +53,7 @@ def features(encoder: Any, modality: str) -> torch.Tensor:
     return found[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_family_is_tuned(name: str) -> None:
     """What is tuned gets a gradient, and nothing else; the last layer learns fastest; a merged LoRA answers alike."""
@@ -119,6 +120,7 @@ def trained(
     return tune, folder / "out", sources
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trained", WAYS, indirect=True)
 def test_the_loss_falls_and_what_was_tuned_is_kept(trained: tuple[str, Path, list[str]]) -> None:
     tune, out, sources = trained
@@ -132,6 +134,7 @@ def test_the_loss_falls_and_what_was_tuned_is_kept(trained: tuple[str, Path, lis
     assert kept == dict(zip(("image", "audio", "text"), expected, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("trained", "stages"), EXPORTED, indirect=["trained"])
 def test_the_checkpoint_is_exported_with_parity(
     trained: tuple[str, Path, list[str]], stages: tuple[Stage, ...], tmp_path: Path

@@ -85,12 +85,14 @@ def test_answers_that_all_break_off_end_patience(emulated: Place, api: EmulatedA
         impatient.find(impatient.path("pods"))
 
 
+@pytest.mark.long
 def test_changes_in_the_same_moment_are_tried_again(emulated: Place, api: EmulatedApi, releases: list[Release]) -> None:
     api.before.append(conflicts(3))
     emulated.upgrade(releases[1])
     emulated.settled(2)
 
 
+@pytest.mark.long
 def test_a_restart_in_every_step_is_sat_out(emulated: Place, api: EmulatedApi, releases: list[Release]) -> None:
     emulated.upgrade(releases[1], at={step: lambda: api.restart(0.2) for step in ("load", "canary", "flip", "retire")})
     assert [event.step for event in emulated.events if event.state == "passed"] == list(STEPS)
@@ -104,6 +106,7 @@ def test_a_restart_on_the_way_back_is_sat_out(emulated: Place, api: EmulatedApi,
     emulated.settled(1)
 
 
+@pytest.mark.long
 def test_rights_that_are_read_late_after_a_restart_are_waited_for(
     emulated: Place, api: EmulatedApi, releases: list[Release]
 ) -> None:
@@ -171,6 +174,7 @@ def until_annotated(followed: Any, value: str) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_bookmarks_move_a_quiet_watch_on(emulated: Place, api: EmulatedApi) -> None:
     """Others' changes make its version old; what a bookmark said is still good after the history is forgotten."""
     cluster = emulated.cluster

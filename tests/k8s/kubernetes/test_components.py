@@ -67,6 +67,7 @@ def serving(place: Place) -> Place:
     return place
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_a_component_comes_and_goes_without_a_pod_less(serving: Place, component: str) -> None:
     beneath = BENEATH.get(component, ("canary",))
@@ -78,6 +79,7 @@ def test_a_component_comes_and_goes_without_a_pod_less(serving: Place, component
     assert len(serving.with_traffic()) == serving.deployment()["spec"]["replicas"] == SERVING
 
 
+@pytest.mark.long
 def test_an_autoscaler_is_left_the_count_that_it_came_to(serving: Place) -> None:
     """In its time, and after it has left the manifests: nothing is deleted, so it decides on until somebody does."""
     serving.deploy(with_components(serving, "canary"), release=1)

@@ -98,12 +98,14 @@ def test_the_pod_template_can_be_overridden(place: Place) -> None:
     }
 
 
+@pytest.mark.long
 def test_an_image_that_cant_be_pulled_is_said(place: Place) -> None:
     items = manifests(place.namespace, image=f"{BAD_IMAGE}:1")
     with pytest.raises(StepFailed, match=r"watch on .*: container triton: its image .*no-such-image"):
         place.deploy(items)
 
 
+@pytest.mark.long
 def test_a_bad_change_costs_no_replica(deployed: Place) -> None:
     with pytest.raises(StepFailed, match=r"no-such-image"):
         deployed.deploy(manifests(deployed.namespace, image=f"{BAD_IMAGE}:1"))
@@ -149,6 +151,7 @@ def test_replicas_are_left_to_an_autoscaler(deployed: Place) -> None:
     assert deployed.deployment()["spec"]["replicas"] == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_the_overlays_of_this_repository_deploy(place: Place, overlay: Path, releases: list[Release]) -> None:
     """On real nodes, which would need their images, a server-side dry run."""

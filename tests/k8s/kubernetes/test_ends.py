@@ -39,6 +39,7 @@ def expect_no_trial(place: Place) -> None:
     wait_until(lambda: not place.pods(**on_trial))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), SystemExit(1)], ids=["pipe", "rich"])
 @pytest.mark.parametrize("step", ["canary", "flip", "watch"])
 def test_a_report_that_nobody_reads_ends_it_and_leads_back(
@@ -69,6 +70,7 @@ def test_a_reader_that_leaves_on_the_way_back_doesnt_keep_anything_there(
     deployed.settled(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("step", ["canary", "watch"])
 def test_a_signal_leads_back_before_it_ends_the_command(
@@ -124,6 +126,7 @@ def test_a_conflict_on_the_way_back_doesnt_keep_the_canary(deployed: Place, rele
     expect_no_trial(deployed)
 
 
+@pytest.mark.long
 def test_an_edit_of_the_canary_is_no_trial_and_doesnt_keep_it(deployed: Place, releases: list[Release]) -> None:
     """It is there for upgrades alone: they take it over."""
     edit = ("set", "env", f"deployment/{CANARY}", "CMT_RELEASE=3")
@@ -134,6 +137,7 @@ def test_an_edit_of_the_canary_is_no_trial_and_doesnt_keep_it(deployed: Place, r
     deployed.settled(2)
 
 
+@pytest.mark.long
 def test_a_variable_that_was_set_by_hand_is_named_and_an_upgrade_by_force_settles_it(
     deployed: Place, releases: list[Release]
 ) -> None:
@@ -151,6 +155,7 @@ def test_a_variable_that_was_set_by_hand_is_named_and_an_upgrade_by_force_settle
     assert "triton serves 1" in deployed.said("recover")
 
 
+@pytest.mark.long
 def test_a_release_set_by_hand_that_doesnt_start_is_left_for_the_one_that_runs(
     played: Place, releases: list[Release]
 ) -> None:
@@ -164,6 +169,7 @@ def test_a_release_set_by_hand_that_doesnt_start_is_left_for_the_one_that_runs(
     played.settled(3)
 
 
+@pytest.mark.long
 def test_after_kubectl_apply_an_upgrade_says_what_to_use(place: Place, releases: list[Release], tmp_path: Path) -> None:
     rendered = tmp_path / "all.yaml"
     rendered.write_text(yaml.safe_dump_all(manifests(place.namespace)))

@@ -104,6 +104,7 @@ def test_a_paused_deployment_is_refused_with_the_command_that_resumes_it(
         deployed.deploy(manifests(deployed.namespace, replicas=3))
 
 
+@pytest.mark.long
 def test_a_deployment_that_is_paused_in_the_middle_is_said(deployed: Place, releases: list[Release]) -> None:
     path = deployed.cluster.path("deployments", STABLE, "apps/v1")
     with pytest.raises(StepFailed, match=r"flip on .*it is paused"):
@@ -112,6 +113,7 @@ def test_a_deployment_that_is_paused_in_the_middle_is_said(deployed: Place, rele
     deployed.settled(1)
 
 
+@pytest.mark.long
 def test_a_webhook_that_refuses_pods_is_said(emulated: Place, releases: list[Release]) -> None:
     assert emulated.emulation
     refused = {"Pod": "no pods on Fridays"}
@@ -137,6 +139,7 @@ def test_a_webhook_that_refuses_deployments_is_said_before_anything_changes(
     emulated.settled(1)
 
 
+@pytest.mark.long
 def test_pods_that_were_evicted_for_good_hold_nobody_up(played: Place, releases: list[Release]) -> None:
     """Their objects stay after others have taken their place."""
     assert played.kubelet

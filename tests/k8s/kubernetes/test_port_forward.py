@@ -83,6 +83,7 @@ def echoing(tmp_path: Path) -> Iterator[Place]:
         echo.shutdown()
 
 
+@pytest.mark.long
 def test_forwarded_bytes_come_back_whole_and_closing_ends_every_connection(echoing: Place) -> None:
     connector = PortForwardConnector(echoing.cluster)
     connector.transport(echoing.pods()[0]).close()

@@ -93,6 +93,7 @@ def driven(drive: Drive, server: TritonServer, release_of: Callable[[Precision],
     return drive(release_of("fp32"), state, 1000, defaultdict(lambda: server))
 
 
+@pytest.mark.long
 def test_there_and_back_with_the_least_rights_that_work(
     drive: Drive, tinies: tuple[Release, Release], tiny_state: State, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_there_and_back_with_the_least_rights_that_work(
     assert rights.granted - rights.used == set(), "rights that nothing used"
 
 
+@pytest.mark.long
 def test_pods_that_answer_from_another_release_never_take_traffic(driven: Driven, tmp_path: Path) -> None:
     number = driven.release.number + 1
     manifest = driven.release.manifest
@@ -129,6 +131,7 @@ def test_pods_that_answer_from_another_release_never_take_traffic(driven: Driven
     driven.place.settled(1000)
 
 
+@pytest.mark.long
 def test_a_right_that_is_missing_is_named(driven: Driven) -> None:
     driven.api.users["rollout"].rules = [rule for rule in role_rules() if "patch" not in rule["verbs"]]
     with pytest.raises(RolloutError, match='User "rollout" cannot get resource "deployments"'):

@@ -142,6 +142,7 @@ def test_options_take_the_place_of_the_manifests_own(played: Played) -> None:
     assert one(items, "Job", "cmt-training")["spec"]["completions"] == 2
 
 
+@pytest.mark.long
 def test_the_same_command_follows_the_same_job(played: Played) -> None:
     assert isinstance(played.failure("--ready-timeout-s", "0.5", manifests=refused(played)), Stuck)
     uid = played.job()["metadata"]["uid"]
@@ -193,6 +194,7 @@ def test_failures_count_but_not_those_of_peers(played: Played) -> None:
     assert len(played.kubelet.played) >= 5
 
 
+@pytest.mark.long
 def test_another_training_that_runs_is_left_alone(played: Played) -> None:
     assert isinstance(played.failure("--ready-timeout-s", "0.5", manifests=refused(played)), Stuck)
     played.jobs.refusal = ""
@@ -208,6 +210,7 @@ def refused(played: Played) -> list[Object]:
     return training_manifests(str(played.store))
 
 
+@pytest.mark.long
 def test_pods_that_may_not_be_made_are_told_of(played: Played) -> None:
     error = played.failure("--ready-timeout-s", "0.5", manifests=refused(played))
     assert isinstance(error, Stuck)
@@ -279,6 +282,7 @@ def test_manifests_without_a_training_are_refused(played: Played) -> None:
     assert "the manifests hold 0 Jobs" in str(played.failure(manifests=items))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", [None, ("", "pods/log", "get"), ("batch", "jobs", "delete")])
 def test_the_rights_named_in_the_docs_are_enough_and_needed(played: Played, missing: tuple[str, ...] | None) -> None:
     role = next(

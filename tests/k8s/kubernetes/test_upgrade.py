@@ -21,6 +21,7 @@ from emulated_api.kubelet import Fault
 from k8s_place import KUBECONFIG, QUICK, REPLICAS, SECOND_SERVER, TIMING, Place, wait_until
 
 
+@pytest.mark.long
 def test_an_upgrade_takes_every_step_and_ends_with_pods_of_the_new_release(
     deployed: Place, releases: list[Release]
 ) -> None:
@@ -65,6 +66,7 @@ def test_every_pod_on_trial_is_asked_before_it_takes_traffic(deployed: Place, re
     deployed.settled(1)
 
 
+@pytest.mark.long
 def test_a_rollback_goes_back_pod_by_pod_and_there_again(deployed: Place, releases: list[Release]) -> None:
     with pytest.raises(StepFailed, match="there is no one release before"):
         deployed.rollback()
@@ -94,6 +96,7 @@ def set_by_another(cluster: Cluster, release: str, force: bool = True) -> None:
     cluster.request("PATCH", cluster.path("deployments", STABLE, "apps/v1"), item, query, APPLY)
 
 
+@pytest.mark.long
 def test_fields_that_somebody_else_sets_are_named_and_taken_over_only_by_force(
     deployed: Place, releases: list[Release]
 ) -> None:
@@ -122,6 +125,7 @@ def test_other_edits_in_the_middle_are_left_alone(deployed: Place, releases: lis
     assert deployed.deployment()["metadata"]["annotations"]["somebody"] == "was here"
 
 
+@pytest.mark.long
 def test_of_two_drivers_one_is_refused(deployed: Place, releases: list[Release]) -> None:
     def second() -> None:
         with pytest.raises(RepositoryBusy, match="is at work on"):
@@ -131,6 +135,7 @@ def test_of_two_drivers_one_is_refused(deployed: Place, releases: list[Release])
     deployed.settled(2)
 
 
+@pytest.mark.long
 def test_a_lease_is_renewed_while_a_driver_works_and_free_after(deployed: Place) -> None:
     first, second = (Lease(deployed.cluster, TIMING.lease_s) for _ in range(2))
     with first.held():
@@ -142,6 +147,7 @@ def test_a_lease_is_renewed_while_a_driver_works_and_free_after(deployed: Place)
         assert second.remaining_s() > 0
 
 
+@pytest.mark.long
 def test_the_lease_of_a_killed_driver_is_taken_over(
     deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +160,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over(
         killed.remaining_s()
 
 
+@pytest.mark.long
 def test_a_driver_that_slept_over_its_lease_changes_nothing(
     deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +187,7 @@ def test_a_driver_that_slept_over_its_lease_changes_nothing(
     deployed.settled(2)
 
 
+@pytest.mark.long
 def test_what_a_killed_driver_left_on_trial_is_removed(deployed: Place, releases: list[Release]) -> None:
     target = deployed.target()
     with target.lock():
@@ -191,6 +199,7 @@ def test_what_a_killed_driver_left_on_trial_is_removed(deployed: Place, releases
     deployed.settled(2)
 
 
+@pytest.mark.long
 def test_a_rolling_update_that_a_killed_driver_left_is_finished(deployed: Place, releases: list[Release]) -> None:
     if deployed.kubelet:
         deployed.kubelet.ready_s = 0.5
@@ -208,6 +217,7 @@ def evicted(place: Place, name: str) -> None:
     place.cluster.request("POST", place.cluster.path("pods", name, subresource="eviction"), body)
 
 
+@pytest.mark.long
 def test_draining_nodes_waits_for_the_disruption_budget(deployed: Place) -> None:
     """The second eviction is refused with 429 until another pod stands in for the first."""
     first, second = deployed.pods()
@@ -217,6 +227,7 @@ def test_draining_nodes_waits_for_the_disruption_budget(deployed: Place) -> None
     assert not {first.name, second.name} & {pod.name for pod in deployed.pods()}
 
 
+@pytest.mark.long
 def test_a_pod_on_trial_that_is_evicted_doesnt_end_the_upgrade(deployed: Place, releases: list[Release]) -> None:
     def evict() -> None:
         for pod in deployed.pods(**{"cmt/track": "canary"}):
@@ -242,6 +253,7 @@ def test_a_canary_that_would_take_traffic_unproven_is_refused(deployed: Place, r
         deployed.upgrade(releases[1])
 
 
+@pytest.mark.long
 def test_an_autoscaler_that_scales_during_the_flip_is_left_to_it(deployed: Place, releases: list[Release]) -> None:
     """It finds its least pods too few: with no metric at hand that is what it goes by."""
     path = deployed.cluster.path("horizontalpodautoscalers", STABLE, "autoscaling/v2")
@@ -277,6 +289,7 @@ def test_an_upgrade_and_a_rollback_with_the_rights_of_the_role(deployed: Place, 
         driver.cluster.request("DELETE", driver.cluster.path("deployments", STABLE, "apps/v1"))
 
 
+@pytest.mark.long
 def test_two_api_servers_are_as_good_as_one(
     deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +314,7 @@ def test_two_api_servers_are_as_good_as_one(
 # Failures that real nodes can't be asked for.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -325,6 +339,7 @@ def test_pods_that_dont_get_ready_lead_back_with_the_reason(
     played.settled(1)
 
 
+@pytest.mark.long
 def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(played: Place, releases: list[Release]) -> None:
     kubelet, least = played.kubelet, [REPLICAS]
     assert kubelet
@@ -346,6 +361,7 @@ def test_a_flip_that_gets_stuck_leads_back_and_costs_no_replica(played: Place, r
     played.settled(1)
 
 
+@pytest.mark.long
 def test_a_stuck_rolling_update_that_a_killed_driver_left_is_undone(played: Place, releases: list[Release]) -> None:
     assert played.kubelet
     played.kubelet.faults["2"] = "image"
@@ -357,6 +373,7 @@ def test_a_stuck_rolling_update_that_a_killed_driver_left_is_undone(played: Plac
     played.settled(3)
 
 
+@pytest.mark.long
 def test_a_driver_that_lost_its_lease_changes_nothing_more(
     deployed: Place, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:

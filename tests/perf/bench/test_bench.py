@@ -70,6 +70,7 @@ def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, 
     assert summary["conditions"]["size"]["audio_s"] == SMALL.audio_s
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "scenario",
     [

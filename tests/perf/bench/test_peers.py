@@ -59,6 +59,7 @@ def test_a_peer_is_a_server_and_what_computes() -> None:
             parts_of(wrong)
 
 
+@pytest.mark.long
 def test_a_peer_whose_graphs_cant_be_made_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match=r"onnxruntime: making graphs of .*none ended with 1: .*none"),
@@ -67,6 +68,7 @@ def test_a_peer_whose_graphs_cant_be_made_says_why(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.long
 def test_the_work_of_a_request_is_counted(tmp_path: Path) -> None:
     """An image's by the formula: patches, then projections, scores and sums, feed-forward nets of each layer."""
     save_checkpoint(checkpoint_from_preset("mini", "meld"), tmp_path / "mini")

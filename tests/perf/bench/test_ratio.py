@@ -27,11 +27,13 @@ def test_the_interval_holds_the_truth_however_slow_the_machine_is_for_a_while() 
     assert found.high - found.low < 1
 
 
+@pytest.mark.long
 def test_equal_systems_have_a_ratio_of_about_one() -> None:
     found = ratio_of(measured("a", noisy(100, [1.0] * 6, 0)), measured("b", noisy(100, [1.0] * 6, 1)))
     assert found.low < 1 < found.high
 
 
+@pytest.mark.long
 def test_the_seed_decides_the_interval() -> None:
     pair = measured("a", noisy(500, [1.0] * 4, 0)), measured("b", noisy(100, [1.0] * 4, 1))
     assert ratio_of(*pair, seed=3) == ratio_of(*pair, seed=3)

@@ -14,6 +14,7 @@ from cmt_perf.bench.report import page, plots_of
 RESULT = Path(__file__).parents[3] / "perf/results/bench.json"
 
 
+@pytest.mark.long
 @needs_chromium
 @pytest.mark.xdist_group("browser")
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cmt_perf.bench.measure import Measured, Round
 from cmt_perf.bench.scenarios import SINGLE_STREAM
 from cmt_perf.bench.tables import growth_table, machines_table, open_loop_table, single_stream_table
@@ -80,6 +82,7 @@ def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
     assert not {"avx512_vnni", "amx_int8"} & set(bench["conditions"]["cpu_features"])
 
 
+@pytest.mark.long
 def test_each_step_stands_beside_the_first() -> None:
     """Twice as fast is twice as fast, and the picture is one."""
     rounds = [Round((200.0, 210.0, 190.0), 0.6, 0, 0.4, 100.0), Round((200.0, 205.0, 195.0), 0.6, 0, 0.4, 100.0)]

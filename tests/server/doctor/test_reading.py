@@ -188,6 +188,7 @@ def test_ensembles_in_circles_end(tmp_path: Path) -> None:
     assert {("circular-ensembles", "e"), ("circular-ensembles", "f")} <= set(found(tmp_path))
 
 
+@pytest.mark.long
 def test_a_long_circle_is_found_quickly() -> None:
     count = 5_000
     models = {
@@ -199,6 +200,7 @@ def test_a_long_circle_is_found_quickly() -> None:
     assert circular["e7"] == ([f"e{i}" for i in range(7, 7 + LONGEST_WAY)], False)
 
 
+@pytest.mark.long
 def test_many_parallel_steps_are_quick(tmp_path: Path) -> None:
     write_model(tmp_path, "a", WARMED)
     outputs = [f"y{i}" for i in range(MAX_STEPS)]

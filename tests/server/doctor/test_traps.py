@@ -248,6 +248,7 @@ def triton(
         yield running
 
 
+@pytest.mark.long
 def test_what_triton_does_not_load_is_what_the_doctor_says_it_does_not(
     triton: TinyServer, found: set[tuple[str, str]]
 ) -> None:
@@ -334,6 +335,7 @@ def test_batch_without_batcher(triton: TinyServer, found: set[tuple[str, str]]) 
     assert triton.counts("together", items + 6)[1] - batches < 6
 
 
+@pytest.mark.long
 def test_auto_complete_turns_batching_on(tmp_path: Path, triton: TinyServer, found: set[tuple[str, str]]) -> None:
     """Of files the doctor says what Triton does by default; of a server, what is in force."""
     assert ("batch-without-batcher", "completing") not in found
@@ -391,6 +393,7 @@ def test_a_version_folder_of_many_digits_ends_the_server(tmp_path: Path) -> None
     assert died_at_start(tmp_path / "repository", tmp_path / "server") < 0
 
 
+@pytest.mark.long
 def test_the_load_of_a_version_without_a_model_never_ends(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     folder = write_model(repository, "hollow", python_model())
@@ -418,6 +421,7 @@ def test_ensemble_ragged_batch(triton: TinyServer, found: set[tuple[str, str]]) 
     assert triton.counts("together", items + 6)[1] - batches == 6
 
 
+@pytest.mark.long
 def test_preferred_batch_size(triton: TinyServer, found: set[tuple[str, str]]) -> None:
     """Six wait while one is computed: a batch of four and one of two, where one of six would do."""
     assert [model for rule, model in found if rule == "preferred-batch-size"] == ["preferred"]
@@ -470,6 +474,7 @@ def fan_out(repository: Path, policy: str) -> None:
     write_model(repository, "fan", ensemble(FAN, outputs=("y", "z"), more="max_batch_size: 1"))
 
 
+@pytest.mark.long
 def test_a_full_queue_beside_a_sibling_crashes_the_server(tmp_path: Path) -> None:
     fan_out(tmp_path / "repository", "max_queue_size: 1")
     assert ("refusal-beside-sibling", "fan") in named(diagnose([tmp_path / "repository"]))
@@ -479,6 +484,7 @@ def test_a_full_queue_beside_a_sibling_crashes_the_server(tmp_path: Path) -> Non
         assert server.process.wait(10) < 0, "ended by a signal"
 
 
+@pytest.mark.long
 def test_an_open_server_with_a_leaked_request_and_a_failed_version(tmp_path: Path) -> None:
     """A time-out beside a sibling leaks; a version that doesn't load poisons the server's readiness."""
     repository = tmp_path / "repository"
@@ -504,6 +510,7 @@ def test_an_open_server_with_a_leaked_request_and_a_failed_version(tmp_path: Pat
         assert any("broken on purpose" in one.what for one in diagnosis.findings)
 
 
+@pytest.mark.long
 def test_a_server_without_model_control_is_not_open_to_it(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "one", python_model())
     with TinyServer(tmp_path / "repository", tmp_path / "server") as server:

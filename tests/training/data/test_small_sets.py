@@ -184,6 +184,7 @@ def test_the_real_emodb(tmp_path: Path) -> None:
     assert read_audio(data.examples[0].audio)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not FER2013.is_file(), reason="FER2013 isn't beside the project")
 def test_the_real_fer2013(tmp_path: Path) -> None:
     """Its layout: the archive's members, without their bytes but for one."""

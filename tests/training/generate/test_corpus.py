@@ -58,6 +58,7 @@ def opened(made: Path) -> DataSet:
     return open_data_set(made)
 
 
+@pytest.mark.long
 def test_it_is_named_generated_and_says_how_it_was_made(made: Path, opened: DataSet) -> None:
     assert (opened.name, opened.label_set, opened.skipped) == ("generated", "meld", {})
     manifest = json.loads((made / "corpus.json").read_text())
@@ -100,11 +101,13 @@ def test_media_are_what_serving_takes(opened: DataSet) -> None:
             assert 0.001 < sound.std() < 0.5
 
 
+@pytest.mark.long
 def test_equal_options_give_equal_files_however_many_work(made: Path, tmp_path: Path) -> None:
     generate_corpus(tmp_path / "again", OPTIONS, processes=1)
     assert files_of(tmp_path / "again") == files_of(made)
 
 
+@pytest.mark.long
 def test_a_test_split_under_noise_has_the_same_people_and_labels(opened: DataSet, tmp_path: Path) -> None:
     noisy = generate_corpus(tmp_path / "noisy", of_corpus.test_variation(OPTIONS, "noise", 0.8), processes=1)
     assert [(e.id, e.label, e.speaker) for e in noisy.examples] == [
@@ -155,6 +158,7 @@ def test_an_unknown_voice_is_named() -> None:
         espeak.speak(espeak.Utterance("Hello.", "en-nowhere", 180, 50, 50))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", HIGH_VARIANTS + LOW_VARIANTS)
 def test_every_voice_speaks_and_says_the_same_twice(variant: str) -> None:
     for language in LANGUAGES:
@@ -164,6 +168,7 @@ def test_every_voice_speaks_and_says_the_same_twice(variant: str) -> None:
         np.testing.assert_array_equal(first, espeak.speak(utterance))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("louder", "quieter"), [("anger", "sadness"), ("joy", "disgust"), ("surprise", "neutral")])
 def test_prosody_is_heard(louder: str, quieter: str) -> None:
     assert set(PROSODY) == {*of_corpus.SHARES, "irony"}
@@ -226,6 +231,7 @@ def test_damaged_tables_are_named(
         open_data_set(tmp_path, "generated")
 
 
+@pytest.mark.long
 def test_the_verb_makes_one_and_refuses_to_make_it_again(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cmt_cli.main", "corpus", "new", "--items", "20", "--image-side-px", "32"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -146,6 +146,7 @@ def test_the_stressed_clause_is_louder_and_the_ironic_voice_slower() -> None:
     assert len(heard([(words, prosody_of("irony", 1.0, rng))])) > 1.1 * len(heard([(words, calm)]))
 
 
+@pytest.mark.long
 def test_the_corpus_says_both_clauses(tmp_path: Path) -> None:
     """Deterministic, as every corpus is; its table tells what is played with."""
     options = CorpusOptions(items=30, seed=5, people=(2, 1, 1), image_side_px=32, interplay_rate=1.0)
