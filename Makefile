@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 RERUNS =
-PYTEST = $(BIN)/pytest $(RERUNS) --durations=10 -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/pytest $(RERUNS) --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 USUAL = not slow and not base
 # Triton 2.51 itself dies now and then as pipelines are loaded (docs/upgrades.md); a test in which it did is run again.
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"

@@ -36,14 +36,23 @@ settings.load_profile("default")
 
 #: Fixtures that a Triton is started for.
 TRITON = {"server", "tiny", "traced"}
+#: Fixtures that export a preset, which takes a minute of a core or more: of what needs a Triton, and of what doesn't.
+EXPORTS = {"tiny"}, {"graph_folder", "release_of"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a Triton runs beside at most one other that does, not beside what uses all cores."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """What needs a Triton runs beside at most one other that does, not beside what uses all cores. One file begins with
+    the export that many need; these come last, so that nobody waits for it."""
     for item in items:
         if isinstance(item, pytest.Function) and TRITON & set(item.fixturenames):
             item.add_marker(pytest.mark.triton)
+    yield
+    for export in EXPORTS:
+        needing = [item.path for item in items if isinstance(item, pytest.Function) and export & set(item.fixturenames)]
+        if needing:
+            items.sort(key=lambda item: 0 if item.path == needing[0] else 1 + (item.path in needing))
+            break
 
 
 def pytest_configure(config: pytest.Config) -> None:

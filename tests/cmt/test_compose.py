@@ -24,7 +24,7 @@ from hub import Hub, Repository
 from published_classifiers import ROWS, logits_of, made
 from serving import server_on
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 NAMES: dict[Modality, str] = {
     "image": "Celal11/swin-tiny-patch4-window7-224-finetuned-eurosat",
@@ -101,7 +101,6 @@ def checkpoint(
     return load_checkpoint(copy)
 
 
-@pytest.mark.long
 def test_what_each_name_means_is_told(composed: tuple[Path, str], hub: Hub) -> None:
     told = composed[1]
     assert f"text: {NAMES['text']}@{hub.repositories[NAMES['text']].commit} (mit)" in told
@@ -111,7 +110,6 @@ def test_what_each_name_means_is_told(composed: tuple[Path, str], hub: Hub) -> N
     assert "it says nothing of surprise, fear, disgust" in told
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 def test_an_answer_is_what_transformers_says_pooled(
     subset: tuple[Modality, ...], served: TritonServer, checkpoint: Checkpoint, hub: Hub
@@ -148,7 +146,6 @@ def test_a_release_names_its_sources(release: Release, hub: Hub) -> None:
     assert all(len(weights.sha256) == 64 for weights in found.values())
 
 
-@pytest.mark.long
 def test_two_classifiers_are_enough(hub: Hub, home: Path, tmp_path: Path) -> None:
     """What has no encoder is refused as such, and the rest is served."""
     sources = ("--image", NAMES["image"], "--text", NAMES["text"])
@@ -171,7 +168,6 @@ def test_two_classifiers_are_enough(hub: Hub, home: Path, tmp_path: Path) -> Non
         assert client.predict(text=text).label
 
 
-@pytest.mark.long
 def test_what_cant_be_had_is_told_in_a_line(hub: Hub, home: Path, tmp_path: Path) -> None:
     hub.repositories["org/private"] = replace(hub.repositories[NAMES["text"]], refused=(401, "RepoNotFound"))
     hub.repositories["org/gated"] = replace(hub.repositories[NAMES["text"]], refused=(403, "GatedRepo"))

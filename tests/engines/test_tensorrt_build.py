@@ -101,6 +101,7 @@ def test_builds_and_keeps_the_contract(stage_name: str, precision: Any, tmp_path
     assert (sidecar.stage, sidecar.engine, sidecar.precision) == (stage_name, "tensorrt", precision)
 
 
+@pytest.mark.long
 @needs_rtx
 def test_the_sidecar_says_how_it_came_to_be(text_engine: Path) -> None:
     import tensorrt_rtx
@@ -133,6 +134,7 @@ def test_narrow_plans_are_half_as_large(tmp_path: Path) -> None:
     assert 0.45 < sizes[1] / sizes[0] < 0.6
 
 
+@pytest.mark.long
 @needs_rtx
 def test_progress_rises_to_one(tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []

@@ -84,6 +84,7 @@ def test_fp32_is_a_copy(stage_name: str, tmp_path: Path) -> None:
     assert set(errors(run(copy, inputs), run(small_graph(stage_name), inputs)).values()) == {0.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage_name", STAGE_NAMES)
 def test_fp16_stays_close(stage_name: str, tmp_path: Path) -> None:
     inputs = small_inputs(STAGES[stage_name])

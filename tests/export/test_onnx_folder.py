@@ -277,6 +277,7 @@ def test_given_graphs_become_a_release_that_says_so(released: Release, given: Pa
     assert (again.number, built) == (released.number, False)
 
 
+@pytest.mark.long
 def test_golden_answers_are_those_of_the_model_that_the_graphs_are_of(
     released: Release, tiny_model: Checkpoint
 ) -> None:

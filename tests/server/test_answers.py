@@ -40,7 +40,7 @@ from exports import add_to, exported
 from items import as_request, random_items
 from serving import server_on
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 T = TypeVar("T")
 
 ITEMS: list[Item] = [as_request(item) for item in random_items(len(SUBSETS), seed=5)]
@@ -142,7 +142,6 @@ def assert_read_right(answers: list[Emotion], both: tuple[Served, Served]) -> No
         assert max(abs(p - alone.probabilities[name]) for name, p in answer.probabilities.items()) < TOLERANCE
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_every_answer_of_a_round_robin_is_read_right(both: tuple[Served, Served], protocol: str) -> None:
     transport = RoundRobin([connect(served.url(protocol)) for served in both])
@@ -161,7 +160,6 @@ def test_so_it_is_with_asyncio(both: tuple[Served, Served], protocol: str) -> No
     assert_read_right(asyncio.run(ask()), both)
 
 
-@pytest.mark.long
 def test_labels_are_those_of_the_release_though_two_share_every_engine(tiny: Release, tmp_path: Path) -> None:
     """Live and on trial at once: only the stages that say so know whose answer it is."""
     store = tmp_path / "releases"
@@ -187,7 +185,6 @@ def test_labels_are_those_of_the_release_though_two_share_every_engine(tiny: Rel
         target.close()
 
 
-@pytest.mark.long
 def test_another_version_than_1_never_was_there(both: tuple[Served, Served]) -> None:
     """So that no upgrade takes away what a client could pin."""
     for module, url, status in (

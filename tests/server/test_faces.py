@@ -45,10 +45,9 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 GRADIENT = encoded(Image.linear_gradient("L").convert("RGB").resize((400, 300)))
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 
-@pytest.mark.long
 @needs_photographs
 @pytest.mark.parametrize("form", ["PNG", "GIF"])  # decoded at once, and in a process of its own
 def test_an_answer_tells_the_box(client: EmotionClient, form: str) -> None:
@@ -60,7 +59,6 @@ def test_an_answer_tells_the_box(client: EmotionClient, form: str) -> None:
     assert answer.attention["image"] > 0
 
 
-@pytest.mark.long
 @needs_photographs
 def test_every_face_is_read(client: EmotionClient, looking: TritonServer) -> None:
     """Each as if it had come alone, from the client and through the gateway."""
@@ -97,7 +95,6 @@ def test_a_picture_alone_without_a_face_is_refused(client: EmotionClient) -> Non
     assert (raised.value.field, raised.value.code) == ("image", "no_face")
 
 
-@pytest.mark.long
 def test_clients_that_dont_know_of_faces_are_answered(looking: TritonServer) -> None:
     with grpcclient.InferenceServerClient(looking.grpc_url.removeprefix("grpc://")) as raw:
         inputs = [grpcclient.InferInput(name, [1, 1], "BYTES") for name in ("image", "text")]
