@@ -209,6 +209,7 @@ def test_threads_that_end_leave_nothing_open(wired: Any) -> None:
         assert len(os.listdir("/proc/self/fd")) < before + many / 2
 
 
+@pytest.mark.long
 def test_a_lost_server_is_found_again_within_the_retries(
     tell: Tell, closed_port: int, wired_grpc_at: Callable[[int], Any]
 ) -> None:

@@ -64,6 +64,7 @@ def test_errors_decide_the_exit_status_and_warnings_when_strict(ill: Path) -> No
     assert doctor(str(ill), "--triton-version", "2.69", "--strict").returncode == 1
 
 
+@pytest.mark.long
 def test_json_tells_everything(ill: Path) -> None:
     told = json.loads(doctor(str(ill), "--triton-version", "2.51", "--json").stdout)
     assert (told["errors"], told["warnings"], told["models"], told["triton_version"]) == (1, 1, 3, "2.51")

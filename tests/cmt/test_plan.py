@@ -58,6 +58,7 @@ def test_the_open_loop_is_set_beside_the_model(curve: ServiceCurve, server: Trit
     assert "30%" in table({"rows": rows})
 
 
+@pytest.mark.long
 def test_the_plan_is_printed(file: Path, curve: ServiceCurve) -> None:
     slo_ms = 20 * curve.points[0].p95_ms
     printed = cmt("--rate", "50000", "--slo-ms", str(slo_ms), "--curve", str(file), "--node-price", "0.8")

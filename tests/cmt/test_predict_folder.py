@@ -68,6 +68,7 @@ def wait_for_rows(output: Path, count: int, process: subprocess.Popen[bytes]) ->
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_folder_is_answered_however_often_it_is_killed(server: TritonServer, folder: Path, tmp_path: Path) -> None:
     output, stuck = tmp_path / "answers.jsonl", folder / "m.txt"
     os.mkfifo(stuck)  # nobody writes: the run can't come past it
@@ -104,6 +105,7 @@ def test_a_folder_is_answered_as_parquet(server: TritonServer, folder: Path, tmp
     assert rows(tmp_path / "answers.parquet.jsonl")[0]["probabilities"] == found[0]["probabilities"]
 
 
+@pytest.mark.long
 def test_a_long_sound_is_shown_with_its_windows(server: TritonServer, tmp_path: Path) -> None:
     samples, rate = soundfile.read(sample("audio"), dtype="int16")
     soundfile.write(tmp_path / "long.wav", np.resize(samples, 20 * rate), rate)

@@ -161,6 +161,7 @@ def test_a_second_server_on_taken_ports_harms_nobody(
     assert server.control.ready("emotion")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "message"),
     [

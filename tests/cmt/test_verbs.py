@@ -34,6 +34,7 @@ def cmt(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
 
 
+@pytest.mark.long
 def test_predict_prints_json(server: TritonServer) -> None:
     files = ["--image", str(sample("image")), "--audio", str(sample("audio"))]
     answered = cmt("predict", *files, "--text", "Well done!", "--url", server.http_url, "--json")
@@ -131,6 +132,7 @@ def test_export_refuses_what_it_doesnt_know() -> None:
     assert "openvino takes fp32, bf16, int8" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.long
 def test_serve_without_a_release_says_how_to_make_one(tmp_path: Path) -> None:
     refused = cmt("serve", "--state", str(tmp_path))
     assert refused.returncode == 1

@@ -71,6 +71,7 @@ def test_commands_run(server: TritonServer, environment: dict[str, str], gateway
     assert ran.stdout or "ready" in command
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [block for block in blocks("python") if not block.needs], ids=str)
 def test_code_runs(server: TritonServer, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     monkeypatch.chdir(ROOT)

@@ -52,6 +52,7 @@ def relative(came: Array, wanted: Array) -> float:
     return float(np.sqrt(np.mean(difference**2) / np.mean(wanted.astype(np.float64) ** 2)))
 
 
+@pytest.mark.long
 def test_an_outlier_overflows_in_fp16_and_is_mended_by_what_samples_show(tmp_path: Path) -> None:
     graph, inputs = outlier_graph(tmp_path), small_inputs(TEXT)
     wanted = OnnxRuntimeRunner(graph, 1).run(inputs)["text_features"]

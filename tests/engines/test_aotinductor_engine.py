@@ -91,6 +91,7 @@ def never() -> Traceable:
     raise AssertionError("it was asked for the module")
 
 
+@pytest.mark.long
 def test_graphs_from_elsewhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError, match=r"fuse came as ONNX .* compiles PyTorch modules: export with --engine openvino"
@@ -110,6 +111,7 @@ def test_without_a_gpu_it_says_how_to_go_on(tmp_path: Path) -> None:
     assert not AOTINDUCTOR_CUDA.opens_here()
 
 
+@pytest.mark.long
 def test_a_compiler_is_needed(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     fuse = STAGES["fuse"]

@@ -60,6 +60,7 @@ def test_int8_stays_within_its_tolerance(
         assert row.error > 1e-3, "nothing was quantised"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("narrow", "stored"), [(False, onnx.TensorProto.INT8), (True, onnx.TensorProto.UINT8)], ids=["VNNI", "AVX2 alone"]
 )

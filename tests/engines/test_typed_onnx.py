@@ -92,6 +92,7 @@ def test_fp16_stays_close(stage_name: str, tmp_path: Path) -> None:
     assert max(errors(run(typed, inputs), run(small_graph(stage_name), inputs)).values()) < 2e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage_name", STAGE_NAMES)
 def test_bf16_stays_close(stage_name: str, tmp_path: Path) -> None:
     inputs = small_inputs(STAGES[stage_name])

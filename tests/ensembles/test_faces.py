@@ -54,6 +54,7 @@ def note_of(made: dict[str, object]) -> FaceNote:
     return note
 
 
+@pytest.mark.long
 @needs_photographs
 def test_a_face_is_found_where_it_is(finder: FaceFinder) -> None:
     face = the_one(finder, astronaut())
@@ -97,6 +98,7 @@ def test_a_strip_is_looked_through_in_little_memory(finder: FaceFinder) -> None:
     assert not finder.find(Image.new("RGB", (500_000, 16), (200, 150, 120)))
 
 
+@pytest.mark.long
 @needs_photographs
 def test_a_box_is_told_in_pixels_of_the_upright_original() -> None:
     """Sent large, lying on its side, as a phone does."""
@@ -107,6 +109,7 @@ def test_a_box_is_told_in_pixels_of_the_upright_original() -> None:
     assert near(note.box, tuple(4 * side for side in WHERE), 48)
 
 
+@pytest.mark.long
 @needs_photographs
 def test_every_face_is_told_the_most_prominent_first() -> None:
     scene, boxes = crowd(200, 280, 160)
@@ -139,6 +142,7 @@ def test_a_note_of_an_older_release_names_no_others() -> None:
     assert FaceNote.from_json(old) == FaceNote("face", (1, 2, 3, 4), 5, 0.9)
 
 
+@pytest.mark.long
 @needs_photographs
 def test_the_face_is_what_the_encoder_sees(finder: FaceFinder) -> None:
     """The picture around it doesn't matter."""

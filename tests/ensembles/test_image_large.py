@@ -36,6 +36,7 @@ def shrunk_and_whole(data: bytes, fit: Fit = Fit()) -> Array:  # noqa: B008
     return np.abs(np.asarray(decode_square(data, fit), int) - pixels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("format_", "mode", "side", "options"),
     [

@@ -87,6 +87,7 @@ def test_published_weights_are_really_used(checkpoint: Checkpoint) -> None:
     assert torch.equal(backbone.embeddings.word_embeddings.weight, published)
 
 
+@pytest.mark.long
 def test_weights_that_were_trained_further_are_saved(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Then config.json no longer names a source."""
     encoders = dict(checkpoint.config.encoders)

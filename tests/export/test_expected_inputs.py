@@ -79,6 +79,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(300, 201), (401, 640)])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_picture_becomes_the_pixels_of_its_encoders_own_processor(

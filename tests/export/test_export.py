@@ -150,6 +150,7 @@ def test_a_release_holds_what_its_stages_need(fp32: Release) -> None:
     assert fp32.manifest.versions.keys() >= {"torch", "transformers", "onnx", "openvino", "nncf", "numpy"}
 
 
+@pytest.mark.long
 def test_golden_answers_are_those_of_pytorch(fp32: Release, checkpoint: Checkpoint) -> None:
     preprocessors = open_preprocessors(fp32.stage_folder("preprocess"))
     assert [answer.modalities for answer in fp32.manifest.golden] == list(SUBSETS)

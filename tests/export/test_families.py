@@ -97,6 +97,7 @@ HEADS = {
 FAMILY_OF_EACH = {model_type: name for name, (model_type, _) in reversed(ENCODERS.items()) if model_type != "whisper"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", FAMILY_OF_EACH)
 def test_heads_are_left_out(tmp_path: Path, model_type: str) -> None:
     """Those of transformers: of classifiers, of pretraining, of distillation."""

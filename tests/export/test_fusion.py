@@ -86,6 +86,7 @@ def test_neither_padding_nor_what_stands_in_is_read(kind: str, subset: Sequence[
     assert all(bool((weights[:, i] > 0).all()) == (m in subset) for i, m in enumerate(MODALITIES))
 
 
+@pytest.mark.long
 @kinds
 @settings(max_examples=10)
 @given(

@@ -169,6 +169,7 @@ def test_fusion_is_fed_as_the_pipelines_feed_it(checkpoint: Checkpoint, compared
             np.testing.assert_allclose(came[name], wanted, atol=1e-6)
 
 
+@pytest.mark.long
 def test_fusion_is_compared_with_modalities_absent_too(checkpoint: Checkpoint, compared: Sequence[Batch]) -> None:
     inputs = list(stage_inputs(checkpoint.model, STAGES["fuse"], compared))
     presences = {tuple(bool(given[f"{m}_mask"].any()) for m in ("image", "audio", "text")) for given in inputs}

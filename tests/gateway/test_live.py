@@ -151,6 +151,7 @@ def test_words_alone_are_turns() -> None:
     assert [item["text"] for item in asked(fake)] == [b"typing done", b"again"]
 
 
+@pytest.mark.long
 def test_silence_is_known_too() -> None:
     """So that a policy's rules of time go on where nobody says anything."""
     client, fake = asking()

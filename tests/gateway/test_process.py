@@ -152,6 +152,7 @@ def door(server: TritonServer) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         yield found
 
 
+@pytest.mark.long
 def test_every_subset_is_answered_as_triton_answers_it(
     server: TritonServer, door: tuple[str, subprocess.Popen[bytes]]
 ) -> None:

@@ -163,6 +163,7 @@ def as_prometheus(share: float, seconds: np.ndarray) -> float:
     return float(np.interp(share * len(seconds), counts, bounds))
 
 
+@pytest.mark.long
 def test_rates_and_quantiles_are_those_that_prometheus_would_reckon(browser: Browser, url: str) -> None:
     metrics, seconds = Metrics(), np.random.default_rng(0).lognormal(-2.3, 0.5, 400)
     metrics.turn_seconds.observe(9.0)

@@ -48,6 +48,7 @@ def triton(objects: Objects) -> Any:
     return stable(objects)["template"]["spec"]["containers"][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RENDERED)
 def test_everything_renders_and_nothing_is_at_fault(name: str) -> None:
     objects = rendered(name)

@@ -171,6 +171,7 @@ def test_a_reason_found_before_loading_ends_it_at_once(release: Release, events:
     assert target.calls == ["recover 2", "preflight"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["load", "share", "flip", "end_trial"])
 @pytest.mark.parametrize("error", [ServerError("no"), InferenceFailed("no"), OSError(28, "No space left on device")])
 def test_whatever_fails_the_old_release_has_the_traffic(

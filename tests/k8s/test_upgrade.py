@@ -122,6 +122,7 @@ def test_there_and_back_and_there_again_loses_nothing_and_mixes_nothing(
     assert not [name for name in ready if name.startswith("candidate_")]
 
 
+@pytest.mark.long
 def test_readiness_of_the_pipelines_never_flickers(shared_rig: Rig, pair: Pair) -> None:
     """Triton's own readiness says no while anything loads; that of the pipelines is what counts."""
     rig, (_, other) = shared_rig, by_turns(shared_rig, pair)

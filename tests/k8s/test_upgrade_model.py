@@ -49,6 +49,7 @@ def way_back(fresh: Callable[[], World]) -> list[Fault]:
     return [Fault(seen[0] + 1, "lost before")]
 
 
+@pytest.mark.long
 def test_without_faults(fresh: Callable[[], World]) -> None:
     world = fresh()
     assert world.upgrade(2) == "passed"

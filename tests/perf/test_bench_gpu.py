@@ -76,6 +76,7 @@ def test_what_isnt_needed_stays_behind(tmp_path: Path) -> None:
         assert archive.getnames() == [f"common/{name}" for name in kept]
 
 
+@pytest.mark.long
 def test_two_environments_one_with_its_own_numpy(tmp_path: Path) -> None:
     """The one that serves has the archive's NumPy, the other the machine's; both have the rooms and what it carried."""
     for place in ("serve/numpy", "common/carried"):

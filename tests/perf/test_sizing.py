@@ -37,6 +37,7 @@ def test_nodes_hold_the_pods() -> None:
     assert plan.network_gbps == pytest.approx(5_000 * 50_000 * 8 / 1e9)
 
 
+@pytest.mark.long
 def test_growth_ends_being_linear_where_a_cluster_ends() -> None:
     plans = growth(CURVE, Demand(10.0, 200.0), MACHINES)
     assert [plan.rate for plan in plans] == [10.0**n for n in range(1, 8)]

@@ -117,6 +117,7 @@ def test_a_pull_of_what_is_there_changes_nothing(store: Store, here: Path, there
     assert first.folder.stat().st_ino == before
 
 
+@pytest.mark.long
 def test_a_number_is_given_once(url: str, here: Path, there: Path, tmp_path: Path) -> None:
     store = open_store(url)
     mine, other = make(here, fuse="mine"), make(there, fuse="other's")

@@ -15,6 +15,7 @@ from small_releases import BLOBS, make
 from stores import killed, run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "moment",
     [
@@ -109,6 +110,7 @@ def test_pushes_of_one_number_at_once(
         assert line == "done" if open_release(folder).digest == won else "is another one" in line
 
 
+@pytest.mark.long
 def test_pulls_at_once_all_get_it(store: Store, here: Path, there: Path) -> None:
     store.push(make(here))
     start = str(time.time() + 1.0)

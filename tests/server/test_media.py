@@ -40,6 +40,7 @@ def test_pictures(clients: dict[str, EmotionClient], tmp_path: Path, name: str) 
     assert np.abs(came - came[0]).max() < SAME
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sounds(clients: dict[str, EmotionClient], tmp_path: Path, name: str) -> None:
     data = SOUNDS[name].make()

@@ -210,6 +210,7 @@ def test_another_policy_remembers_what_has_the_same_name() -> None:
     assert state.policy.fired["b"].count == 1
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(sessions(most=40), st.sampled_from(["tutoring", "customer_service"]))
 def test_cool_downs_gaps_and_limits_hold_in_any_session(events: list[Observation], name: str) -> None:

@@ -81,6 +81,7 @@ def test_a_state_that_lacks_anything_or_holds_nonsense_is_refused(path: tuple[An
         goes_on_or_is_refused(with_change(GROWN, path, ...))
 
 
+@pytest.mark.long
 @settings(max_examples=200)
 @given(st.sampled_from(list(places(GROWN))), VALUES)
 def test_a_state_with_anything_anywhere_is_refused_or_goes_on(path: tuple[Any, ...], new: Any) -> None:

@@ -99,6 +99,7 @@ def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tm
         replace(OPTIONS, epochs=0)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_training(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the loss became NaN or infinite.*lower --learning-rate"):
         train(prepared, replace(OPTIONS, learning_rate=1e30, warm_up=0.0), tmp_path / "out", silent)
@@ -186,6 +187,7 @@ def test_a_vision_transformer_starts_from_energies() -> None:
     assert float((bright - dark)[edge].norm()) < 0.35 * float((bright - plain)[edge].norm())
 
 
+@pytest.mark.long
 def test_encoders_learn_before_there_is_a_fusion(prepared: Prepared, tmp_path: Path) -> None:
     """And a training that is cut off between the two goes on to the same result."""
     options = replace(OPTIONS, epochs=2, encoder_epochs=3)

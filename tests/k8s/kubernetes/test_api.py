@@ -41,6 +41,7 @@ def conflicts(times: int) -> Callable[[Request], None]:
     return between
 
 
+@pytest.mark.long
 def test_a_busy_server_is_asked_again_when_it_says(emulated: Place, api: EmulatedApi) -> None:
     api.refuse(1, 429, retry_after_s=1)
     start = time.monotonic()
@@ -99,6 +100,7 @@ def test_a_restart_in_every_step_is_sat_out(emulated: Place, api: EmulatedApi, r
     emulated.settled(2)
 
 
+@pytest.mark.long
 def test_a_restart_on_the_way_back_is_sat_out(emulated: Place, api: EmulatedApi, releases: list[Release]) -> None:
     emulated.connector.wrong = lambda pod: pod.release == "2"
     with pytest.raises(StepFailed, match="golden"):

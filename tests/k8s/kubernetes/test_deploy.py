@@ -57,6 +57,7 @@ def test_a_dry_run_changes_nothing(place: Place) -> None:
     assert place.deployment()["metadata"]["generation"] == generation
 
 
+@pytest.mark.long
 def test_the_live_release_stays_whatever_the_manifests_say(deployed: Place, releases: list[Release]) -> None:
     deployed.upgrade(releases[1])
     deployed.deploy(manifests(deployed.namespace, replicas=3))

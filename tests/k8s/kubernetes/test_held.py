@@ -85,6 +85,7 @@ def test_what_is_only_warned_of_is_said_and_done(place: Place) -> None:
     place.settled(1)
 
 
+@pytest.mark.long
 def test_warnings_are_said_by_an_upgrade_too(deployed: Place, releases: list[Release]) -> None:
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/warn": "restricted"}}}
     merge(deployed, f"/api/v1/namespaces/{deployed.namespace}", labels)

@@ -108,12 +108,14 @@ def test_fields_that_somebody_else_sets_are_named_and_taken_over_only_by_force(
     deployed.settled(2)
 
 
+@pytest.mark.long
 def test_an_edit_in_the_middle_is_met_at_the_flip(deployed: Place, releases: list[Release]) -> None:
     with pytest.raises((StepFailed, RollbackFailed), match=r"flip on .*: somebody-else sets"):
         deployed.upgrade(releases[1], at={"flip": lambda: set_by_another(deployed.cluster, "1")})
     deployed.settled(1)
 
 
+@pytest.mark.long
 def test_other_edits_in_the_middle_are_left_alone(deployed: Place, releases: list[Release]) -> None:
     def annotate() -> None:
         path = deployed.cluster.path("deployments", STABLE, "apps/v1")

@@ -87,6 +87,7 @@ def test_every_shape_of_traffic_is_answered(server: TritonServer, scenario: Scen
     assert min(found.latencies_ms) > 1
 
 
+@pytest.mark.long
 def test_failures_are_counted_not_hidden(server: TritonServer) -> None:
     too_long = Scenario("too long", "closed", requests=4, size=Size(audio_s=20.0, text_tokens=12, image_px=96))
     found = one_round(System("here", "emotion", server.grpc_url, server.pid or 0), too_long, seed=0)

@@ -19,6 +19,7 @@ def noisy(mean_ms: float, slow: list[float], seed: int) -> list[list[float]]:
     return [list(rng.normal(mean_ms * factor, mean_ms / 20, 30)) for factor in slow]
 
 
+@pytest.mark.long
 def test_the_interval_holds_the_truth_however_slow_the_machine_is_for_a_while() -> None:
     slow = [1.0, 1.0, 1.6, 1.0, 1.2, 1.0]
     found = ratio_of(measured("a", noisy(500, slow, 0)), measured("b", noisy(100, slow, 1)))

@@ -317,6 +317,7 @@ def test_cache_key_ignores_the_outputs_asked_for(triton: TinyServer, found: set[
     assert triton.infer("cached", ["z"], x=question)[1] == {"y": [1.0, 2.0]}
 
 
+@pytest.mark.long
 def test_timeout_override_without_default(triton: TinyServer, found: set[tuple[str, str]]) -> None:
     assert [model for rule, model in found if rule == "timeout-override-without-default"] == ["override"]
     impatient = {"timeout": 100_000}  # us

@@ -41,6 +41,7 @@ UNDERSTOOD: dict[str, Callable[[Plan], Hashable]] = {
 }
 
 
+@pytest.mark.long
 def test_it_comes_at_its_rates(plans: list[Plan]) -> None:
     emotional = [plan for plan in plans if plan.label != NEUTRAL]
     having = [plan for plan in emotional if plan.interplay]
