@@ -10,7 +10,7 @@ USUAL = not slow and not base
 TRITON_DIED = --reruns 1 --only-rerun "is the server running"
 export PATH := $(CURDIR)/.cmt/prometheus/usr/bin:$(PATH)
 
-.PHONY: demo live help test test-long test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-releases bench-tune bench-techniques bench-less-work bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
+.PHONY: demo live help test test-long test-slow coverage check docs house checkov format promtool prometheus test-base model-repository perf-analyzer bench bench-fast bench-releases bench-tune bench-techniques bench-less-work bench-precision bench-real bench-binding bench-interplay bench-upgrade bench-capacity bench-hostile bench-sessions bench-live bench-drain bench-families soak check-gpu bench-engines bench-gpu-pack bench-gpu images fuzz clean
 
 demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)  ## exports the mini preset, starts Triton, asks it, stops it
 	@$(BIN)/cmt demo
@@ -118,11 +118,18 @@ perf-analyzer: .cmt/perf_analyzer/perf_analyzer  ## the real perf_analyzer, for 
 .cmt/perf_analyzer/perf_analyzer: $(VENV)/.installed
 	$(BIN)/python -m cmt_perf.bench.fetch_analyzer
 
-bench: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, over an hour
-	$(BIN)/cmt export --preset base --random-weights --precision int8 --state .cmt/bench
+ENGINE ?= openvino
+TUNED = --peer fastapi:compiled --peer fastapi:torchao --peer fastapi:onnxruntime --peer fastapi:openvino --peer pytriton:openvino
+
+bench: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## `base` beside the baseline and peers: writes perf/results/bench.*; quiet machine, over an hour; ENGINE=onnxruntime where there is no VNNI
+	$(BIN)/cmt export --preset base --random-weights --precision int8 --engine $(ENGINE) --state .cmt/bench
 	$(BIN)/cmt bench --precision int8 --state .cmt/bench --rounds 6 --requests 12 --same-model \
-		--peer fastapi --peer pytriton --peer bentoml --peer fastapi:compiled --peer fastapi:torchao \
-		--peer fastapi:onnxruntime --peer fastapi:openvino --peer pytriton:openvino
+		--peer fastapi --peer pytriton --peer bentoml $(TUNED)
+
+bench-fast: $(VENV)/.peers .cmt/perf_analyzer/perf_analyzer  ## the same of `fast`: writes perf/results/fast/bench.*; quiet machine, three quarters of an hour
+	$(BIN)/cmt export --preset fast --random-weights --precision int8 --engine $(ENGINE) --state .cmt/bench-fast
+	$(BIN)/cmt bench --precision int8 --state .cmt/bench-fast --out perf/results/fast --rounds 5 --requests 8 --same-model \
+		--peer fastapi $(TUNED)
 
 bench-releases: $(VENV)/.installed
 	for precision in fp32 bf16 int8; do \

@@ -1,12 +1,12 @@
 """`cmt tune`: threads, instances, priority, delays and precision for this machine, by measuring the whole ensemble.
 
-The search starts with what `cmt serve` does by default, on each release that is offered (one for each precision), and
-from the best of these walks along one knob at a time (coordinate descent): which encoder goes before the others, then
-threads, instances and delays.
+The search starts with what `cmt serve` does by default, on each release that is offered (one for each precision or
+engine), and from the best of these walks along one knob at a time (coordinate descent): which encoder goes before the
+others, then threads, instances and delays.
 Among what keeps within the latency bound the one with the highest throughput is best; where nothing does, the quickest.
-Machines have slow moments: what looks better is served once more beside the best so far, both are asked in turns, and
-it takes the place only if the interval of their ratio says so. All that was tried is kept, and what no other beats in
-both makes the Pareto front.
+Machines have slow moments: what looks better, and every other release, is served once more beside the best so far, both
+are asked in turns, and it takes the place only if the interval of their ratio says so. All that was tried is kept, and
+what no other beats in both makes the Pareto front.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Tuning = Mapping[str, StageTuning]
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """releases: what may be served, one a precision; slo_ms: what `percentile` of a single stream has to keep within;
-    concurrency: closed loops under which throughput is measured; trials: configurations at most."""
+    """releases: what may be served, one a precision or engine; slo_ms: what `percentile` of a single stream has to keep
+    within; concurrency: closed loops under which throughput is measured; trials: configurations at most."""
 
     releases: Sequence[Release]
     slo_ms: float = 128.0
@@ -82,7 +82,7 @@ class Machine(Protocol):
 
     def measure(self, release: Release, stages: Tuning) -> Trial: ...
 
-    def beats(self, release: Release, challenger: Trial, best: Trial) -> bool:
+    def beats(self, challenger: Trial, best: Trial) -> bool:
         """Whether it really does, with both served at once."""
         ...
 
@@ -97,21 +97,25 @@ def tune(options: TuneOptions, progress: Progress, machine: Machine | None = Non
         if key not in found:
             if len(found) >= options.trials:
                 return None
-            progress(f"{release.manifest.info.precision}: {described(stages)}", len(found) / options.trials)
+            told = f"release {release.number}, {release.manifest.info.precision}"
+            progress(f"{told}: {described(stages)}", len(found) / options.trials)
             found[key] = on.measure(release, stages)
         return found[key]
 
-    rank = partial(_rank, options.slo_ms)
-    offered = {release.number: release for release in options.releases}
-    best = min((t for release in options.releases if (t := tried(release, DEFAULT_TUNING))), key=rank)
-    release = offered[best.release]
+    best, *others = (trial for release in options.releases if (trial := tried(release, DEFAULT_TUNING)))
+    for trial in others:
+        within = [each.within(options.slo_ms) for each in (trial, best)]
+        if within == [True, False] or (within[0] == within[1] and on.beats(trial, best)):
+            best = trial
+    release = next(release for release in options.releases if release.number == best.release)
     for knob in _knobs(options.cores):
         for changed in knob(best.stages):
-            trial = tried(release, changed)
-            if trial is None:
+            changed_trial = tried(release, changed)
+            if changed_trial is None:
                 break
-            if _gain(trial, best, options.slo_ms) > LEAST_GAIN and on.beats(release, trial, best):
-                best = trial
+            if _gain(changed_trial, best, options.slo_ms) > LEAST_GAIN and on.beats(changed_trial, best):
+                best = changed_trial
+    rank = partial(_rank, options.slo_ms)
     return [best, *sorted((trial for trial in found.values() if trial is not best), key=rank)]
 
 
@@ -205,6 +209,7 @@ class ThisMachine:
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
+        self._releases = {release.number: release for release in options.releases}
         self._single = Scenario("single stream", "closed", requests=options.requests, size=options.size)
         self._loaded = replace(
             self._single, name="loaded", concurrency=options.concurrency, requests=2 * options.requests
@@ -228,18 +233,20 @@ class ThisMachine:
             busy["peak_mb"],
         )
 
-    def beats(self, release: Release, challenger: Trial, best: Trial) -> bool:
+    def beats(self, challenger: Trial, best: Trial) -> bool:
         """By latency: of as many closed loops as decide, where it says the throughput too (Little's law)."""
         both_within = challenger.within(self._options.slo_ms) and best.within(self._options.slo_ms)
         scenario = self._loaded if both_within else self._single
         scenario = replace(scenario, requests=-(-scenario.requests // DUEL_ROUNDS) + scenario.concurrency)
         with (
             tempfile.TemporaryDirectory() as folder,
-            _served("best", release, best.stages, f"{folder}/best") as one,
-            _served("challenger", release, challenger.stages, f"{folder}/challenger") as other,
+            _served("best", self._releases[best.release], best.stages, f"{folder}/best") as one,
+            _served(
+                "challenger", self._releases[challenger.release], challenger.stages, f"{folder}/challenger"
+            ) as other,
         ):
-            ours, theirs = interleaved([one, other], [scenario], DUEL_ROUNDS, no_progress)
-        return ratio_of(ours, theirs).low > 1
+            before, after = interleaved([one, other], [scenario], DUEL_ROUNDS, no_progress)
+        return ratio_of(before, after).low > 1
 
 
 def _served(name: str, release: Release, stages: Tuning, folder: str) -> contextlib.AbstractContextManager[System]:
