@@ -89,7 +89,9 @@ def growth_table(result: Mapping[str, Any]) -> str:
     rows = {(row["scenario"], row["system"]): row for row in result["growth"]}
     for scenario in dict.fromkeys(scenario for scenario, _ in rows):
         both = [rows[scenario, system] for system in (OURS, BASELINE)]
-        times, rates = [f"{row['p50_ms']:,.0f} ms" for row in both], [f"{row['throughput']:.1f}" for row in both]
+        refused = [f", {row['errors']:.0f} refused" if row["errors"] else "" for row in both]
+        times = [f"{row['p50_ms']:,.0f} ms{told}" for row, told in zip(both, refused, strict=True)]
+        rates = [f"{row['throughput']:.1f}" for row in both]
         lines.append(f"| {scenario} | {' | '.join(times + rates)} |")
     return "\n".join(lines) + "\n"
 

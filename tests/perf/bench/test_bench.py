@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,7 +27,7 @@ from cmt_export.checkpoint import checkpoint_from_preset, save_checkpoint
 from cmt_perf.bench import analyzer
 from cmt_perf.bench.fetch_analyzer import fetch
 from cmt_perf.bench.measure import Measured, one_round
-from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, summary_of
+from cmt_perf.bench.run import BASELINE, OURS, BenchOptions, bench, saturation_of, summary_of
 from cmt_perf.bench.scenarios import Scenario, Size
 from cmt_perf.bench.systems import SERVERS, System, parts_of, peer
 from cmt_perf.traffic import TrafficPlan, _Asker, traffic_items
@@ -68,6 +69,19 @@ def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, 
     assert all(rate > 1 for rate in result["peaks"]["gflops"].values())
     assert 0 < summary["gflop"] < 10
     assert summary["conditions"]["size"]["audio_s"] == SMALL.audio_s
+
+
+def test_saturation_is_what_all_were_let_in_at() -> None:
+    """Refusals come at once and ask again: of sixteen loops nearly all that is counted were refused."""
+
+    def row(system: str, scenario: str, throughput: float, errors: int = 0) -> dict[str, Any]:
+        return {"system": system, "scenario": scenario, "throughput": throughput, "errors": errors}
+
+    loops = [row(OURS, "concurrency 1", 2.1), row(OURS, "concurrency 8", 2.5), row(OURS, "concurrency 16", 0.0, 16)]
+    others = [row(OURS, "batch 8", 4.0), row(BASELINE, "concurrency 8", 3.0)]
+    assert saturation_of([*loops, *others], OURS) == 2.5
+    assert saturation_of([*loops, *others], BASELINE) == 3.0
+    assert saturation_of([row(OURS, "concurrency 16", 9.0, 1)], OURS) == 0
 
 
 @pytest.mark.long
