@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,7 @@ def bench(
     Example: [bold]cmt bench --rounds 6 --peer fastapi[/]
     """
     from cmt_cli.show import console, progress_bar
-    from cmt_perf.bench.report import write_report
+    from cmt_perf.bench.report import keep_part, write_report
     from cmt_perf.bench.run import BenchOptions, conventional
     from cmt_perf.bench.run import bench as measured
     from cmt_perf.bench.scenarios import Size
@@ -84,7 +85,7 @@ def bench(
         seed=seed,
     )
     with progress_bar("bench") as progress:
-        result = measured(options, progress)
+        result = measured(options, progress, partial(keep_part, folder=out))
     write_report(result, out)
     console.print(bench_table(result))
     console.print(f"written to {out}", highlight=False)

@@ -86,6 +86,7 @@ def test_int8_weights_suit_the_processor(
     assert ONNXRUNTIME.misfits({}, {"device": "CPU"}) == [], "fp32 is served everywhere"
 
 
+@pytest.mark.long
 def test_the_same_graph_makes_the_same_int8(tmp_path: Path) -> None:
     """Releases share what is equal."""
     for folder in ("one", "two"):

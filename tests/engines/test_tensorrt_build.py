@@ -145,6 +145,7 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
     assert len({phase for phase, _ in told}) > 5
 
 
+@pytest.mark.long
 @needs_rtx
 def test_an_interrupt_stops_the_build_and_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(phase: str, part: float) -> None:

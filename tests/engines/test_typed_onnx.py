@@ -100,6 +100,7 @@ def test_bf16_stays_close(stage_name: str, tmp_path: Path) -> None:
     assert max(errors(interpret(typed, inputs), run(small_graph(stage_name), inputs)).values()) < 2e-2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_products_are_narrow_and_statistics_wide(precision: TypedPrecision, tmp_path: Path) -> None:
     types = output_types(onnx_in_precision(small_graph("encode_audio"), precision, tmp_path / "typed.onnx"))

@@ -16,6 +16,7 @@ from cmt_training.html_page import Part, heading, images, paragraph, preformatte
 from cmt_training.html_page import page as html_page
 
 COLOURS = ("#b5533c", "#3b6ea5", "#5a9a5a", "#8a5aa0", "#c79a2e", "#555555")
+PARTIAL_FILE = "bench.partial.json"
 #: Plots that other commands leave in the folder of results.
 FURTHER = {"techniques": "Technique by technique", "tuning": "Configurations that were tried"}
 #: Figure -> how a table names it and shows it.
@@ -33,6 +34,12 @@ FIGURES = {
 HEAD = tuple(head for head, _ in FIGURES.values())
 
 
+def keep_part(result: Mapping[str, Any], folder: Path) -> None:
+    """What a bench has measured so far: bench.partial.json, until there is a report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PARTIAL_FILE).write_text(to_text(result))
+
+
 def write_report(result: Mapping[str, Any], folder: Path) -> None:
     """bench.json, summary.json, bench.html and a PNG of each plot."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +48,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> None:
     for name, png in plots_of(result).items():
         (folder / f"bench_{name}.png").write_bytes(png)
     write_page(folder)
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
 
 
 def write_page(folder: Path) -> None:

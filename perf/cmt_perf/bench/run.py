@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +65,11 @@ class BenchOptions:
             raise ValueError(f"rounds: got {self.rounds}; expected 2 or more, for an interval")
 
 
-def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
-    """Everything measured, with its conditions; see `summary_of` for the least of it."""
+def bench(
+    options: BenchOptions, progress: Progress, keep: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Everything measured, with its conditions; see `summary_of` for the least of it. keep: gets what there is after
+    each part, so that a failure of a later one costs nothing that was measured."""
     single = replace(SINGLE_STREAM, size=options.size, requests=options.requests)
     with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
         folder = Path(work)
@@ -77,30 +80,35 @@ def bench(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         found = interleaved(
             [theirs, ours, *others], [single], options.rounds, part_of(progress, 0.0, 0.4), options.seed
         )
-        pair = [theirs, ours]
-        grown = _rows(_growth(options, pair, part_of(progress, 0.4, 0.75)))
-        opened = _open_loops(options, ours, saturation_of(grown, OURS), part_of(progress, 0.75, 0.85))
-        checked = _second_opinion(options, ours, single)
-    traced = _attributed(options, single, part_of(progress, 0.9, 1.0))
-    return {
-        "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
-        "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
-        "best_peer": _best_peer(found, options.peers),
-        "peer_parity": {name: _parity_of(options, name) for name in options.peers},
-        "growth": grown,
-        "open_loop": _rows(opened),
-        "perf_analyzer": checked,
-        "attribution": traced,
-        "peaks": asdict(peaks()),
-        "gflop": gflop_of(options.checkpoint or options.baseline, single, options.seed),
-        "conditions": conditions(
-            options.release,
-            size=asdict(options.size),
-            rounds=options.rounds,
-            seed=options.seed,
-            tuning={name: asdict(tuned) for name, tuned in (options.install or InstallOptions()).tuning.items()},
-        ),
-    }
+        result: dict[str, Any] = {
+            "single_stream": {m.system: m.figures() | {"latencies_ms": _rounded(m)} for m in found},
+            "ratios": {m.system: asdict(_against(found, m)) for m in found if m.system != BASELINE},
+            "best_peer": _best_peer(found, options.peers),
+            "peer_parity": {name: _parity_of(options, name) for name in options.peers},
+            "conditions": _conditions(options),
+        }
+        keep(result)
+        grown = result["growth"] = _rows(_growth(options, [theirs, ours], part_of(progress, 0.4, 0.75)))
+        keep(result)
+        saturation = saturation_of(grown, OURS)
+        result["open_loop"] = _rows(_open_loops(options, ours, saturation, part_of(progress, 0.75, 0.85)))
+        keep(result)
+        result["perf_analyzer"] = _second_opinion(options, ours, single)
+    result["attribution"] = _attributed(options, single, part_of(progress, 0.9, 1.0))
+    result["peaks"] = asdict(peaks())
+    result["gflop"] = gflop_of(options.checkpoint or options.baseline, single, options.seed)
+    return result
+
+
+def _conditions(options: BenchOptions) -> dict[str, Any]:
+    install = options.install or InstallOptions()
+    return conditions(
+        options.release,
+        size=asdict(options.size),
+        rounds=options.rounds,
+        seed=options.seed,
+        tuning={name: asdict(tuned) for name, tuned in install.tuning.items()},
+    )
 
 
 def conventional(release: Release, folder: Path, model: Fusion = "conventional") -> Path:

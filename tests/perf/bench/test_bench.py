@@ -50,7 +50,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_baseline_and_pipeline_take_turns_and_every_part_is_told(tiny: Release, checkpoint: Path) -> None:
     told: list[float] = []
     options = BenchOptions(tiny, checkpoint, rounds=2, requests=4, size=SMALL, growth=False)
-    result = bench(options, lambda _, done: told.append(done))
+    kept: list[set[str]] = []
+    result = bench(options, lambda _, done: told.append(done), lambda part: kept.append(set(part)))
+    assert {"single_stream", "conditions"} <= kept[0] < kept[-1] < set(result)
     summary = summary_of(result)
     assert told == sorted(told)
     for system in (OURS, BASELINE):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from browsers import CHROMIUM, contrast, needs_chromium
-from cmt_perf.bench.report import page, plots_of
+from cmt_perf.bench.report import keep_part, page, plots_of, write_report
 
 RESULT = Path(__file__).parents[3] / "perf/results/bench.json"
 
@@ -47,6 +47,16 @@ def test_the_best_peer_and_the_share_of_the_peak_are_told() -> None:
     without = page({**result, "best_peer": {}, "gflop": {}}, {})
     assert "best of the peers" not in without
     assert "GFLOP" not in without.split("Conditions")[0]
+
+
+def test_what_is_measured_is_kept_until_there_is_a_report(tmp_path: Path) -> None:
+    result = json.loads(RESULT.read_text())
+    keep_part({"single_stream": result["single_stream"]}, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert json.loads(kept.read_text()) == {"single_stream": result["single_stream"]}
+    write_report(result, tmp_path)
+    assert not kept.exists()
+    assert json.loads((tmp_path / "bench.json").read_text()) == result
 
 
 def test_how_far_peers_are_off_is_told() -> None:
