@@ -49,9 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             item.add_marker(pytest.mark.triton)
     yield
     for export in EXPORTS:
-        needing = [item.path for item in items if isinstance(item, pytest.Function) and export & set(item.fixturenames)]
-        if needing:
-            items.sort(key=lambda item: 0 if item.path == needing[0] else 1 + (item.path in needing))
+        found = [item.path for item in items if isinstance(item, pytest.Function) and export & set(item.fixturenames)]
+        if found:
+            first, needing = found[0], set(found)
+            items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in needing))
             break
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmt_perf.bench.measure import Measured, Round
+from cmt_perf.bench.run import summary_of
 from cmt_perf.bench.scenarios import SINGLE_STREAM
 from cmt_perf.bench.tables import growth_table, machines_table, open_loop_table, single_stream_table
 from cmt_perf.bench.techniques import rows_of, table, waterfall
@@ -80,6 +81,19 @@ def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
     assert f"is worth {p50['fastapi'] / p50['fastapi:compiled']:.2f} times" in said
     assert f"the same OpenVINO) {p50['fastapi:openvino'] / p50['pipeline']:.2f}" in said
     assert not {"avx512_vnni", "amx_int8"} & set(bench["conditions"]["cpu_features"])
+
+
+def test_refusals_stand_in_the_table_of_growth() -> None:
+    table = growth_table(json.loads((RESULTS / "avx2" / "bench.json").read_text()))
+    (refused,) = [line for line in table.splitlines() if "refused" in line]
+    assert refused.startswith("| concurrency 16 |")
+    assert ", 39 refused" in refused
+
+
+def test_summaries_are_of_their_benches() -> None:
+    for folder in (RESULTS, RESULTS / "avx2"):
+        bench, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("bench", "summary"))
+        assert summary["saturation_throughput_ratio"] == summary_of(bench)["saturation_throughput_ratio"]
 
 
 @pytest.mark.long
