@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
-from cmt_server.doctor.diagnosis import Diagnosis, diagnose
+from cmt_server.doctor.diagnosis import diagnose
 from cmt_server.doctor.running import RunningTriton
+from doctor_traps import BATCH, EXPLICIT, X, Y, at_once, in_a_batch, named, queue
 from tiny_triton import MODEL, Step, TinyServer, ensemble, python_model, write_model
 
 pytestmark = pytest.mark.triton
@@ -23,11 +24,8 @@ pytestmark = pytest.mark.triton
 T = TypeVar("T")
 
 TOKEN = "secret"
-EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 SHARED_CACHE = "--cache-config=local,size=1048576"
 
-X, Y = {"x": "x"}, {"y": "y"}
-BATCH = "max_batch_size: 8 dynamic_batching { }"
 CACHE = "response_cache { enable: true }"
 ALL = "version_policy { all { } }"
 SAMPLE = 'inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 zero_data: true } }'
@@ -38,28 +36,6 @@ COMPLETES = """
         config.set_dynamic_batching()
         return config
 """
-FAN = (Step("refusing", X, Y), Step("slow", X, {"y": "z"}))
-
-
-def queue(policy: str) -> str:
-    return f"max_batch_size: 1 dynamic_batching {{ default_queue_policy {{ {policy} }} }}"
-
-
-def in_a_batch(number: float = 1.0, length: int = 1) -> tuple[list[int], list[float]]:
-    return [1, length], [number] * length
-
-
-def at_once(server: TinyServer, model: str, inputs: Sequence[Any], **more: Any) -> list[tuple[int, Any]]:
-    """Answers to requests that are sent together; status 0 where the connection broke or nothing came."""
-
-    def ask(value: Any) -> tuple[int, Any]:
-        try:
-            return server.infer(model, x=value, **more)
-        except OSError as error:
-            return 0, repr(error)
-
-    with ThreadPoolExecutor(len(inputs)) as senders:
-        return list(senders.map(ask, inputs))
 
 
 def failures(server: TinyServer, *models: str) -> dict[str, int]:
@@ -76,10 +52,6 @@ def eventually(look: Callable[[], T], expected: T) -> T:
             break
         time.sleep(0.05)
     return seen
-
-
-def named(diagnosis: Diagnosis) -> set[tuple[str, str]]:
-    return {(one.rule.id, one.model) for one in diagnosis.findings}
 
 
 def write_models(repository: Path) -> None:
@@ -367,54 +339,6 @@ def test_folders_whose_number_triton_misreads(triton: TinyServer, found: set[tup
     assert [entry["version"] for entry in triton.index() if entry["name"] == "misread"] == ["2"]
 
 
-def died_at_start(repository: Path, work: Path, *flags: str) -> int:
-    """The exit status of a tritonserver that doesn't outlive its start: negative, the signal."""
-    server = TinyServer(repository, work, flags)
-    with pytest.raises(AssertionError), server:
-        pass
-    return int(server.process.returncode)
-
-
-def test_an_ensemble_above_a_circle_ends_the_server(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    for name, inner in (("above", "first"), ("first", "second"), ("second", "first")):
-        write_model(repository, name, ensemble([Step(inner, X, Y)]))
-    told = {one.model: one.what for one in diagnose([repository]).findings if one.rule.id == "circular-ensembles"}
-    assert {name: "the server dies" in what for name, what in told.items()} == {
-        "above": True,
-        "first": False,
-        "second": False,
-    }
-    assert died_at_start(repository, tmp_path / "server") < 0
-
-
-def test_a_version_folder_of_many_digits_ends_the_server(tmp_path: Path) -> None:
-    write_model(tmp_path / "repository", "dated", python_model(), ()).joinpath("20261126" * 3).mkdir()
-    assert ("misread-version-folder", "dated") in named(diagnose([tmp_path / "repository"]))
-    assert died_at_start(tmp_path / "repository", tmp_path / "server") < 0
-
-
-@pytest.mark.long
-def test_the_load_of_a_version_without_a_model_never_ends(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    folder = write_model(repository, "hollow", python_model())
-    (folder / "1" / "model.py").unlink()
-    assert ("empty-version", "hollow") in named(diagnose([repository]))
-    with TinyServer(repository, tmp_path / "server", EXPLICIT[:1]) as server:
-        with pytest.raises(OSError, match="timed out"):
-            server.ask("/v2/repository/models/hollow/load", {}, timeout_s=3)
-        assert "Python model file not found" in server.log.read_text()
-        assert [entry["state"] for entry in server.index()] == ["LOADING"]
-        server.process.kill()  # it doesn't stop while it loads
-
-
-@pytest.mark.parametrize("folder", ["notes", ".git"])
-def test_a_folder_that_is_no_model_ends_the_server(folder: str, tmp_path: Path) -> None:
-    (tmp_path / "repository" / folder).mkdir(parents=True)
-    assert named(diagnose([tmp_path / "repository"])) == {("not-a-model", folder)}
-    assert died_at_start(tmp_path / "repository", tmp_path / "server", "--exit-on-error=true") == 1
-
-
 def test_ensemble_ragged_batch(triton: TinyServer, found: set[tuple[str, str]]) -> None:
     assert [model for rule, model in found if rule == "ensemble-ragged-batch"] == ["ragged"]
     items, batches = triton.counts("together")
@@ -467,54 +391,3 @@ def test_a_server_that_wants_a_token_is_closed_and_its_configurations_are_read_w
     assert ("preferred-batch-size", "preferred") in rules
     assert ("preferred-batch-size", "unpreferred") not in rules, "what Triton fills in itself"
     assert not {rule for rule, _ in rules} & {"step-unavailable", "ensemble-wiring", "ensemble-settings"}
-
-
-def fan_out(repository: Path, policy: str) -> None:
-    write_model(repository, "refusing", python_model(more=queue(policy), sleep_ms=100))
-    write_model(repository, "slow", python_model(more=BATCH, sleep_ms=300))
-    write_model(repository, "fan", ensemble(FAN, outputs=("y", "z"), more="max_batch_size: 1"))
-
-
-@pytest.mark.long
-def test_a_full_queue_beside_a_sibling_crashes_the_server(tmp_path: Path) -> None:
-    fan_out(tmp_path / "repository", "max_queue_size: 1")
-    assert ("refusal-beside-sibling", "fan") in named(diagnose([tmp_path / "repository"]))
-    with TinyServer(tmp_path / "repository", tmp_path / "server", EXPLICIT) as server:
-        statuses = [status for status, _ in at_once(server, "fan", [in_a_batch()] * 12, timeout_s=10)]
-        assert 0 in statuses
-        assert server.process.wait(10) < 0, "ended by a signal"
-
-
-@pytest.mark.long
-def test_an_open_server_with_a_leaked_request_and_a_failed_version(tmp_path: Path) -> None:
-    """A time-out beside a sibling leaks; a version that doesn't load poisons the server's readiness."""
-    repository = tmp_path / "repository"
-    fan_out(repository, "default_timeout_microseconds: 50000")
-    write_model(repository, "broken", python_model(broken=2))
-    assert ("refusal-beside-sibling", "fan") in named(diagnose([repository]))
-    with TinyServer(repository, tmp_path / "server", EXPLICIT) as server:
-        healthy = RunningTriton(server.url).observe()
-        ours = {"model-control-open", "shared-memory-open", "failed-version", "readiness-poisoned", "stuck-unloading"}
-        assert {rule for rule, _ in named(diagnose([], healthy))} & ours == {"model-control-open", "shared-memory-open"}
-
-        assert 503 in [status for status, _ in at_once(server, "fan", [in_a_batch()] * 6)]
-        assert server.unload("fan")[0] == 200
-        write_model(repository, "broken", python_model(broken=2), (2,))
-        assert server.load("broken")[0] == 400
-        assert server.ask("/v2/health/ready")[0] == 400
-        assert server.ask("/v2/models/broken/ready")[0] == 200
-
-        diagnosis = diagnose([], RunningTriton(server.url).observe(patience_s=1))
-        rules = named(diagnosis)
-        assert {rule for rule, _ in rules} & ours == ours
-        assert {("stuck-unloading", "fan"), ("failed-version", "broken")} <= rules
-        assert any("broken on purpose" in one.what for one in diagnosis.findings)
-
-
-@pytest.mark.long
-def test_a_server_without_model_control_is_not_open_to_it(tmp_path: Path) -> None:
-    write_model(tmp_path / "repository", "one", python_model())
-    with TinyServer(tmp_path / "repository", tmp_path / "server") as server:
-        seen = RunningTriton(server.url).observe()
-    assert not seen.control_open
-    assert seen.shared_memory_open
