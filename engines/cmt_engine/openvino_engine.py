@@ -139,12 +139,14 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
     from nncf.quantization.advanced_parameters import OverflowFix
 
     from cmt_engine.openvino_cpu import signal_stack_kept
-    from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
+    from cmt_engine.openvino_feature_encoder import quantize_feature_encoder, turn_frames
     from cmt_engine.openvino_rows import MOST_OF_EIGHT_BITS, MOST_OF_SEVEN_BITS
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     half = _bits() == SEVEN_BITS
     smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHED)
+    # what one scale for all doesn't hold (`openvino_rows`), as little work as the rest that is kept
+    of_convolutions = turn_frames(model) if stage.modality == "audio" else []
     with signal_stack_kept():
         quantized: openvino.Model = nncf.quantize(
             model,
@@ -152,7 +154,7 @@ def _quantized(model: openvino.Model, stage: Stage, calibration: Sequence[Arrays
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(
-                names=[*_kept_products(model, stage), *_before_logarithms(model)],
+                names=[*of_convolutions, *_kept_products(model, stage), *_before_logarithms(model)],
                 types=list(NOT_QUANTISED),
                 validate=False,
             ),

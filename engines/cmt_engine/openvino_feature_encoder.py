@@ -66,6 +66,23 @@ def quantize_feature_encoder(model: openvino.Model, most: int = MOST_OF_EIGHT_BI
     return True
 
 
+def turn_frames(model: openvino.Model) -> list[str]:
+    """Names of the products that read what the convolutions gave, once transpositions that OpenVINO made theirs stand
+    before them again, in place: where no norm is between, as in DistilHuBERT, `quantize_feature_encoder` needs that."""
+    found = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_a"]:
+            continue
+        activations, weights = node.input_values()
+        if activations.get_node().get_type_name() == "Gelu":
+            frames = ops.transpose(activations, integers(0, 2, 1))
+            product = ops.matmul(frames, weights, False, node.get_attributes()["transpose_b"])
+            for consumer in node.output(0).get_target_inputs():
+                consumer.replace_source_output(product.output(0))
+            found.append(product.get_friendly_name())
+    return found
+
+
 def _frames(weights: FeatureEncoder, sound: Output, num_samples: Output, most: int) -> Node:
     """`sound` [batch, samples], `num_samples` [batch, 1] -> [batch, frames, channels]."""
     samples = ops.slice(ops.shape_of(sound), integers(1), integers(2), integers(1))

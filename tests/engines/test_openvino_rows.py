@@ -12,7 +12,7 @@ from openvino import opset13 as ops
 
 from cmt_engine.cpu import sums_int8_in_16_bits
 from cmt_engine.openvino_cpu import compile_for_cpu
-from cmt_engine.openvino_feature_encoder import quantize_feature_encoder
+from cmt_engine.openvino_feature_encoder import quantize_feature_encoder, turn_frames
 from cmt_engine.openvino_rows import MOST_OF_EIGHT_BITS, MOST_OF_SEVEN_BITS, array, product, rows_of_gelu
 from cmt_pipeline.buckets import frames_of
 from cmt_pipeline.tensors import Array, Arrays
@@ -104,6 +104,23 @@ def test_padding_doesnt_change_an_answer(both: tuple[openvino.CompiledModel, ope
     frames = frames_of(8_000)
     alone, among = both[1](short)[0], both[1](padded)[0]
     np.testing.assert_allclose(among[:, :frames], alone, atol=1e-3)
+
+
+def test_frames_that_a_product_turns_are_turned_before_it() -> None:
+    """As of DistilHuBERT, which has no norm between its convolutions and their projection."""
+    rng = np.random.default_rng(0)
+    hidden = ops.parameter([1, 8, -1], np.float32, "hidden")  # [batch, channels, frames]
+    weights = rng.standard_normal((4, 8)).astype(np.float32)
+    turned = ops.matmul(ops.gelu(hidden, "erf"), array(weights), True, True)
+    model = openvino.Model([ops.result(ops.add(turned, array(np.ones((1, 1, 4), np.float32))))], [hidden])
+    inputs = [rng.standard_normal((1, 8, 5)).astype(np.float32)]
+    wanted = run(model, inputs)
+    (name,) = turn_frames(model)
+    (product,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
+    assert product.get_friendly_name() == name
+    assert product.input_value(0).get_node().get_type_name() == "Transpose"
+    np.testing.assert_allclose(run(model, inputs), wanted, atol=1e-5)
+    assert turn_frames(model) == []
 
 
 def test_what_isnt_wav2vec2_stays_as_it_is() -> None:

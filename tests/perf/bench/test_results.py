@@ -46,11 +46,30 @@ def test_the_docs_show_the_bench() -> None:
     bench, page = json.loads((RESULTS / "bench.json").read_text()), PAGE.read_text()
     assert single_stream_table(bench) in page
     assert growth_table(bench) in page
+    assert open_loop_table(bench) in page
     half = next(row for row in bench["open_loop"] if "50%" in row["scenario"])
-    assert f"p50 is {half['p50_ms']:.0f} ms and p95 {half['p95_ms']:.0f} ms" in page
-    assert abs(bench["perf_analyzer"]["p50_difference"]) < 0.01
+    assert half["p99_ms"] > 2.5 * half["p50_ms"], "what the page calls missed"
+    assert abs(bench["perf_analyzer"]["p50_difference"]) < 0.02
     peaks = bench["peaks"]["gflops"]
     assert f"{peaks['int8']:.0f} GFLOP/s (bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f})" in " ".join(page.split())
+
+
+def test_the_docs_say_how_it_stands_beside_tuned_peers() -> None:
+    bench, summary = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("bench", "summary"))
+    said, best = " ".join(PAGE.read_text().split()), summary["best_peer"]
+    low, high = best["low"], best["high"]
+    assert f"{best['ratio']:.2f} times as fast as PyTriton with OpenVINO ({low:.2f} to {high:.2f})" in said
+    assert best["name"] == "pytriton:openvino"
+    assert f"at the p50 it does {100 * summary['share_of_peak']:.0f} % of that" in said
+    off = bench["peer_parity"]
+    assert f"they are {off[best['name']]['encode_audio']:.1f} off" in said
+    assert f"ONNX Runtime's dynamic int8 is {off['fastapi:onnxruntime']['encode_audio']:.2f} off" in said
+    p50 = {name: found["p50_ms"] for name, found in bench["single_stream"].items()}
+    assert f"is {p50['fastapi:compiled'] / p50['pipeline']:.2f} times as fast as torch.compile in bf16" in said
+    assert f"and {p50['fastapi:torchao'] / p50['pipeline']:.2f} times as torchao's int8" in said
+    assert f"behind the same FastAPI {p50['fastapi'] / p50['fastapi:compiled']:.2f} times" in said
+    assert f"OpenVINO's int8 {p50['fastapi'] / p50['fastapi:openvino']:.2f} times" in said
+    assert f"the same OpenVINO) is worth {p50['fastapi:openvino'] / p50['pipeline']:.2f}" in said
 
 
 def test_the_docs_show_engines_on_a_processor_without_vnni() -> None:
