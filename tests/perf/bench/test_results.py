@@ -90,7 +90,8 @@ def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
     page = PAGE.read_text()
     assert single_stream_table(bench) in page
     assert open_loop_table(bench) in page
-    assert machines_table([json.loads((RESULTS / "summary.json").read_text()), summary]) in page
+    others = [json.loads((RESULTS / name).read_text()) for name in ("summary.json", "fast/summary.json")]
+    assert machines_table([*others, summary]) in page
     best, (low, high), said = summary["best_peer"], summary["ratio_p50_interval"], " ".join(page.split())
     assert f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f})" in said
     assert f"{summary['ratio_p50']:.2f} times as fast as the conventional system ({low:.2f} to {high:.2f})" in said
@@ -102,6 +103,30 @@ def test_the_docs_show_what_a_processor_without_vnni_does() -> None:
     assert not {"avx512_vnni", "amx_int8"} & set(bench["conditions"]["cpu_features"])
 
 
+def test_the_docs_show_fast_before_and_since() -> None:
+    bench, summary, before = (
+        json.loads((RESULTS / "fast" / f"{name}.json").read_text()) for name in ("bench", "summary", "before")
+    )
+    page = PAGE.read_text()
+    assert single_stream_table(bench) in page
+    assert open_loop_table(before) in page
+    assert open_loop_table(bench) in page
+    said, best, (low, high) = " ".join(page.split()), summary["best_peer"], summary["ratio_p50_interval"]
+    assert summary["p50_ms"] > 64, "what the page calls missed"
+    assert f"p50 {summary['p50_ms']:.0f} ms, {summary['ratio_p50']:.1f} times as fast as the conventional" in said
+    assert f"({low:.1f} to {high:.1f}). A request is {summary['gflop']:.0f} GFLOP" in said
+    assert f"it does {100 * summary['share_of_peak']:.0f} % of that" in said
+    p50 = {name: found["p50_ms"] for name, found in bench["single_stream"].items()}
+    assert best["name"] == "fastapi:openvino"
+    times = f"{best['ratio']:.2f} times as fast ({best['low']:.2f} to {best['high']:.2f})"
+    assert f"FastAPI with OpenVINO is at {p50['fastapi:openvino']:.0f} ms, {times}" in said
+    assert f"{p50['fastapi:compiled'] / p50['pipeline']:.2f} times as fast as torch.compile" in said
+    assert f"and {p50['fastapi:torchao'] / p50['pipeline']:.2f} times as torchao's int8" in said
+    assert f"p50 was {before['p50_ms']:.0f} ms" in said
+    shares = [found["open_loop"][0]["offered"] for found in (bench, before)]
+    assert f"a saturation that is {100 * (shares[0] / shares[1] - 1):.0f} % higher" in said
+
+
 def test_refusals_stand_in_the_table_of_growth() -> None:
     table = growth_table(json.loads((RESULTS / "avx2" / "bench.json").read_text()))
     (refused,) = [line for line in table.splitlines() if "refused" in line]
@@ -110,7 +135,7 @@ def test_refusals_stand_in_the_table_of_growth() -> None:
 
 
 def test_summaries_are_of_their_benches() -> None:
-    for folder in (RESULTS, RESULTS / "avx2"):
+    for folder in (RESULTS, RESULTS / "fast", RESULTS / "avx2"):
         bench, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("bench", "summary"))
         assert summary["saturation_throughput_ratio"] == summary_of(bench)["saturation_throughput_ratio"]
 
