@@ -81,9 +81,9 @@ def waterfall(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.axvline(CLAIMED_MS, color="#888888", linestyle=":", label="the paper's 128 ms")
         axes.set_yticks(range(len(rows)), [row["step"] for row in rows])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.25 * max(row["p50_ms"] for row in rows))
-        axes.set(xlabel="p50 in ms (grey: what the step took off)", title="Single stream, technique by technique")
-        axes.legend(loc="lower right")
+        axes.set_xlim(0, 1.55 * max(row["p50_ms"] for row in rows))
+        axes.set(xlabel="p50 in ms (grey: what the step took off)", title="Technique by technique")
+        axes.figure.legend(loc="outside lower center")
 
     return drawn(draw)
 
