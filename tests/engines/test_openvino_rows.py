@@ -123,6 +123,25 @@ def test_frames_that_a_product_turns_are_turned_before_it() -> None:
     assert turn_frames(model) == []
 
 
+def test_a_feature_encoder_without_a_norm_behind_it_answers_as_before(graphs: Mapping[str, Path]) -> None:
+    """The mini preset's, cut off behind its convolutions, and a product that turns what they give."""
+    whole = openvino.convert_model(str(graphs["encode_audio"]))
+    last = [node for node in whole.get_ordered_ops() if node.get_type_name() == "Convolution"][6]
+    (gelu,) = (target.get_node() for target in last.output(0).get_target_inputs())
+    channels = gelu.output(0).get_partial_shape()[1].get_length()
+    weights = array(np.random.default_rng(0).standard_normal((16, channels)).astype(np.float32))
+    turned = ops.result(ops.matmul(gelu.output(0), weights, True, True))
+    model = openvino.Model([turned], whole.get_parameters()).clone()
+    exact = compile_for_cpu(model.clone(), OPTIONS)
+    assert not quantize_feature_encoder(model)
+    assert len(turn_frames(model)) == 1
+    assert quantize_feature_encoder(model)
+    inputs = sounds([16_000], 16_000)
+    wanted, found = exact(inputs)[0], compile_for_cpu(model, OPTIONS)(inputs)[0]
+    assert found.shape == wanted.shape == (1, frames_of(16_000), 16)
+    assert 0 < relative(found, wanted) < 0.1
+
+
 def test_what_isnt_wav2vec2_stays_as_it_is() -> None:
     """Such as Wav2Vec2's "layer" flavour, whose convolutions have biases and norms."""
     sound = ops.parameter([1, -1], np.float32, "input_values")

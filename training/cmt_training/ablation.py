@@ -22,6 +22,7 @@ from typing import Any
 
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_pipeline.progress import no_progress
+from cmt_release.durable import replace_file
 from cmt_training.binding.run import on_one_thread
 from cmt_training.conditions import conditions
 from cmt_training.data.generated import load_generated
@@ -133,7 +134,8 @@ def main() -> None:
     def keep(row: Row) -> None:
         rows.append(row)
         print(f"{len(rows)} of {len(done | set(jobs))}: {row}", flush=True)
-        given.result.write_text(json.dumps({"rows": rows, "conditions": told}, indent=1) + "\n")
+        text = json.dumps({"rows": rows, "conditions": told}, indent=1) + "\n"
+        replace_file(given.result, text.encode(), given.result.parent)
 
     ablation(data, options, given.work, [job for job in jobs if job not in done], given.workers, keep)
     print(table(rows), end="")
