@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 DRAFT_PREFIX = ".draft-"
@@ -46,6 +46,26 @@ def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk: the name is for people alone
             file.write(str(os.getpid()).encode())
         yield
+
+
+def make_once(path: Path, make: Callable[[Path], None]) -> None:
+    """Makes a file or folder that isn't there; it appears whole. Who wants it at the same time waits and finds it.
+
+    make: writes what it is given a path for; what a killed one wrote there is gone. On a file system without locks
+    nobody waits, and two that make the same thing at the same time may fail.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with _turn(draft.with_suffix(".lock")):
+        if not path.exists():
+            _remove(draft)
+            try:
+                make(draft)
+                draft.rename(path)
+            finally:
+                _remove(draft)
 
 
 @contextlib.contextmanager
@@ -93,6 +113,38 @@ def drafts_of(store: Path) -> list[Path]:
     return sorted(store.glob(f"{DRAFT_PREFIX}*"))
 
 
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Waits until nobody holds a lock file, holds it, and leaves none."""
+    while True:
+        with path.open("a") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):  # removed by who held it until now
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder still is what lies there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _lock(folder: Path) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +154,6 @@ def _lock(folder: Path) -> int:
             continue
         with contextlib.suppress(OSError):  # without locks nobody removes what others use either
             fcntl.flock(lock, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):  # removed between the making and the lock
-            if os.path.samestat(os.fstat(lock), folder.stat()):
-                return lock
+        if _is_at(lock, folder):  # else removed between the making and the lock
+            return lock
         os.close(lock)

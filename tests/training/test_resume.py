@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from cmt_export.sources import WEIGHTS_FILE
+from cmt_training.predict import ALONE
 from cmt_training.prepare import Prepared
+from cmt_training.state import LOCK_FILE, only_training
 from cmt_training.train import train
 from several_processes import training_in
 from small_training import OPTIONS, silent, without_times
@@ -46,7 +48,22 @@ def test_a_half_written_state_is_passed_over(prepared: Prepared, tmp_path: Path)
     train(prepared, options, tmp_path / "a", silent)
     (tmp_path / "a").rename(tmp_path / "first")
     (tmp_path / "a.run" / "epoch-0009").mkdir()  # as a removal that was cut short leaves it
-    (tmp_path / "a.run" / ".draft-1").mkdir()
+    (tmp_path / "a.run" / ".draft").mkdir()
+    (tmp_path / "a.run" / ".draft" / "tensors.safetensors").write_text("half")
     state = train(prepared, options, tmp_path / "a", silent, resume=True)
     assert state.epoch == 2
+    assert not (tmp_path / "a.run" / ".draft").exists()
     assert (tmp_path / "a" / WEIGHTS_FILE).read_bytes() == (tmp_path / "first" / WEIGHTS_FILE).read_bytes()
+
+
+def test_two_dont_train_in_one_place(prepared: Prepared, tmp_path: Path) -> None:
+    """Nobody's state is overwritten by a second one that was started by mistake; once the first has ended, it may."""
+    run = tmp_path / "a.run"
+    with training_in(1, prepared.folder, tmp_path / "a", LONGER) as (child,):
+        deadline = time.monotonic() + 600
+        while not (run / LOCK_FILE).is_file() and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with pytest.raises(ValueError, match=f"process {child.pid} is training in {run}; wait until it has ended"):
+            train(prepared, LONGER, tmp_path / "a", silent, resume=True)
+    with only_training(run, ALONE):
+        pass

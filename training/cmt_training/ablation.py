@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,6 @@ from typing import Any
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
 from cmt_pipeline.progress import no_progress
 from cmt_release.durable import replace_file
-from cmt_training.binding.run import on_one_thread
 from cmt_training.conditions import conditions
 from cmt_training.data.generated import load_generated
 from cmt_training.evaluate import evaluate
@@ -31,6 +29,7 @@ from cmt_training.generate.corpus import generate_corpus
 from cmt_training.generate.options import CorpusOptions
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared, prepare
+from cmt_training.processes import processes
 from cmt_training.statistics import interval_of, paired
 from cmt_training.train import train
 
@@ -65,7 +64,7 @@ def ablation(
         for job in jobs:
             keep(_run(data, options, work, job))
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), on_one_thread) as pool:
+    with processes(workers) as pool:
         for future in as_completed([pool.submit(_run, data, options, work, job) for job in jobs]):
             keep(future.result())
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +25,7 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_export.encoders import AudioEncoder
 from cmt_pipeline.buckets import HOP, RECEPTIVE_FIELD, SAMPLE_RATE_HZ
 from cmt_pipeline.progress import Progress
+from cmt_release.locks import make_once
 from cmt_training.prepare import SAMPLES_FILE, Prepared
 
 FFT = 1_024
@@ -55,16 +57,16 @@ def pretrain_audio(checkpoint: Checkpoint, data: Prepared, steps: int, seed: int
     front_end = cast(nn.Module, encoder.backbone.feature_extractor)
     recipe = json.dumps([asdict(config), steps, seed, STRETCH, BATCH, LEARNING_RATE, torch.__version__], sort_keys=True)
     path = data.folder / f"audio-pretraining-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        from safetensors.torch import load_file
 
-        front_end.load_state_dict(load_file(path))
-        return True
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        scatter(encoder)
-        _fit(encoder, data.array(SAMPLES_FILE), cast(list[tuple[int, int]], spans), steps, seed, progress)
-    _save(front_end, path)
+    def learn(draft: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            scatter(encoder)
+            _fit(encoder, data.array(SAMPLES_FILE), cast(list[tuple[int, int]], spans), steps, seed, progress)
+        save_file({name: tensor.detach().contiguous() for name, tensor in front_end.state_dict().items()}, draft)
+
+    make_once(path, learn)
+    front_end.load_state_dict(load_file(path))
     return True
 
 
@@ -181,11 +183,3 @@ def _standard(values: Tensor, mask: Tensor) -> Tensor:
     centred = values - (values * weight).sum(dim=(1, 2), keepdim=True) / count
     variance = (centred**2 * weight).sum(dim=(1, 2), keepdim=True) / count
     return centred * torch.rsqrt(variance + 1e-4)
-
-
-def _save(module: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    draft = path.with_name(f".{path.name}.draft")
-    save_file({name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}, draft)
-    draft.replace(path)

@@ -7,7 +7,6 @@ FOLDER/audio-spans.npy   int64 [items, 3]: where an item's media lie in the prep
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from cmt_export.encoders import Features, positions_below
 from cmt_pipeline.modality import Modality
 from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import Array
+from cmt_release.locks import make_once
 from cmt_training.batches import Batch, Reader, Source, by_length, padded_rows
 from cmt_training.prepare import GrowingArray, Item, Prepared
 
@@ -102,12 +102,7 @@ def encoded_sources(
     A modality that no item has keeps no tokens, and has no source.
     """
     kept = [m for m in modalities if any(item.has(m) for item in prepared.items)]
-    if not folder.is_dir():
-        draft = folder.with_name(f".{folder.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        _write(draft, reader, prepared, run, kept, progress)
-        draft.rename(folder)
+    make_once(folder, lambda draft: _write(draft, reader, prepared, run, kept, progress))
     return {m: Encoded(folder, m) for m in kept}
 
 
@@ -115,6 +110,7 @@ def encoded_sources(
 def _write(
     folder: Path, reader: Reader, prepared: Prepared, run: Run, modalities: Sequence[Modality], progress: Progress
 ) -> None:
+    folder.mkdir()
     carriers = _distinct(prepared.items, modalities)
     reading = Reader(replace(prepared, items=tuple(carriers)), reader.sources)
     everything = range(len(carriers))

@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.preprocess import PreprocessConfig, Preprocessor, fingerprint, make_preprocessors
 from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import IMAGE_SIDE, Array
+from cmt_release.locks import make_once
 from cmt_training.examples import SPLITS, DataError, DataSet, Example, Split
 
 FORMAT = 4
@@ -115,15 +115,7 @@ def prepare(
     """
     check(data)
     folder = cache / f"{data.name}-{key_of(data, config, tokenizer)[:16]}"
-    if not (folder / INDEX_FILE).is_file():
-        draft = folder.with_name(f".{folder.name}-{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        try:
-            _write(data, config, tokenizer, draft, progress, workers or os.cpu_count() or 1)
-            _give_name(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    make_once(folder, lambda draft: _write(data, config, tokenizer, draft, progress, workers or os.cpu_count() or 1))
     return open_prepared(folder)
 
 
@@ -184,6 +176,7 @@ def _stamp(example: Example, modality: Modality) -> tuple[int, int] | None:
 def _write(
     data: DataSet, config: PreprocessConfig, tokenizer: Path, draft: Path, progress: Progress, workers: int
 ) -> None:
+    draft.mkdir()
     skipped = Counter({reason: len(ids) for reason, ids in data.skipped.items()})
     items: list[Item] = []
     with _Arrays(draft) as arrays:
@@ -306,14 +299,6 @@ def _lies_in(example: Example, modality: Modality | None = None) -> str:
     found = [getattr(example, m) for m in ((modality,) if modality else ("image", "audio"))]
     paths = sorted({str(media.path) for media in found if media is not None and not isinstance(media, str)})
     return f" ({', '.join(paths)})" if paths else ""
-
-
-def _give_name(draft: Path, folder: Path) -> None:
-    try:
-        draft.rename(folder)
-    except OSError:  # another process was first
-        if not (folder / INDEX_FILE).is_file():
-            raise
 
 
 class _Arrays:

@@ -3,6 +3,7 @@
     RUN/epoch-0003/              after three epochs; epoch-0003-000200: 200 steps into the fourth
         tensors.safetensors      weights that are trained, their averages, the optimizer's, the best so far
         progress.json            all that isn't a tensor
+    RUN/lock                     held by the process that trains
 
 A folder appears whole or not at all, and the one before goes when it is there. No random state is kept, for none
 outlives a step: see `cmt_training.batches`.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmt_release.locks import Locked, only_holder
 from cmt_training.distributed import World, as_shard_of, whole
 
-TENSORS_FILE, PROGRESS_FILE = "tensors.safetensors", "progress.json"
+TENSORS_FILE, PROGRESS_FILE, LOCK_FILE = "tensors.safetensors", "progress.json", "lock"
+DRAFT = ".draft"
 MODEL, BEST, AVERAGE, OPTIMIZER = "model", "best", "average", "optimizer"
 
 
@@ -114,6 +116,20 @@ class Learning:
             self.optimizer.state[like][key] = as_shard_of(tensor, like) if tensor.ndim else tensor
 
 
+@contextlib.contextmanager
+def only_training(run: Path, world: World) -> Iterator[None]:
+    """Holds `run` until the training in it ends, however it ends. ValueError while another one does."""
+    with contextlib.ExitStack() as stack:
+        if world.first:
+            try:
+                stack.enter_context(only_holder(run / LOCK_FILE))
+            except Locked as error:
+                raise ValueError(
+                    f"process {error.holder} is training in {run}; wait until it has ended, or name another folder"
+                ) from None
+        yield
+
+
 def save_state(run: Path, state: TrainState, learning: Learning, world: World) -> None:
     """Writes where training stands, in the first of the processes, and removes the state before."""
     tensors = learning.tensors() | {f"{BEST}.{name}": tensor for name, tensor in state.best.items()}
@@ -127,7 +143,7 @@ def _write(run: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     folder = run / (f"epoch-{state.epoch:04d}" + (f"-{state.step:06d}" if state.step else ""))
-    draft = run / f".draft-{os.getpid()}"
+    draft = run / DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, draft / TENSORS_FILE)
@@ -145,8 +161,7 @@ def load_state(run: Path, recipe: dict[str, Any], learning: Learning) -> TrainSt
     """
     from safetensors.torch import load_file
 
-    for leftover in run.glob(".draft-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(run / DRAFT, ignore_errors=True)
     states = _states(run)
     if not states:
         return None

@@ -40,7 +40,7 @@ from cmt_training.metrics import best_temperature
 from cmt_training.options import FROZEN, LORA, TrainOptions
 from cmt_training.predict import ALONE, predict, predict_each
 from cmt_training.prepare import Prepared
-from cmt_training.state import TrainState
+from cmt_training.state import TrainState, only_training
 from cmt_training.trainee import Trainee, modalities_of
 from cmt_training.tuning import merge_lora, published, tune_published
 
@@ -54,14 +54,21 @@ def train(
     """Trains a model and writes its checkpoint to `out`.
 
     resume: goes on after the last state that was kept, to the same result. Raises ValueError when `out` is there, when
-    a run is there that isn't resumed or is another; DataError for an empty split.
+    a run is there that isn't resumed, is another or is under way; DataError for an empty split.
     """
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
     run = _run_of(out)
+    with only_training(run, world):
+        return _train(data, options, out, run, progress, resume=resume, world=world)
+
+
+def _train(
+    data: Prepared, options: TrainOptions, out: Path, run: Path, progress: Progress, *, resume: bool, world: World
+) -> TrainState:
+    checkpoint = checkpoint_from_preset(options.preset, data.label_set, model=options.model, seed=options.seed)
     ready = opened(checkpoint, data, options, progress, world)
     reader = ready.reader
     if learns_encoders_first(checkpoint, options):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from cmt_training.binding.figure import figure_of
 from cmt_training.binding.fit import Budget
 from cmt_training.binding.ladder import MODELS
 from cmt_training.binding.results import Results
-from cmt_training.binding.run import Task, Trained, on_one_thread, run
+from cmt_training.binding.run import Task, Trained, run
 from cmt_training.conditions import conditions
+from cmt_training.processes import processes
 
 WORK = Path(".cmt/binding/trained.jsonl")
 RESULTS = Path(__file__).parents[2] / "results"
@@ -58,7 +58,7 @@ def _trained(
     known = {(each.task, each.model) for each in found}
     left = [job for job in jobs if job not in known]
     left.sort(key=lambda job: -sum(job[0].lengths))  # the longest first, so that none is left alone in the end
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), on_one_thread) as pool:
+    with processes(workers) as pool:
         futures = [pool.submit(run, *job, budget, seeds, device) for job in left]
         for count, done in enumerate(as_completed(futures), 1):
             found.append(each := done.result())

@@ -87,11 +87,6 @@ def _reached(
     return Reached(length, accuracies, own, emap)
 
 
-def on_one_thread() -> None:
-    """How a process that trains beside others begins."""
-    torch.set_num_threads(1)
-
-
 def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
     """The net's logits [items, labels] without interactions of modalities (EMAP, Hessel & Lee 2020, arXiv 2010.06572):
     the sum of what each modality says on average over the others, which are drawn from the items each by itself."""

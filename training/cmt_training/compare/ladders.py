@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.progress import Progress
-from cmt_training.binding.run import on_one_thread
 from cmt_training.compare.results import Ladder, ladder_of
 from cmt_training.compare.run import MODELS, Place, trained
 from cmt_training.compare.tokens import Tokens
 from cmt_training.examples import DataError
+from cmt_training.processes import processes
 
 
 def models_for(tokens: Tokens) -> tuple[str, ...]:
@@ -35,7 +34,7 @@ def measured(
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds: got {list(seeds)}; expected two or more different ones")
     jobs = [(name, model) for name in places for model in models[name]]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), on_one_thread) as pool:
+    with processes(workers) as pool:
         for count in range(1, len(seeds) + 1):  # one seed of everything after another
             done = [pool.submit(_train, name, places[name], model, seeds[:count]) for name, model in jobs]
             for number, each in enumerate(as_completed(done), (count - 1) * len(jobs)):

@@ -16,6 +16,7 @@ from torch import Tensor
 from cmt_export.attention import perceptron
 from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
 from cmt_pipeline.modality import MODALITIES
+from cmt_release.locks import make_once
 from cmt_training.binding.family import WIDTH, Items
 from cmt_training.binding.fit import stacked
 from cmt_training.binding.ladder import MODELS as ALL_MODELS
@@ -92,17 +93,18 @@ def trained(model: str, tokens: Tokens, place: Place, seeds: Sequence[int]) -> l
 
 def _training(model: str, tokens: Tokens, place: Place, seed: int, rate: float) -> Training:
     path = place.file(model, seed, rate)
-    if not path.is_file():
+
+    def make(draft: Path) -> None:
         learnt = learn(model, tokens, rate, place.budget, seed)
         test, left_out = tokens.of("test"), [""] if model in MODALITIES else list(ONLY)
         logits = {f"test-{m}": said(learnt.net, tokens, test, tuple(ONLY[m])).numpy() for m in left_out}
-        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(learnt.net.state_dict(), path.with_suffix(".pt"))
         told = {name: getattr(learnt, name) for name in ("validation_loss", "best_step", "seconds")}
-        draft = path.with_suffix(".draft.npz")
         validation = said(learnt.net, tokens, tokens.of("validation")).numpy()
-        np.savez(draft, validation=validation, parameters=parameters_of(learnt.net), **told, **logits)
-        draft.rename(path)
+        with draft.open("wb") as file:
+            np.savez(file, validation=validation, parameters=parameters_of(learnt.net), **told, **logits)
+
+    make_once(path, make)
     with np.load(path) as found:
         return Training(
             model,

@@ -25,6 +25,7 @@ from cmt_pipeline.labels import labels_of
 from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.progress import Progress
 from cmt_pipeline.tensors import MODEL_WIDTH, Array
+from cmt_release.locks import make_once
 from cmt_training.batches import Batch, Reader, raw_sources
 from cmt_training.binding.family import Items
 from cmt_training.encoded import Encoded, encoded_sources
@@ -81,13 +82,13 @@ class Tokens:
 
 def tokens_of(folder: Path, data: Prepared, model: CrossModalTransformer, progress: Progress) -> Tokens:
     """Those of the model's encoders, as they are. `folder` appears whole; what lies there isn't made again."""
-    if not folder.is_dir():
-        draft = folder.with_name(f".{folder.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+
+    def make(draft: Path) -> None:
+        draft.mkdir()
         _write(draft, data, _encoded(draft / "encoded", data, model, progress))
         shutil.rmtree(draft / "encoded")
-        draft.rename(folder)
+
+    make_once(folder, make)
     return Tokens.open(folder)
 
 
