@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmt_export.sources import WEIGHTS_FILE
+from cmt_release.locks import make_once
 from cmt_training.predict import ALONE
 from cmt_training.prepare import Prepared
 from cmt_training.state import LOCK_FILE, only_training
@@ -67,3 +70,13 @@ def test_two_dont_train_in_one_place(prepared: Prepared, tmp_path: Path) -> None
             train(prepared, LONGER, tmp_path / "a", silent, resume=True)
     with only_training(run, ALONE):
         pass
+
+
+def test_a_file_system_without_locks_trains_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    make_once(tmp_path / "cache", Path.mkdir)
+    with only_training(tmp_path / "run", ALONE):
+        assert (tmp_path / "cache").is_dir()

@@ -12,6 +12,7 @@ outlives a step: see `cmt_training.batches`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -118,7 +119,8 @@ class Learning:
 
 @contextlib.contextmanager
 def only_training(run: Path, world: World) -> Iterator[None]:
-    """Holds `run` until the training in it ends, however it ends. ValueError while another one does."""
+    """Holds `run` until the training in it ends, however it ends; on a file system without locks, not. ValueError
+    while another one does."""
     with contextlib.ExitStack() as stack:
         if world.first:
             try:
@@ -127,6 +129,9 @@ def only_training(run: Path, world: World) -> Iterator[None]:
                 raise ValueError(
                     f"process {error.holder} is training in {run}; wait until it has ended, or name another folder"
                 ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
         yield
 
 
