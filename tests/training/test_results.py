@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from cmt_perf.real.page import alone
 from cmt_perf.real.page import paired as paired_table
+from cmt_training import ablation
 from cmt_training.compare.results import Results as Ladders
+from cmt_training.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
 RESULTS = ROOT / "training" / "results"
-GENERATED, MELD, REAL = (RESULTS / name for name in ("generated.json", "meld_text.json", "real.json"))
+ABLATION, GENERATED, MELD, REAL = (
+    RESULTS / name for name in ("ablation.json", "generated.json", "meld_text.json", "real.json")
+)
 
 
 def test_the_docs_show_the_figure_of_meld() -> None:
@@ -34,9 +39,22 @@ def test_the_docs_show_the_figures_on_real_media() -> None:
         assert all(command.startswith("cmt ") for command in part["commands"])
 
 
-@pytest.mark.parametrize("path", [GENERATED, MELD], ids=lambda path: path.name)
+def test_the_docs_show_what_each_trick_is_worth() -> None:
+    """Of every trick that training from nothing has by default, over the same seeds."""
+    found = json.loads(ABLATION.read_text())
+    assert ablation.table(found["rows"]) in PAGE
+    runs = {(row["without"], row["seed"]) for row in found["rows"]}
+    assert runs == {(trick, seed) for trick in ablation.TRICKS for seed in range(3)}
+    tricks = set().union(*ablation.TRICKS.values()) - {"encoder_epochs"}  # as many as there are others
+    usual, measured = asdict(TrainOptions()), found["conditions"]["options"]
+    assert {name: measured[name] for name in tricks} == {name: usual[name] for name in tricks}
+
+
+@pytest.mark.parametrize("path", [ABLATION, GENERATED, MELD], ids=lambda path: path.name)
 def test_commands_are_those_of_any_machine(path: Path) -> None:
-    assert "/" not in json.loads(path.read_text())["conditions"]["command"].split()[0]
+    told = json.loads(path.read_text())["conditions"]["command"].split()
+    assert "/" not in told[0]
+    assert not [word for word in told if word.startswith("/")]
 
 
 def test_the_docs_show_the_ladder_on_interplay() -> None:

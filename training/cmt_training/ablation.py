@@ -33,6 +33,7 @@ from cmt_training.processes import processes
 from cmt_training.statistics import interval_of, paired
 from cmt_training.train import train
 
+COMMAND = "python -m cmt_training.ablation WORK"
 RESULT = Path("training/results/ablation.json")
 EVERYTHING = "with all of them"
 #: A trick -> the options that leave it out.
@@ -122,6 +123,7 @@ def main() -> None:
     checkpoint = checkpoint_from_preset(options.preset, made.label_set)
     data = prepare(made, checkpoint.config.preprocess, checkpoint.tokenizer, given.work / "prepared", no_progress)
     told = conditions(
+        command=COMMAND,
         data=data.folder.name,
         items={split: len(data.of(split)) for split in ("train", "validation", "test")},
         options=asdict(options),
