@@ -33,9 +33,9 @@ def maker(path: Path, made: Path, slow: float) -> BaseProcess:
     return process
 
 
-def wait_until_begun(made: Path, count: int = 1) -> None:
+def wait_until_begun(made: Path) -> None:
     deadline = time.monotonic() + SECONDS
-    while not made.is_dir() or len([*made.iterdir()]) < count:
+    while not made.is_dir() or not [*made.iterdir()]:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 

@@ -45,6 +45,9 @@ def test_the_docs_show_what_each_trick_is_worth() -> None:
     assert ablation.table(found["rows"]) in PAGE
     runs = {(row["without"], row["seed"]) for row in found["rows"]}
     assert runs == {(trick, seed) for trick in ablation.TRICKS for seed in range(3)}
+    f1 = {(row["without"], row["seed"]): row["weighted_f1"] for row in found["rows"]}
+    dropped = "dropped patches and stretches of sound"
+    assert all(f1[dropped, seed] > f1[ablation.EVERYTHING, seed] for seed in range(3))
     tricks = set().union(*ablation.TRICKS.values()) - {"encoder_epochs"}  # as many as there are others
     usual, measured = asdict(TrainOptions()), found["conditions"]["options"]
     assert {name: measured[name] for name in tricks} == {name: usual[name] for name in tricks}

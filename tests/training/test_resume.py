@@ -62,10 +62,11 @@ def test_a_half_written_state_is_passed_over(prepared: Prepared, tmp_path: Path)
 def test_two_dont_train_in_one_place(prepared: Prepared, tmp_path: Path) -> None:
     """Nobody's state is overwritten by a second one that was started by mistake; once the first has ended, it may."""
     run = tmp_path / "a.run"
+    lock = run / LOCK_FILE
     with training_in(1, prepared.folder, tmp_path / "a", LONGER) as (child,):
         deadline = time.monotonic() + 600
-        while not (run / LOCK_FILE).is_file() and child.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        while not (lock.is_file() and lock.read_text()) and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)  # who holds it writes who it is
         with pytest.raises(ValueError, match=f"process {child.pid} is training in {run}; wait until it has ended"):
             train(prepared, LONGER, tmp_path / "a", silent, resume=True)
     with only_training(run, ALONE):

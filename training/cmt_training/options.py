@@ -39,7 +39,7 @@ class TrainOptions:
     Encoders of images and sounds that nobody published
     encoder_learning_rate: theirs; head_learning_rate: of heads that read them alone, frozen published ones too, and of
     the projections before. token_dropout: share of image patches that training leaves out at random (PatchDropout, Liu
-    et al. 2022, arXiv 2208.07220), and of a sound, of which one stretch stays: cheaper, and a regulariser.
+    et al. 2022, arXiv 2208.07220), and of a sound, of which one stretch stays: cheaper.
     first_weights: whether they start as filters (`cmt_training.initial`). audio_pretraining_steps: of
     `cmt_training.audio_pretraining`; 0: none, nor its wavelets. encoder_epochs: under heads of their own, before a
     fusion learns from their features: encoders that learn beside it leave the answer to the text. 0: everything learns

