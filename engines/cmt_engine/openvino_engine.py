@@ -1,6 +1,7 @@
 """OpenVINO on the CPU, in fp32, bf16 or int8.
 
-bf16 is a way of computing that is set for the CPU plugin (AMX or AVX-512 where the CPU has them); the file holds fp32.
+bf16 is a way of computing that is set for the CPU plugin (AMX or AVX-512 where the CPU has them); the file holds fp32,
+and says of what a logarithm is taken of (a spectrum) that it is computed in fp32 too.
 int8 is NNCF's post-training quantisation of the matrix products, the rest in bf16: the graph itself carries the
 quantisers that calibration data set. Weights take all eight bits where the processor adds up products in 32 (VNNI, AMX,
 Arm); on others, where pairs of products are added up in 16 and saturate, they take seven.
@@ -9,10 +10,11 @@ Arm); on others, where pairs of products are added up in 16 and saturate, they t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -73,6 +75,7 @@ class OpenVino(Engine):
             model = _quantized(model, build.stage, build.calibration())
         _name_by_position(model)
         openvino.save_model(model, str(build.folder / MODEL_FILE), compress_to_fp16=False)
+        _mark_fp32(build.folder / MODEL_FILE, _before_logarithms(model))
         used = self.packages if build.precision == "int8" else ("openvino",)
         made = self.sidecar(build, MODEL_FILE, {name: self.versions()[name] for name in used})
         return replace(made, target=target)
@@ -198,6 +201,19 @@ def _before_logarithms(model: openvino.Model) -> list[str]:
             found[node.get_friendly_name()] = None
             nodes += [value.get_node() for value in node.input_values()]
     return list(found)
+
+
+def _mark_fp32(path: Path, names: Collection[str]) -> None:
+    """Tells the CPU plugin to compute these nodes of a saved model in fp32, whatever the rest is computed in: by
+    OpenVINO's attribute of nodes whose precision must not be converted, which its Python interface can't set."""
+    if not names:
+        return
+    tree = ElementTree.parse(path)  # noqa: S314 - OpenVINO has just written it
+    for layer in (layer for layer in tree.iter("layer") if layer.get("name") in names):
+        if (told := layer.find("rt_info")) is None:
+            layer.append(told := ElementTree.Element("rt_info"))
+        ElementTree.SubElement(told, "attribute", name="precise", version="0")
+    tree.write(path)
 
 
 def _name_by_position(model: openvino.Model) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
+import torch
 
 from cmt_engine.engine import Build, EngineError, EngineSidecar, Precision, open_engine, sha256_of
 from cmt_engine.openvino_engine import OPENVINO
 from cmt_export.checkpoint import Checkpoint
+from cmt_export.families.whisper import LogMel
 from cmt_export.parity import references, stage_inputs, stage_parity
 from cmt_export.samples import Batch
 from cmt_pipeline.stages import COMPILED_STAGES, STAGES
@@ -62,6 +64,20 @@ def test_narrow_precisions_stay_within_their_tolerance(
     assert sidecar.precision == precision
     assert sidecar.versions.keys() == ({"openvino", "nncf"} if precision == "int8" else {"openvino"})
     assert ("FakeQuantize" in (tmp_path / "model.xml").read_text()) == (precision == "int8")
+
+
+def test_a_spectrum_is_computed_in_fp32_whatever_the_rest_is_in(tmp_path: Path) -> None:
+    """In bf16 a tone of -60 dB beside a loud one drowns in what rounds the sound and the waves that it is read by."""
+    log_mel, seconds = LogMel(80).eval(), np.arange(16_000) / 16_000
+    sound = (np.sin(2 * np.pi * 440 * seconds) + 1e-3 * np.sin(2 * np.pi * 5000 * seconds)).astype(np.float32)[None]
+    inputs = {"input_values": sound, "num_samples": np.array([[16_000]])}
+    tensors = tuple(map(torch.from_numpy, inputs.values()))
+    torch.onnx.export(log_mel, tensors, tmp_path / "mel.onnx", input_names=[*inputs], dynamo=True, verbose=False)
+    OPENVINO.build(Build(tmp_path / "mel.onnx", STAGES["encode_audio"], tmp_path / "built", "bf16"))
+    (found,) = open_engine(tmp_path / "built", 1).run(inputs).values()
+    np.testing.assert_allclose(found, log_mel(*tensors), atol=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(found, log_mel(*tensors), atol=0.01)
 
 
 def is_product(node: openvino.Node) -> bool:

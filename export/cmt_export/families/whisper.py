@@ -98,12 +98,20 @@ class LogMel(nn.Module):
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # [bands, BINS]
 
     def forward(self, sound: Tensor, num_samples: Tensor) -> Tensor:
-        """[batch, bands, spectra], two a frame. The sound begins mirrored and ends in silence."""
+        """[batch, bands, spectra], two a frame. The sound begins mirrored and ends in silence.
+
+        In fp32, whatever the rest is in: the loudest and the faintest of a spectrum are orders of magnitude apart.
+        """
+        with torch.autocast(sound.device.type, enabled=False):
+            return self._of(sound.float(), num_samples)
+
+    def _of(self, sound: Tensor, num_samples: Tensor) -> Tensor:
         sound = sound * positions_below(sound.shape[1], num_samples).to(sound.dtype)
         half = WINDOW // 2
         mirrored = sound[:, 1 : half + 1].flip(1)
         around = torch.cat([mirrored, sound, sound.new_zeros(sound.shape[0], WINDOW)], dim=1)
-        real, imaginary = functional.conv1d(around[:, None], self.waves, stride=MEL_HOP).chunk(2, dim=1)
+        around = around.reshape(around.shape[0], 1, -1)  # an unsqueeze is in bf16 to OpenVINO, whatever it is told
+        real, imaginary = functional.conv1d(around, self.waves, stride=MEL_HOP).chunk(2, dim=1)
         power = self.filters @ (real * real + imaginary * imaginary)
         log = power.clamp(min=FLOOR).log10()
         log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - RANGE)
