@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_perf.real.page import alone
-from cmt_perf.real.page import paired as paired_table
+from cmt_perf.real.page import alone, ladder_on_paired, subsets
 from cmt_training import ablation
 from cmt_training.compare.results import Results as Ladders
 from cmt_training.options import TrainOptions
@@ -33,10 +32,23 @@ def test_the_docs_show_the_figure_of_meld() -> None:
 
 def test_the_docs_show_the_figures_on_real_media() -> None:
     found = json.loads(REAL.read_text())
-    assert alone(found) in PAGE
-    assert "paired" not in found or paired_table(found) in PAGE
+    assert set(found) == {"emodb", "meld", "fer2013", "paired"}
+    for table in (alone(found), ladder_on_paired(found), subsets(found)):
+        assert table in PAGE
     for part in found.values():
+        low, high = part["weighted_f1_interval"]
+        assert low < part["weighted_f1"] < high
+        assert part["seeds"] == 3
         assert all(command.startswith("cmt ") for command in part["commands"])
+        assert not [word for told in part["commands"] for word in told.split() if word.startswith("/")]
+    paired, told = found["paired"], " ".join(PAGE.split())
+    assert "0.881 [0.857, 0.906]" in told
+    assert [paired["weighted_f1"], *paired["weighted_f1_interval"]] == pytest.approx([0.881, 0.857, 0.906], abs=5e-4)
+    (ladder,) = Ladders.from_json(json.dumps(paired["ladder"])).corpora.values()
+    assert max(ladder.rungs, key=lambda rung: ladder.rungs[rung].weighted_f1.mean) == "log-linear"
+    for margin in ladder.over_late:
+        assert margin.other == "log-linear"
+        assert margin.told() in told
 
 
 def test_the_docs_show_what_each_trick_is_worth() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_training.compare.results import Results
+from cmt_training.markdown import markdown_table
 
 RESULT = Path("training/results/real.json")
 DATA = {"emodb": "EmoDB", "meld": "MELD", "fer2013": "FER2013"}
@@ -15,34 +16,45 @@ DATA = {"emodb": "EmoDB", "meld": "MELD", "fer2013": "FER2013"}
 
 def alone(results: Mapping[str, Any]) -> str:
     """Each encoder on its own data."""
-    lines = [
-        "| data | encoder | items | weighted F1 | unweighted recall | commonest label | served, bf16 | as PyTorch |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for part, name in DATA.items():
-        if part in results:
-            found, served = results[part], results[part]["served"]
-            interval = [f"{end:.3f}" for end in found.get("weighted_f1_interval", ())]  # none of a single seed
-            cells = [f"{found['weighted_f1']:.3f}" + (f" [{', '.join(interval)}]" if interval else "")]
-            cells += [f"{found[key]:.3f}" for key in ("unweighted_recall", "commonest_label")]
-            cells.append(f"{served['weighted_f1']:.3f} of {served['items']}")
-            cells.append(f"{served['same_label_as_pytorch']:.1%}")
-            lines.append(f"| {name} | {found['encoder']} | {found['items']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        found, served = results[part], results[part]["served"]
+        low, high = found["weighted_f1_interval"]
+        cells = [name, found["encoder"], str(found["items"]), f"{found['weighted_f1']:.3f} [{low:.3f}, {high:.3f}]"]
+        cells += [f"{found[key]:.3f}" for key in ("unweighted_recall", "commonest_label")]
+        rows.append(
+            [
+                *cells,
+                f"{served['weighted_f1']:.3f} of {served['items']}, {served['precision']}",
+                f"{served['same_label_as_pytorch']:.1%}",
+            ]
+        )
+    head = [
+        "data",
+        "encoder",
+        "items",
+        "weighted F1",
+        "unweighted recall",
+        "commonest label",
+        "served",
+        "as PyTorch",
+    ]
+    return markdown_table(head, rows)
 
 
-def paired(results: Mapping[str, Any]) -> str:
-    """The ladder on the paired data; of a single seed, every subset: CMT beside late fusion."""
-    if "ladder" not in results["paired"]:
-        lines = ["| modalities | CMT | late fusion |", "| --- | ---: | ---: |"]
-        for subset, found in results["paired"]["weighted_f1"].items():
-            lines.append(f"| {subset.replace('+', ', ')} | {found['cmt']:.3f} | {found['late']:.3f} |")
-        return "\n".join(lines) + "\n"
-    ladders = Results.from_json(json.dumps(results["paired"]["ladder"]))
-    ladder = next(iter(ladders.corpora.values()))
+def ladder_on_paired(results: Mapping[str, Any]) -> str:
+    """The ladder on the paired data."""
+    (ladder,) = Results.from_json(json.dumps(results["paired"]["ladder"])).corpora.values()
     return Results({"paired": ladder}, {}).markdown()
+
+
+def subsets(results: Mapping[str, Any]) -> str:
+    """What `cmt train` makes of the paired data, by the modalities that are there."""
+    found: Mapping[str, float] = results["paired"]["subsets"]
+    rows = [[subset.replace("+", ", "), f"{f1:.3f}"] for subset, f1 in found.items()]
+    return markdown_table(["modalities", "weighted F1"], rows)
 
 
 if __name__ == "__main__":
     made = json.loads(RESULT.read_text())
-    print(alone(made), paired(made), sep="\n")
+    print(alone(made), ladder_on_paired(made), subsets(made), sep="\n\n")
