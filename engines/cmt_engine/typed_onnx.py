@@ -209,14 +209,14 @@ class _Typing:
 
 
 def _with_all_before(nodes: Iterable[ir.Node]) -> set[ir.Node]:
-    """The nodes and those that what they read comes from."""
+    """The nodes and those that the numbers which they read come from; not what merely says where, as an index."""
     found: set[ir.Node] = set()
     left = list(nodes)
     while left:
         node = left.pop()
         if node not in found:
             found.add(node)
-            producers = (value.producer() for value in node.inputs if value is not None)
+            producers = (value.producer() for value in _floats(node.inputs))
             left += [producer for producer in producers if producer is not None]
     return found
 

@@ -6,12 +6,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cmt_engine.engine import ENGINES, Build, open_engine
+from cmt_engine.typed_onnx import onnx_in_precision
 from cmt_export import export as export_module
 from cmt_export.checkpoint import (
     Checkpoint,
@@ -168,6 +171,23 @@ def test_an_engine_merges_as_pytorch_does(engine: str, tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     ENGINES[engine].build(Build(graph, stage, tmp_path / "engine", "fp32"))
     assert stage_parity(open_engine(tmp_path / "engine"), ENGINES[engine], stage, "fp32", expected).error < 1e-4
+
+
+@pytest.mark.long
+def test_counting_what_merged_keeps_no_product_in_fp32(tmp_path: Path) -> None:
+    """The logarithm of a count is taken, of patches that all of the encoder chose."""
+    checkpoint, stage = merging_tokens(checkpoint_from_preset("mini", "meld"), 8), STAGES["encode_image"]
+    graph = onnx_from_checkpoint(checkpoint.model, stage, tmp_path / "onnx")
+    assert "Log" in {node.op_type for node in onnx.load(graph).graph.node}
+    typed = onnx.load(onnx_in_precision(graph, "bf16", tmp_path / "typed.onnx"))
+    types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
+    weighed = [node for node in typed.graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert {types[node.output[0]] for node in weighed if node.output[0] in types} == {onnx.TensorProto.BFLOAT16}
+    ENGINES["openvino"].build(Build(graph, stage, tmp_path / "engine", "bf16"))
+    layers = ElementTree.parse(tmp_path / "engine" / "model.xml").iter("layer")
+    marked = {la.get("type") for la in layers if la.find("rt_info/attribute[@name='precise']") is not None}
+    assert "Log" in marked
+    assert "MatMul" not in marked
 
 
 def test_an_export_is_of_what_merges(tmp_path: Path) -> None:
