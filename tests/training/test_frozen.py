@@ -78,7 +78,7 @@ def test_weights_are_averaged_where_no_encoder_starts_from_nothing(data: Prepare
     def decay(changed: TrainOptions, *, features: bool = False) -> float:
         checkpoint = checkpoint_from_preset(changed.preset, "meld", model=changed.model)
         ready = opened(checkpoint, data, changed, silent)
-        trainee = trainee_of(checkpoint.model, ready.reader, data, changed, features=features, shares=ready.shares)
+        trainee = trainee_of(checkpoint.model, ready, ready.reader, data, changed, features=features)
         task = task_of(trainee, ready.reader, data, changed)
         without_idle(task, Loss(changed, ready.reader.labels(task.training), task.labels))
         return average_of(trainee, changed)

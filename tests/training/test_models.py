@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cmt_pipeline.modality import MODALITIES, SUBSETS, Modality
 from cmt_pipeline.presets import FusionSize
 from cmt_pipeline.tensors import MODEL_WIDTH
 from cmt_training.batches import Reader, raw_sources
+from cmt_training.encoded import given_encoders
 from cmt_training.options import MODELS, Model, TrainOptions
 from cmt_training.predict import predict, predict_each
 from cmt_training.prepare import Prepared
@@ -95,6 +98,22 @@ def test_token_dropout_acts_in_training_alone(prepared: Prepared) -> None:
     trainee.train()(batch.inputs, batch.presence)
     trainee.eval()(batch.inputs, batch.presence)
     assert lengths == [1 + 98, 197]
+
+
+@pytest.mark.parametrize(("published", "kept"), [((), [98, 20, 9]), (("image", "text"), [197, 20, 9])])
+def test_all_tokens_of_published_encoders_are_learnt_from(published: tuple[Modality, ...], kept: list[int]) -> None:
+    inputs = {
+        "pixel_values": torch.randn(2, 197, MODEL_WIDTH),
+        "input_values": torch.randn(2, 40, MODEL_WIDTH),
+        "num_samples": torch.full((2, 1), 40),
+        "input_ids": torch.randn(2, 9, MODEL_WIDTH),
+        "attention_mask": torch.ones(2, 9, dtype=torch.int64),
+    }
+    model = CrossModalTransformer(cast(Any, given_encoders()), model_of("concat").fusion)
+    options, read = TrainOptions(preset=TINY.name, token_dropout=0.5), []
+    model.fusion.register_forward_pre_hook(lambda _, given: read.append([each.shape[1] for each in given[::2]]))
+    Trainee(model, options, 7, features=True, published=published).train()(inputs, torch.ones(2, 3))
+    assert read == [kept]
 
 
 def test_an_unknown_model_is_refused() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from cmt_export.checkpoint import Checkpoint, checkpoint_from_preset, save_check
 from cmt_export.fusion import CrossModalFusion, Fusion
 from cmt_export.model import CrossModalTransformer
 from cmt_pipeline.labels import labels_of
-from cmt_pipeline.modality import MODALITIES
+from cmt_pipeline.modality import MODALITIES, Modality
 from cmt_pipeline.presets import preset_of
 from cmt_pipeline.progress import Progress
 from cmt_training.audio_pretraining import pretrain_audio
@@ -79,7 +79,7 @@ def _train(
         learning, features = CrossModalTransformer(given_encoders(), cast(Any, checkpoint.model.fusion)), True
     else:
         learning, features = checkpoint.model, False
-    trainee = trainee_of(learning, reader, data, options, features=features, shares=ready.shares)
+    trainee = trainee_of(learning, ready, reader, data, options, features=features)
     state = fit(task_of(trainee, reader, data, options), options, run, progress, resume=resume, world=world)
     only = modalities_of(options.model)
     calibrate(trainee.model, reader, data.of("validation"), only, world)
@@ -106,10 +106,11 @@ def learns_encoders_first(checkpoint: Checkpoint, options: TrainOptions) -> bool
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to be trained. reader: has what its frozen encoders say, which then are no part of it; shares: of
-    the learning rate, of what is tuned of published encoders; restore: makes the model whole again."""
+    """A model ready to be trained. reader: has what its frozen encoders say, which then are no part of it; published:
+    whose encoders are; shares: of the learning rate, of what is tuned of them; restore: makes the model whole again."""
 
     reader: Reader
+    published: Collection[Modality]
     shares: Mapping[str, float]
     restore: Callable[[], None]
 
@@ -124,7 +125,8 @@ def opened(
     steps = options.audio_pretraining_steps if options.model not in ("image", "text") else 0
     world.first_alone(lambda: pretrain_audio(checkpoint, data, steps, options.seed, progress))
     shares = tune_published(checkpoint, options)
-    frozen = published(checkpoint, options.model) if options.tune == FROZEN else []
+    encoders = published(checkpoint, options.model)
+    frozen = encoders if options.tune == FROZEN else []
     precision = precision_of(options, world.device)
     encoded = world.first_alone(lambda: frozen_sources(model, frozen, data, precision, progress, world.device))
     put_back = without_backbones(model, encoded, [data.items[index] for index in data.of("train")])
@@ -136,7 +138,7 @@ def opened(
         if options.tune == LORA:
             merge_lora(model)
 
-    return Opened(Reader(data, {**raw_sources(data, heard), **encoded}), shares, restore)
+    return Opened(Reader(data, {**raw_sources(data, heard), **encoded}), encoders, shares, restore)
 
 
 def encoders_first(
@@ -163,7 +165,7 @@ def encoders_first(
         torch.manual_seed(options.seed)
         heads = LateFusion(preset_of(options.preset).fusion, len(labels_of(data.label_set)))
     under_heads = CrossModalTransformer(cast(Any, model.encoders), heads)
-    trainee = trainee_of(under_heads, ready.reader, data, alone, features=False, shares=ready.shares)
+    trainee = trainee_of(under_heads, ready, ready.reader, data, alone, features=False)
     fit(task_of(trainee, ready.reader, data, alone), alone, run / ENCODERS, progress, resume=resume, world=world)
     made = world.first_alone(lambda: feature_sources(under_heads, ready.reader, data, run / FEATURES, progress))
     return Reader(data, made), heads
@@ -187,15 +189,15 @@ def start_as(fusion: Fusion, heads: LateFusion) -> None:
 
 def trainee_of(
     model: CrossModalTransformer,
+    ready: Opened,
     reader: Reader,
     data: Prepared,
     options: TrainOptions,
     *,
     features: bool,
-    shares: Mapping[str, float] | None = None,
 ) -> Trainee:
-    labels = len(labels_of(data.label_set))
-    return Trainee(model, options, labels, features=features, cues=reader.cues(), shares=shares)
+    labels, cues = len(labels_of(data.label_set)), reader.cues()
+    return Trainee(model, options, labels, features=features, cues=cues, shares=ready.shares, published=ready.published)
 
 
 def how_it_was_trained(out: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,9 +54,11 @@ class Trainee(nn.Module):
         features: bool,
         cues: Mapping[Modality, int] | None = None,
         shares: Mapping[str, float] | None = None,
+        published: Collection[Modality] = (),
     ) -> None:
         """features: the encoders' work was done before, nothing of them is trained; cues: how many a modality has;
-        shares: parameters of published encoders that are tuned -> share of the learning rate."""
+        shares: parameters of published encoders that are tuned -> share of the learning rate; published: whose
+        encoders are, of which all tokens are learnt from."""
         super().__init__()
         self.model = model
         self.shares = shares or {}
@@ -69,6 +71,7 @@ class Trainee(nn.Module):
             shown = cues if cues and options.cues > 0 and not features else {}
             self.cues = nn.ModuleDict({m: Cues(count, self._pool_of(m)) for m, count in shown.items()})
         self.features = features
+        self._thinned = [m for m in MODALITIES if m not in ("text", *published)]
         self._dropout = options.token_dropout
         image = cast(Any, model.encoders["image"])
         if not features and options.token_dropout and hasattr(image, "backbone") and "image" not in self.tuned:
@@ -108,9 +111,10 @@ class Trainee(nn.Module):
     def _thin(self, encoded: list[Tensor]) -> list[Tensor]:
         """Without a random part of the tokens of those modalities that have many."""
         thinned = list(encoded)
-        for column, m in enumerate(MODALITIES):
+        for m in self._thinned:
+            column = MODALITIES.index(m)
             count = encoded[2 * column].shape[1]
-            if m != "text" and count > ABSENT_TOKENS:
+            if count > ABSENT_TOKENS:
                 kept = _random_part(count, self._dropout)
                 # An item whose real tokens all fell out keeps everything that it had.
                 mask = encoded[2 * column + 1][:, kept]
