@@ -39,8 +39,8 @@ LESS_WORK = (LAYERS, MERGED_TOKENS)
 
 @dataclass(frozen=True)
 class FusionSize:
-    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset. kind: `cross_attention` between tokens, or
-    `summary`, between one vector a modality."""
+    """Of the cross-modal fusion; its width is MODEL_WIDTH in every preset. kind: `cross_attention`, between tokens, or
+    another that a package registers (docs/extending.md)."""
 
     kind: str = "cross_attention"
     layers: int = 2

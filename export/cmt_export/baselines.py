@@ -38,10 +38,7 @@ FUSIONS: Registry[Callable[[FusionSize, int, int], TaughtFusion]] = Registry(
     "fusion",
     "cmt_triton.fusions",
     type,
-    {
-        "cross_attention": "cmt_export.fusion:CrossModalFusion",
-        "summary": "cmt_export.summary_fusion:SummaryFusion",
-    },
+    {"cross_attention": "cmt_export.fusion:CrossModalFusion"},
 )
 
 

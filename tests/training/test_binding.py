@@ -16,10 +16,10 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_training.binding.__main__ import _trained
 from cmt_training.binding.family import AUDIO, IMAGE, KINDS, NOISE, TEXT, WIDTH, Kind, ceiling, drawn, items
 from cmt_training.binding.figure import figure_of
-from cmt_training.binding.fit import Budget
+from cmt_training.binding.fit import AGAIN, Budget, Task, turns
 from cmt_training.binding.ladder import MATCHED, MODELS, RUNGS, made, parameters_of
 from cmt_training.binding.results import Results
-from cmt_training.binding.run import LATE, Reached, Task, Trained, run
+from cmt_training.binding.run import LATE, Reached, Trained, run
 
 LENGTH = 4
 ROOT = Path(__file__).parents[2]
@@ -108,18 +108,30 @@ def test_controls_say_what_they_are_meant_to() -> None:
     assert accuracy_of("xor", [AUDIO, TEXT]) == ceiling("xor") == 1.0
 
 
+def noise(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_tokens_are_the_contracts_and_the_seeds() -> None:
-    made_once, again = (items(drawn("binding", 6, 5, seed=3), seed=3) for _ in range(2))
+    made_once, again = (items(drawn("binding", 6, 5, seed=3), noise(3)) for _ in range(2))
     for features, same, mask in zip(made_once.features, again.features, made_once.masks, strict=True):
         assert (features.shape, features.dtype) == ((5, 6, WIDTH), torch.float32)
         assert (mask.shape, mask.dtype, bool(mask.all())) == ((5, 6), torch.int64, True)
         assert torch.equal(features, same)
-    other = items(drawn("binding", 6, 5, seed=3), seed=4)
-    noise = (made_once.features[0] - other.features[0]).std() / 2**0.5
-    assert float(noise) == pytest.approx(NOISE, rel=0.2)
+    other = items(drawn("binding", 6, 5, seed=3), noise(4))
+    deviation = (made_once.features[0] - other.features[0]).std() / 2**0.5
+    assert float(deviation) == pytest.approx(NOISE, rel=0.2)
     for length in (2, 5):
         with pytest.raises(ValueError, match="expected an even number, 4 or more"):
             drawn("binding", length, 1, seed=0)
+
+
+def test_lengths_grow_and_shorter_ones_come_again() -> None:
+    found = list(turns((4, 8, 16), 5 * AGAIN))
+    assert found[: 5 * AGAIN] == [4] * 5 * AGAIN
+    assert found[5 * AGAIN : 10 * AGAIN : AGAIN] == [4] * 5
+    assert found[10 * AGAIN :: AGAIN] == [4, 8, 4, 8, 4]
+    assert Counter(found[10 * AGAIN :])[16] == 5 * (AGAIN - 1)
 
 
 def test_rungs_have_the_same_parameters() -> None:
@@ -166,14 +178,31 @@ def test_the_committed_results_are_what_the_page_shows() -> None:
     results = Results.from_json((ROOT / "training/results/binding.json").read_text())
     assert json.loads(results.to_json()) == json.loads((ROOT / "training/results/binding.json").read_text())
     assert results.markdown() in (ROOT / "docs/training.md").read_text()
-    assert set(results.parameters) == set(MODELS)
-    wanted = results.parameters["cross-attention"]
-    assert all(abs(count - wanted) <= MATCHED * wanted for count in results.parameters.values())
+    assert results.parameters == {model: parameters_of(made(model)) for model in MODELS}
     for cell in results.cells:
         assert tuple(cell.accuracies) == RUNGS
         best = max(found.mean for rung, found in cell.accuracies.items() if rung in MODELS)
         assert cell.accuracies[cell.winner].mean == best
     assert figure_of(results).startswith(b"\x89PNG")
+
+
+def test_the_page_says_what_the_committed_results_say() -> None:
+    results = Results.from_json((ROOT / "training/results/binding.json").read_text())
+    told = " ".join((ROOT / "docs/training.md").read_text().split())
+    found = {(cell.kind, cell.length): cell.accuracies for cell in results.cells}
+    assert {length for kind, length in found if kind == "binding"} == {4, 8, 16, 32}
+    assert {kind for kind, _ in found} == set(KINDS)
+    for (kind, _), reached in found.items():
+        if kind == "binding":
+            assert reached["cross-attention"].mean > 0.999
+        if kind in ("binding", "coincidence"):
+            assert all(abs(reached[rung].mean - 0.5) < 0.02 for rung in (*MODALITIES, *LATE))
+        if kind in ("redundant", "unique", "additive"):
+            assert all(abs(reached[rung].mean - ceiling(kind)) < 0.02 for rung in ("log-linear", "cross-attention"))
+    for rung in ("concat", "gated", "bottleneck"):
+        of = found["binding", 32][rung]
+        assert f"{of.mean:.2f} [{of.low:.2f}, {of.high:.2f}]" in told
+    assert max(each.mean for each in found["coincidence", 8].values()) == pytest.approx(0.75, abs=0.005)
 
 
 def test_what_is_trained_isnt_trained_again(tmp_path: Path) -> None:
@@ -196,7 +225,7 @@ def test_what_is_trained_isnt_trained_again(tmp_path: Path) -> None:
     ]
     recipe = json.dumps([asdict(budget), list(seeds)])
     lines = [json.dumps({"recipe": recipe, "trained": asdict(each)}) + "\n" for each in made_up[:-1]]
-    (tmp_path / "trained.jsonl").write_text("".join(lines) + lines[0].replace("1000", "1001"))
-    found = _trained([(tasks[0], model) for model in MODELS], budget, seeds, "cpu", 1, tmp_path / "trained.jsonl")
+    (tmp_path / "trained.jsonl").write_text("".join(lines) + lines[0].replace("1500", "1501"))
+    found = _trained([(tasks[0], model) for model in MODELS], budget, seeds, 1, tmp_path / "trained.jsonl")
     assert found == made_up[:-1]
     assert [(cell.kind, cell.length) for cell in Results.of(found, {}).cells] == [("binding", 4), ("binding", 8)]

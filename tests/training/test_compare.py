@@ -14,14 +14,14 @@ from cmt_export.checkpoint import Checkpoint
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.tensors import MODEL_WIDTH
 from cmt_training.batches import Reader, raw_sources
-from cmt_training.binding.ladder import MATCHED, parameters_of
+from cmt_training.binding.ladder import MATCHED, MODELS, RUNGS, parameters_of
 from cmt_training.compare.data_set import compared
 from cmt_training.compare.figure import figure_of
 from cmt_training.compare.intervals import Drawn, difference
 from cmt_training.compare.ladders import measured, models_for
 from cmt_training.compare.learn import ONLY, Budget, Net, said
 from cmt_training.compare.results import OURS, Results, ladder_of
-from cmt_training.compare.run import MODELS, RUNGS, Place, answered, trained
+from cmt_training.compare.run import Place, answered, trained
 from cmt_training.compare.tokens import GRID, PLAIN, Tokens, pooled, standardised, tokens_of
 from cmt_training.examples import DataError
 from cmt_training.metrics import Floats, softmax, weighted_f1

@@ -10,44 +10,45 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cmt_release.typed_json import typed
-from cmt_training.binding.family import BOUND, KINDS
+from cmt_training.binding.family import KINDS
 from cmt_training.binding.figure import figure_of
-from cmt_training.binding.fit import Budget
+from cmt_training.binding.fit import Budget, Task
 from cmt_training.binding.ladder import MODELS
 from cmt_training.binding.results import Results
-from cmt_training.binding.run import Task, Trained, run
+from cmt_training.binding.run import Trained, run
 from cmt_training.conditions import conditions
 from cmt_training.processes import processes
 
+COMMAND = "python -m cmt_training.binding"
 WORK = Path(".cmt/binding/trained.jsonl")
 RESULTS = Path(__file__).parents[2] / "results"
-LENGTHS = (4, 8, 16)
+LENGTHS = {"binding": (4, 8, 16, 32), "coincidence": (4, 8)}
 CONTROL_LENGTHS = (4,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cmt_training.binding", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of binding.json and binding.png")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of what has to be bound; controls: 4")
+    parser.add_argument("--lengths", nargs="+", type=int, help="of the kinds, growing")
     parser.add_argument("--seeds", type=int, default=3, help="how many, two or more")
-    parser.add_argument("--steps", type=int, default=Budget.steps, help="of every training at each length")
+    parser.add_argument("--steps", type=int, default=Budget.steps, help="of every training for each length")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, each on one core")
-    parser.add_argument("--device", default="cpu", help="as PyTorch names it")
     parser.add_argument("--work", type=Path, default=WORK, help="file of what is trained; that isn't done again")
     given = parser.parse_args()
     budget, seeds = Budget(steps=given.steps), tuple(range(given.seeds))
-    tasks = [Task(kind, tuple(given.lengths) if kind in BOUND else CONTROL_LENGTHS) for kind in given.kinds]
-    jobs = [(task, model) for task in tasks for model in MODELS]
-    trained = _trained(jobs, budget, seeds, given.device, given.workers, given.work)
-    results = Results.of(trained, conditions(seeds=list(seeds), budget=asdict(budget), trained_on=_machines(trained)))
+    tasks = [Task(kind, tuple(given.lengths or LENGTHS.get(kind, CONTROL_LENGTHS))) for kind in given.kinds]
+    jobs = [(task, model) for task in tasks for model in reversed(MODELS)]
+    trained = _trained(jobs, budget, seeds, given.workers, given.work)
+    told = conditions(command=COMMAND, seeds=list(seeds), budget=asdict(budget), trained_on=_machines(trained))
+    results = Results.of(trained, told)
     (given.out / "binding.json").write_text(results.to_json())
     (given.out / "binding.png").write_bytes(figure_of(results))
     print(results.markdown())
 
 
 def _trained(
-    jobs: Sequence[tuple[Task, str]], budget: Budget, seeds: Sequence[int], device: str, workers: int, work: Path
+    jobs: Sequence[tuple[Task, str]], budget: Budget, seeds: Sequence[int], workers: int, work: Path
 ) -> list[Trained]:
     """What each job came to, and what else of the same recipe is in the file: a line for each."""
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def _trained(
     left = [job for job in jobs if job not in known]
     left.sort(key=lambda job: -sum(job[0].lengths))  # the longest first, so that none is left alone in the end
     with processes(workers) as pool:
-        futures = [pool.submit(run, *job, budget, seeds, device) for job in left]
+        futures = [pool.submit(run, *job, budget, seeds) for job in left]
         for count, done in enumerate(as_completed(futures), 1):
             found.append(each := done.result())
             with work.open("a") as file:

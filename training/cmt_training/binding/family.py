@@ -73,11 +73,11 @@ class Items:
         return Items(tuple(f[rows] for f in self.features), tuple(m[rows] for m in self.masks), self.labels[rows])
 
 
-def drawn(kind: Kind, length: int, count: int, seed: int) -> Drawn:
-    """length: even, 4 or more."""
+def drawn(kind: Kind, length: int, count: int, seed: int, part: int = 0) -> Drawn:
+    """length: even, 4 or more; part: others of the same seed."""
     if length < 4 or length % 2:
         raise ValueError(f"length: got {length}; expected an even number, 4 or more")
-    rng = np.random.default_rng([KINDS.index(kind), length, seed])
+    rng = np.random.default_rng([KINDS.index(kind), length, seed, part])
     if kind in BOUND:
         marks = _sentences(kind, length, count, rng)
         stressed = marks[:, TEXT] * marks[:, AUDIO] * (marks[:, IMAGE] if kind == "coincidence" else 1)
@@ -91,15 +91,15 @@ def drawn(kind: Kind, length: int, count: int, seed: int) -> Drawn:
 
 def shown(marks: Tensor, generator: torch.Generator) -> Tensor:
     """Marks [..., 3, length] -> tokens [..., 3, length, WIDTH], with new noise."""
-    codes, directions = (torch.from_numpy(part).float().to(marks.device) for part in _world(marks.shape[-1]))
-    noise = torch.randn((*marks.shape, WIDTH), generator=generator, device=marks.device)
+    codes, directions = (torch.from_numpy(part).float() for part in _world(marks.shape[-1]))
+    noise = torch.randn((*marks.shape, WIDTH), generator=generator)
     return codes + marks[..., None] * directions[:, None] + NOISE * noise
 
 
-def items(of: Drawn, seed: int) -> Items:
-    """With the tokens of each modality. seed: of their noise."""
-    tokens = shown(of.marks, torch.Generator(of.marks.device).manual_seed(seed))
-    masks = torch.ones(of.marks.shape[0], of.length, dtype=torch.int64, device=of.marks.device)
+def items(of: Drawn, generator: torch.Generator) -> Items:
+    """With the tokens of each modality. generator: of their noise."""
+    tokens = shown(of.marks, generator)
+    masks = torch.ones(of.marks.shape[0], of.length, dtype=torch.int64)
     return Items(tokens.unbind(dim=1), (masks,) * len(MODALITIES), of.labels)
 
 

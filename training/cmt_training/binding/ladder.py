@@ -4,7 +4,6 @@
     log-linear           three experts, calibrated, their evidence added (`cmt_export.log_linear`)
     stacked              a small net over the three experts' logits
     concat, gated        vectors pooled of each modality, concatenated or added by gates
-    summary              pooled vectors that attend to each other (`cmt_export.summary_fusion`)
     self-attention       over the tokens of all, together
     bottleneck           self-attention within each modality and a few shared tokens
     cross-attention      each modality's tokens attend to those of the others (`cmt_export.fusion`)
@@ -37,7 +36,6 @@ Rung = Literal[
     "stacked",
     "concat",
     "gated",
-    "summary",
     "self-attention",
     "bottleneck",
     "cross-attention",
@@ -47,17 +45,16 @@ LABELS = 2
 SIZE = FusionSize(layers=2, heads=4, feed_forward_width=64, dropout=0.0)
 MATCHED = 0.1  # share of the reference's parameters that a rung may be off
 #: Rungs that are trained, by the model each is; the others read the experts of `late`.
-MODELS: dict[str, tuple[str, str]] = {
-    "image": ("image", "summary"),
-    "audio": ("audio", "summary"),
-    "text": ("text", "summary"),
-    "late": ("late", "summary"),
-    "concat": ("concat", "summary"),
-    "gated": ("gated", "summary"),
-    "summary": ("cmt", "summary"),
-    "self-attention": ("conventional", "summary"),
-    "bottleneck": ("bottleneck", "summary"),
-    "cross-attention": ("cmt", "cross_attention"),
+MODELS: dict[str, str] = {
+    "image": "image",
+    "audio": "audio",
+    "text": "text",
+    "late": "late",
+    "concat": "concat",
+    "gated": "gated",
+    "self-attention": "conventional",
+    "bottleneck": "bottleneck",
+    "cross-attention": "cmt",
 }
 MEET_AS_TOKENS = ("self-attention", "bottleneck", "cross-attention")
 
@@ -109,11 +106,8 @@ def parameters_of(net: nn.Module) -> int:
 
 
 def _of_size(model: str, size: FusionSize, labels: int) -> Reading:
-    name, kind = MODELS[model]
     if model in MEET_AS_TOKENS:
         read: Sequence[int] = ()
     else:
         read = [MODALITIES.index(model)] if model in MODALITIES else range(len(MODALITIES))
-    if model == "summary":  # layers within each modality, and between summaries
-        size = replace(size, layers=1)
-    return Reading(read, size, fusion_of(name, replace(size, kind=kind), labels, WIDTH))
+    return Reading(read, size, fusion_of(MODELS[model], size, labels, WIDTH))

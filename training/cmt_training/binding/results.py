@@ -16,9 +16,9 @@ from cmt_training.statistics import Interval, interval_of
 
 METHOD = (
     "Every rung reads the same tokens and has about the parameters of cross-attention; each net trains on new items in "
-    "every step, lengths of a kind in turns, at the learning rate that is best on validation items; accuracies are of "
-    "test items, intervals 95 %, Student's t over seeds. emap: the best trained rung's additive projection over "
-    "modalities (Hessel & Lee 2020), beside that rung on the same items."
+    "every step, of lengths that grow, at the learning rate that is best on the first seed's validation items; "
+    "accuracies are of test items, intervals 95 %, Student's t over seeds. emap: the best trained rung's additive "
+    "projection over modalities (Hessel & Lee 2020), beside that rung on the same items."
 )
 
 

@@ -11,22 +11,14 @@ from torch import Tensor, nn
 from cmt_export.attention import perceptron
 from cmt_export.log_linear import Expert, LogLinearFusion
 from cmt_pipeline.modality import MODALITIES
-from cmt_training.binding.family import WIDTH, Drawn, Items, Kind, drawn, items
-from cmt_training.binding.fit import Budget, answers, fit, loss_of, stacked
+from cmt_training.binding.family import WIDTH, Items, Kind, drawn, items
+from cmt_training.binding.fit import Budget, Task, answers, fit, loss_of, stacked
 from cmt_training.binding.ladder import LABELS, made
 from cmt_training.calibration import CalibrationItems, fitted
 from cmt_training.conditions import conditions
 
 LATE: tuple[str, ...] = ("log-linear", "stacked")
 EMAP_ITEMS, EMAP_OTHERS = 256, 32  # projected, and pairs of others that each is averaged over
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind at the lengths that a net is trained on."""
-
-    kind: Kind
-    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,19 +47,19 @@ class Trained:
 class _Data:
     """Of a seed, at a length."""
 
-    training: Drawn
     validation: Items
     test: Items
 
 
-def run(task: Task, model: str, budget: Budget, seeds: Sequence[int], device: str = "cpu") -> Trained:
-    """Trains a model for every seed at every learning rate, and keeps the best rate."""
-    data = [[_data(task.kind, length, budget, seed, device) for length in task.lengths] for seed in seeds]
-    nets, rate = _tuned(model, data, budget, seeds)
+def run(task: Task, model: str, budget: Budget, seeds: Sequence[int]) -> Trained:
+    """Trains a model for every seed, at the learning rate that is best for the first."""
+    data = [[_data(task.kind, length, budget, seed) for length in task.lengths] for seed in seeds]
+    tried = {rate: _net(model, task, rate, budget, seeds[0]) for rate in budget.learning_rates}
+    rate = min(tried, key=lambda rate: _loss(tried[rate], data[0]))
+    nets = [tried[rate], *(_net(model, task, rate, budget, seed) for seed in seeds[1:])]
     by_length = zip(task.lengths, zip(*data, strict=True), strict=True)
     tested = tuple(_reached(length, model, nets, each, seeds) for length, each in by_length)
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else str(conditions()["machine"])
-    return Trained(task, model, rate, tested, f"{where}, PyTorch {torch.__version__}")
+    return Trained(task, model, rate, tested, f"{conditions()['machine']}, PyTorch {torch.__version__}")
 
 
 def _reached(
@@ -90,11 +82,11 @@ def _reached(
 def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
     """The net's logits [items, labels] without interactions of modalities (EMAP, Hessel & Lee 2020, arXiv 2010.06572):
     the sum of what each modality says on average over the others, which are drawn from the items each by itself."""
-    generator = torch.Generator(given.labels.device).manual_seed(seed)
-    count, parts, device = len(given), [], given.labels.device
+    generator = torch.Generator().manual_seed(seed)
+    count, parts = len(given), []
     for own in range(len(MODALITIES)):
-        rows = [torch.randint(count, (count * EMAP_OTHERS,), generator=generator, device=device) for _ in MODALITIES]
-        rows[own] = torch.arange(count, device=device).repeat_interleave(EMAP_OTHERS)
+        rows = [torch.randint(count, (count * EMAP_OTHERS,), generator=generator) for _ in MODALITIES]
+        rows[own] = torch.arange(count).repeat_interleave(EMAP_OTHERS)
         mixed = Items(
             tuple(f[r] for f, r in zip(given.features, rows, strict=True)),
             tuple(m[r] for m, r in zip(given.masks, rows, strict=True)),
@@ -105,50 +97,32 @@ def additive(net: nn.Module, given: Items, seed: int = 0) -> Tensor:
     return torch.stack(parts).sum(dim=0) - (len(MODALITIES) - 1) * means.mean(dim=0)
 
 
-def _data(kind: Kind, length: int, budget: Budget, seed: int, device: str) -> _Data:
-    count = budget.steps * budget.batch_size
-    whole = drawn(kind, length, count + budget.validation + budget.test, seed)
-    whole = Drawn(whole.marks.to(device), whole.labels.to(device))
-    held_out = items(whole.of(slice(count, None)), seed)
-    return _Data(
-        whole.of(slice(count)), held_out.of(slice(budget.validation)), held_out.of(slice(budget.validation, None))
-    )
+def _data(kind: Kind, length: int, budget: Budget, seed: int) -> _Data:
+    whole = drawn(kind, length, budget.validation + budget.test, seed)
+    held_out = items(whole, torch.Generator().manual_seed(seed))
+    return _Data(held_out.of(slice(budget.validation)), held_out.of(slice(budget.validation, None)))
 
 
-def _tuned(
-    model: str, data: Sequence[Sequence[_Data]], budget: Budget, seeds: Sequence[int]
-) -> tuple[Sequence[nn.Module], float]:
-    """A net for each seed, of the learning rate that is best on average; all are trained at once."""
-    rates = budget.learning_rates
-    nets = [_net(model, seed, given[0]) for _ in rates for seed, given in zip(seeds, data, strict=True)]
-    training = [[each.training for each in given] for given in data]
-    fit(nets, training * len(rates), [r for r in rates for _ in seeds], budget, seeds[0])
-    tried = [nets[start : start + len(seeds)] for start in range(0, len(nets), len(seeds))]
-    losses = [sum(_loss(net, given) for net, given in zip(each, data, strict=True)) for each in tried]
-    best = losses.index(min(losses))
-    return tried[best], rates[best]
+def _net(model: str, task: Task, rate: float, budget: Budget, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = made(model)
+    fit(net, task, rate, budget, seed)
+    return net.eval()
 
 
 def _loss(net: nn.Module, data: Sequence[_Data]) -> float:
     return sum(float(loss_of(answers(net, each.validation), each.validation.labels)) for each in data)
 
 
-def _net(model: str, seed: int, data: _Data) -> nn.Module:
-    torch.manual_seed(seed)
-    return made(model).to(data.test.labels.device)
-
-
 def _late(experts: nn.Module, data: _Data, seed: int) -> dict[str, float]:
     """Accuracies of the two rungs that read three experts, fitted on the validation items."""
-    validation, test = answers(experts, data.validation).double().cpu(), answers(experts, data.test).double().cpu()
+    validation, test = answers(experts, data.validation).double(), answers(experts, data.test).double()
     fusion = LogLinearFusion({m: Expert("softmax", tuple(range(LABELS))) for m in MODALITIES}, LABELS).double()
-    there, labels = torch.ones(test.shape[:2], dtype=torch.float64), data.test.labels.cpu()
-    by = fitted(fusion, CalibrationItems(validation, there[: len(validation)], data.validation.labels.cpu()))
+    there, labels = torch.ones(test.shape[:2], dtype=torch.float64), data.test.labels
+    by = fitted(fusion, CalibrationItems(validation, there[: len(validation)], data.validation.labels))
     pooled, _ = fusion.pooled(list(test.unbind(dim=1)), there, by)
     inputs = len(MODALITIES) * LABELS
-    net = stacked(
-        validation, data.validation.labels.cpu(), lambda: perceptron(inputs, 0.0, LABELS, WIDTH).double(), seed
-    )
+    net = stacked(validation, data.validation.labels, lambda: perceptron(inputs, 0.0, LABELS, WIDTH).double(), seed)
     return {"log-linear": _accuracy(pooled, labels), "stacked": _accuracy(net(test.flatten(1)), labels)}
 
 

@@ -7,8 +7,9 @@ from concurrent.futures import as_completed
 
 from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.progress import Progress
+from cmt_training.binding.ladder import MODELS
 from cmt_training.compare.results import Ladder, ladder_of
-from cmt_training.compare.run import MODELS, Place, trained
+from cmt_training.compare.run import Place, trained
 from cmt_training.compare.tokens import Tokens
 from cmt_training.examples import DataError
 from cmt_training.processes import processes

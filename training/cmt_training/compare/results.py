@@ -11,8 +11,9 @@ import numpy as np
 
 from cmt_pipeline.modality import MODALITIES
 from cmt_release.typed_json import parsed, typed
+from cmt_training.binding.ladder import MODELS, RUNGS
 from cmt_training.compare.intervals import Drawn, difference
-from cmt_training.compare.run import MODELS, RUNGS, Answered, Place, Training, answered, emap
+from cmt_training.compare.run import Answered, Place, Training, answered, emap
 from cmt_training.compare.tokens import Tokens
 from cmt_training.markdown import markdown_table
 from cmt_training.metrics import Floats, confusion_matrix, f1_per_label, metrics_of

@@ -19,18 +19,12 @@ from cmt_pipeline.modality import MODALITIES
 from cmt_release.locks import make_once
 from cmt_training.binding.family import WIDTH, Items
 from cmt_training.binding.fit import stacked
-from cmt_training.binding.ladder import MODELS as ALL_MODELS
-from cmt_training.binding.ladder import RUNGS as ALL_RUNGS
 from cmt_training.binding.ladder import parameters_of
 from cmt_training.binding.run import EMAP_ITEMS, additive
 from cmt_training.calibration import CalibrationItems, Scaling, fitted, vector_scaling
 from cmt_training.compare.learn import ONLY, Budget, Net, learn, said
 from cmt_training.compare.tokens import Tokens
 from cmt_training.metrics import Floats, softmax
-
-#: Those of the ladder but for `summary`, which stays with the family that it was made for.
-MODELS = tuple(model for model in ALL_MODELS if model != "summary")
-RUNGS: tuple[str, ...] = tuple(rung for rung in ALL_RUNGS if rung != "summary")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from cmt_export.checkpoint import load_checkpoint
 from cmt_pipeline.progress import Progress
+from cmt_training.binding.ladder import MODELS
 from cmt_training.compare.ladders import measured
 from cmt_training.compare.learn import Budget
 from cmt_training.compare.results import Results
-from cmt_training.compare.run import MODELS, Place
+from cmt_training.compare.run import Place
 from cmt_training.compare.tokens import tokens_of
 from cmt_training.conditions import conditions
 from cmt_training.data.generated import load_generated
@@ -23,7 +24,7 @@ SIDE_PX = 112
 RATE = 0.5
 WITH, CONTROL = "interplay", "control"
 #: Of each corpus; the control asks whether what interplay needs costs anything where sums of evidence do.
-LADDERS: dict[str, tuple[str, ...]] = {WITH: MODELS, CONTROL: ("late", "concat", "cross-attention")}
+LADDERS: dict[str, tuple[str, ...]] = {WITH: tuple(MODELS), CONTROL: ("late", "concat", "cross-attention")}
 
 
 @dataclass(frozen=True)
