@@ -131,7 +131,7 @@ def opened(
     encoded = world.first_alone(lambda: frozen_sources(model, frozen, data, precision, progress, world.device))
     put_back = without_backbones(model, encoded, [data.items[index] for index in data.of("train")])
     start_evenly(model.fusion, encoded)
-    heard = 1.0 if checkpoint.config.encoders["audio"].weights_from else 1 - options.token_dropout
+    heard = 1.0 if "audio" in encoders else 1 - options.token_dropout
 
     def restore() -> None:
         put_back()

@@ -74,7 +74,7 @@ class Trainee(nn.Module):
         self._thinned = [m for m in MODALITIES if m not in ("text", *published)]
         self._dropout = options.token_dropout
         image = cast(Any, model.encoders["image"])
-        if not features and options.token_dropout and hasattr(image, "backbone") and "image" not in self.tuned:
+        if not features and options.token_dropout and hasattr(image, "backbone") and "image" in self._thinned:
             image.backbone.embeddings.register_forward_hook(self._without_patches)
 
     def forward(self, inputs: dict[str, Tensor], presence: Tensor) -> tuple[Any, ...]:

@@ -53,9 +53,6 @@ class Drawn:
     def length(self) -> int:
         return self.marks.shape[-1]
 
-    def of(self, rows: slice) -> Drawn:
-        return Drawn(self.marks[rows], self.labels[rows])
-
 
 @dataclass(frozen=True)
 class Items:
