@@ -154,8 +154,9 @@ bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real med
 bench-less-work: $(VENV)/.installed  ## what merged tokens and fewer layers save and cost on real media in DATA: perf/results/less_work.json; quiet machine, half an hour
 	$(BIN)/python -m cmt_perf.real.less_work .cmt/real $(or $(DATA),../shared/data)
 
-bench-ablation: $(VENV)/.installed  ## what each trick of training from nothing is worth: training/results/ablation.json; 2 to 3 hours, 2 cores
+bench-ablation: $(VENV)/.installed  ## what each trick of training is worth, with MELD's words in DATA: training/results/ablation*.json; 4 hours, 2 cores
 	$(BIN)/python -m cmt_training.ablation .cmt/ablation
+	$(BIN)/python -m cmt_training.ablation .cmt/ablation --tuned $(or $(DATA),../shared/data)/meld
 
 bench-binding: $(VENV)/.installed  ## a ladder of fusions on tokens that must be bound: writes training/results/binding.*; 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m cmt_training.binding

@@ -106,6 +106,12 @@ def train(
         float | None,
         typer.Option(help="Learning rate of that; 5e-4 for lora, else 3e-5 at the last layer.", show_default=False),
     ] = DEFAULTS["tune_learning_rate"],
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="A layer's learning rate as a share of that of the one above; its family's.", show_default=False
+        ),
+    ] = DEFAULTS["layer_decay"],
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -183,6 +189,7 @@ def train(
         accumulate=accumulate,
         tune=tune,
         tune_learning_rate=tune_learning_rate,
+        layer_decay=layer_decay,
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
         encoder_learning_rate=encoder_learning_rate,

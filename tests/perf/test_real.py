@@ -174,10 +174,10 @@ def test_a_regression_never_hears_whom_it_is_asked_of() -> None:
 def test_the_page_shows_what_doing_less_was_measured_to_cost() -> None:
     rows = json.loads((ROOT / "perf/results/less_work.json").read_text())["rows"]
     assert less_work.table(rows) in (ROOT / "docs/performance.md").read_text()
-    asked = [(case.name, asked) for case in CASES for asked in case.asked]
-    assert [(row["encoder"], row["asked"]) for row in rows] == asked
+    asked = [(case.name, case.precision, asked) for case in CASES for asked in case.asked]
+    assert [(row["encoder"], row["precision"], row["asked"]) for row in rows] == asked
     for case in CASES:
-        whole, *less = (row for row in rows if row["encoder"] == case.name)
+        whole, *less = (row for row in rows if (row["encoder"], row["precision"]) == (case.name, case.precision))
         assert whole["times_as_fast"] == 1.0
         assert whole["f1"] == whole["f1_as_trained"]
         assert all(row["times_as_fast"] > 1 for row in less)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_training.ablation import EVERYTHING, TRICKS, Row, ablation, kept, table
+from cmt_training.ablation import EVERYTHING, FROM_NOTHING, TUNED, Row, Study, ablation, kept, table
 from cmt_training.options import TrainOptions
 from cmt_training.prepare import Prepared
 from small_training import OPTIONS
@@ -18,7 +18,8 @@ from small_training import OPTIONS
 def test_a_trick_is_left_out_and_measured(prepared: Prepared, tmp_path: Path) -> None:
     rows: list[Row] = []
     jobs = [(trick, seed) for seed in (0, 1) for trick in (EVERYTHING, "cue heads")]
-    ablation(prepared, replace(OPTIONS, epochs=1), tmp_path, jobs, 1, rows.append)
+    study = replace(FROM_NOTHING, options=replace(OPTIONS, epochs=1))
+    ablation(prepared, study, tmp_path, jobs, 1, rows.append)
     assert [(row["without"], row["seed"]) for row in rows] == jobs
     assert rows[0]["cross_entropy"] != rows[1]["cross_entropy"]
     assert not list(tmp_path.iterdir()), "trainings that are measured leave nothing"
@@ -31,7 +32,7 @@ def test_differences_are_paired_by_seed() -> None:
         return {"without": trick, "seed": seed, "weighted_f1": f1, "cross_entropy": 2 * f1} | of_each
 
     rows = [row(EVERYTHING, 0, 0.5), row(EVERYTHING, 1, 0.7), row("cue heads", 0, 0.4), row("cue heads", 1, 0.6)]
-    found = table([*rows, row("cue heads", 2, 0.1)])
+    found = table(FROM_NOTHING, [*rows, row("cue heads", 2, 0.1)])
     assert "| nothing | 2 | 0.600 |  | 1.200 |  | 0.500 | 0.400 | 0.600 |" in found
     assert "| cue heads | 2 | 0.500 | -0.100 [-0.100, -0.100] | 1.000 |" in found, "a seed without a pair is left out"
     assert len(found.splitlines()) == 4
@@ -46,8 +47,9 @@ def test_rows_of_other_options_arent_gone_on_with(tmp_path: Path) -> None:
         kept(result, told | {"options": {"epochs": 2}})
 
 
-def test_every_trick_is_an_option_that_is_on() -> None:
-    names, usual = {field.name for field in fields(TrainOptions)}, TrainOptions()
-    for trick, changes in TRICKS.items():
+@pytest.mark.parametrize("study", [FROM_NOTHING, TUNED], ids=["from nothing", "tuned"])
+def test_every_trick_is_an_option_that_is_on(study: Study) -> None:
+    names = {field.name for field in fields(TrainOptions)}
+    for trick, changes in study.tricks.items():
         assert set(changes) <= names
-        assert all(value != getattr(usual, name) for name, value in changes.items()), trick
+        assert all(value != getattr(study.options, name) for name, value in changes.items()), trick

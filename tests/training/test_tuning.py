@@ -67,6 +67,9 @@ def test_every_family_is_tuned(name: str) -> None:
         assert max(shares.values()) == 1
         assert tune == "last-1" or family.layer_decay == 1 or min(shares.values()) <= family.layer_decay
         features(encoder.train(), family.modality).square().sum().backward()
+        alike = tune_published(one_encoder(name)[0], TrainOptions(tune=tune, layer_decay=1.0))
+        assert set(alike) == set(shares)
+        assert set(alike.values()) == {1.0}
         idle = {n for n, p in encoder.backbone.named_parameters() if p.requires_grad and p.grad is None}
         assert tune == "full" or not idle
         assert all(n.endswith(("mask_token", "pooler")) for n in idle)

@@ -31,10 +31,12 @@ class TrainOptions:
 
     Published encoders
     tune: frozen, last-N, full or lora (`cmt_training.tuning`). tune_learning_rate: of what is tuned of them, at its
-    last layer; None: 5e-4 for LoRA, else 3e-5. gradient_checkpointing: their layers are computed again for the gradient
-    rather than kept. learning_rate: of the fusion and its projections; None: 1e-4 beside encoders that are tuned, else
-    3e-4. ema: decay of an average of the weights over steps, which is what is evaluated and saved; None: 0.999 where
-    encoders are tuned, 0.99 where all stay as they are, 0, none, where some start from nothing.
+    last layer; None: 5e-4 for LoRA, else 3e-5. layer_decay: each layer learns at so many times the rate of the one
+    above; None: its family's (`cmt_export.family`); 1: all alike. gradient_checkpointing: their layers are computed
+    again for the gradient rather than kept. learning_rate: of the fusion and its projections; None: 1e-4 beside
+    encoders that are tuned, else 3e-4. ema: decay of an average of the weights over steps, which is what is evaluated
+    and saved; None: 0.999 where encoders are tuned, 0.99 where all stay as they are, 0, none, where some start from
+    nothing.
 
     Encoders of images and sounds that nobody published
     encoder_learning_rate: theirs; head_learning_rate: of heads that read them alone, frozen published ones too, and of
@@ -62,6 +64,7 @@ class TrainOptions:
     accumulate: int = 1
     tune: str = FROZEN
     tune_learning_rate: float | None = None
+    layer_decay: float | None = None
     gradient_checkpointing: bool = False
     ema: float | None = None
     learning_rate: float | None = None
@@ -101,6 +104,8 @@ class TrainOptions:
         for name in ("modality_dropout", "token_dropout", "label_smoothing", "warm_up", "ema"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more and less than 1")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: got {self.layer_decay}; expected more than 0 and 1 at most")
 
     def rates(self) -> dict[str, float]:
         """Peak learning rates of parts of a model."""

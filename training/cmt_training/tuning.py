@@ -5,8 +5,8 @@
     full      all but what their family keeps as published, such as Wav2Vec2's convolutions
     lora      small matrices beside their attention's (Hu et al. 2022, arXiv 2106.09685), in the end merged into it
 
-Layers below learn slower, by the family's factor. Encoders of sound that know a mask hear with stretches of it in time
-(SpecAugment, Park et al. 2019, arXiv 1904.08779, as Wav2Vec2's own recipe).
+Layers below learn slower, by the family's factor or `layer_decay`. Encoders of sound that know a mask hear with
+stretches of it in time (SpecAugment, Park et al. 2019, arXiv 1904.08779, as Wav2Vec2's own recipe).
 """
 
 from __future__ import annotations
@@ -66,15 +66,16 @@ def _tuned(family: EncoderFamily, backbone: nn.Module, options: TrainOptions) ->
         return {name: 1.0 for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     layers = list(backbone.get_submodule(family.layers_in).children())
     depths = _depths(backbone, layers)
+    decay = family.layer_decay if options.layer_decay is None else options.layer_decay
     able = [n for n, p in backbone.named_parameters() if p.requires_grad and not n.startswith(family.untuned)]
     if options.tune == FULL:
-        return {name: family.layer_decay ** depths[name] for name in able}
+        return {name: decay ** depths[name] for name in able}
     count = int(options.tune.removeprefix(LAST))
     if count > len(layers):
         raise ValueError(f"tune: got {options.tune}; expected {LAST}{len(layers)} at most: there are no more layers")
     last = {id(parameter) for layer in layers[-count:] for parameter in layer.parameters()}
     parameters = dict(backbone.named_parameters())
-    return {name: family.layer_decay ** depths[name] for name in able if id(parameters[name]) in last}
+    return {name: decay ** depths[name] for name in able if id(parameters[name]) in last}
 
 
 def _depths(backbone: nn.Module, layers: Sequence[nn.Module]) -> dict[str, int]:

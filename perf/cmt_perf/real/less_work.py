@@ -10,13 +10,13 @@ which merges or stops as early. "as trained": of the regression that was fitted 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,10 @@ from cmt_training.data import open_data_set
 from cmt_training.encoded import Encoded
 from cmt_training.examples import Split
 from cmt_training.frozen import fast_precision, frozen_sources
+from cmt_training.markdown import markdown_table
 from cmt_training.prepare import Item, Prepared, prepare
 
 RESULT = Path("perf/results/less_work.json")
-PRECISION: Precision = "int8"
 COMPARED, CALIBRATED = (1, 2, 1), 16  # items
 ROUNDS, WARM_UP = 30, 3
 FACES: Mapping[Split, int] = {"train": 1000, "validation": 1, "test": 500}
@@ -61,10 +61,13 @@ class Case:
     modality: Modality
     asked: tuple[str, ...]
     preset: str = ""
+    precision: Precision = "int8"
 
 
+MERGED = ("merged_tokens=0", "merged_tokens=8", "merged_tokens=16")
 CASES = (
-    Case("DINOv2-small", "image", ("merged_tokens=0", "merged_tokens=8", "merged_tokens=16")),
+    Case("DINOv2-small", "image", MERGED),
+    Case("DINOv2-small", "image", MERGED, precision="bf16"),
     Case("Whisper-tiny.en", "audio", tuple(f"num_hidden_layers={layers}" for layers in (4, 3, 2, 1))),
     Case("ViT-B/16", "image", ("merged_tokens=0", "merged_tokens=8", "merged_tokens=13"), "base"),
     Case("Wav2Vec2-base", "audio", tuple(f"num_hidden_layers={layers}" for layers in (12, 9, 6)), "base"),
@@ -77,6 +80,7 @@ class Row:
     whole one; None without real weights."""
 
     encoder: str
+    precision: Precision
     asked: str
     ms: float
     times_as_fast: float
@@ -91,23 +95,23 @@ def rows_of(case: Case, trial: Trial) -> list[Row]:
         checkpoint_from_preset(f"{preset},{case.modality}=?{asked}", "meld", random_weights=bool(case.preset))
         for asked in case.asked
     ]
-    folders = [trial.work / "less" / f"{case.name.replace('/', '-')}-{asked}" for asked in case.asked]
     stage = sized(STAGES[f"encode_{case.modality}"], made[0].model.sizes)
-    errors = [_error(checkpoint, stage, folder) for checkpoint, folder in zip(made, folders, strict=True)]
-    times = _in_turns(stage, [open_engine(folder / "engine", threads=1) for folder in folders])
+    with TemporaryDirectory() as work:
+        folders = [Path(work, asked) for asked in case.asked]
+        errors = [
+            _error(checkpoint, stage, case.precision, folder) for checkpoint, folder in zip(made, folders, strict=True)
+        ]
+        times = _in_turns(stage, [open_engine(folder / "engine", threads=1) for folder in folders])
     f1 = [(None, None)] * len(made) if case.preset else _f1(case.modality, made, trial)
     return [
-        Row(case.name, asked, ms, round(times[0] / ms, 2), error, *found)
+        Row(case.name, case.precision, asked, ms, round(times[0] / ms, 2), error, *found)
         for asked, ms, error, found in zip(case.asked, times, errors, f1, strict=True)
     ]
 
 
-def _error(checkpoint: Checkpoint, stage: Stage, folder: Path) -> float:
-    """Builds the engine, where it isn't there; how far it is from PyTorch."""
-    told = folder / "error.json"
-    if told.is_file():
-        return float(json.loads(told.read_text()))
-    (folder / "engine").mkdir(parents=True, exist_ok=True)
+def _error(checkpoint: Checkpoint, stage: Stage, precision: Precision, folder: Path) -> float:
+    """Builds the engine; how far it is from PyTorch."""
+    (folder / "engine").mkdir(parents=True)
     preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)
     graph = onnx_from_checkpoint(checkpoint.model, STAGES[stage.name], folder / "onnx")
 
@@ -116,11 +120,9 @@ def _error(checkpoint: Checkpoint, stage: Stage, folder: Path) -> float:
         return [{spec.name: batch.tensors[spec.name] for spec in stage.inputs} for batch in made]
 
     engine = ENGINES["openvino"]
-    engine.build(Build(graph, stage, folder / "engine", PRECISION, calibration))
+    engine.build(Build(graph, stage, folder / "engine", precision, calibration))
     expected = references(checkpoint.model, STAGES[stage.name], batches(preprocessors, COMPARED))
-    error = stage_parity(open_engine(folder / "engine"), engine, stage, PRECISION, expected).error
-    told.write_text(json.dumps(error))
-    return error
+    return stage_parity(open_engine(folder / "engine"), engine, stage, precision, expected).error
 
 
 def _in_turns(stage: Stage, runners: Sequence[Runner]) -> list[float]:
@@ -183,15 +185,13 @@ def cross_validated(folds: Sequence[Array], labels: Array, learnt: Array, asked:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| encoder, int8 | asked for | ms | times as fast | off PyTorch | weighted F1 | as trained on the whole |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["encoder", "", "asked for", "ms", "times as fast", "off PyTorch", "weighted F1", "as trained on the whole"]
+    lines = []
     for row in rows:
         f1 = ["" if row[key] is None else f"{row[key]:.3f}" for key in ("f1", "f1_as_trained")]
         cells = [f"{row['ms']:.1f}", f"{row['times_as_fast']:.2f}", f"{row['error']:.1e}", *f1]
-        lines.append(f"| {row['encoder']} | `{row['asked']}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row["encoder"], row["precision"], f"`{row['asked']}`", *cells])
+    return markdown_table(head, lines)
 
 
 def _told(what: str, done: float) -> None:
