@@ -97,6 +97,8 @@ def test_empty_splits_other_runs_and_nonsense_are_refused(prepared: Prepared, tm
         replace(OPTIONS, tune="last")
     with pytest.raises(ValueError, match="epochs: got 0"):
         replace(OPTIONS, epochs=0)
+    with pytest.raises(ValueError, match=r"layer_decay: got 1\.5; expected more than 0 and 1 at most"):
+        replace(OPTIONS, layer_decay=1.5)
 
 
 @pytest.mark.long

@@ -68,6 +68,7 @@ MERGED = ("merged_tokens=0", "merged_tokens=8", "merged_tokens=16")
 CASES = (
     Case("DINOv2-small", "image", MERGED),
     Case("DINOv2-small", "image", MERGED, precision="bf16"),
+    Case("DINOv2-small", "image", MERGED, precision="fp32"),
     Case("Whisper-tiny.en", "audio", tuple(f"num_hidden_layers={layers}" for layers in (4, 3, 2, 1))),
     Case("ViT-B/16", "image", ("merged_tokens=0", "merged_tokens=8", "merged_tokens=13"), "base"),
     Case("Wav2Vec2-base", "audio", tuple(f"num_hidden_layers={layers}" for layers in (12, 9, 6)), "base"),
