@@ -151,8 +151,9 @@ bench-precision: $(VENV)/.installed  ## what bf16 and int8 cost in F1 on the wei
 bench-real: $(VENV)/.installed  ## frozen Whisper, DINOv2 and MiniLM on real media in DATA: training/results/real.json; hours
 	$(BIN)/python -m cmt_perf.real.trial .cmt/real $(or $(DATA),../shared/data)
 
-bench-less-work: $(VENV)/.installed  ## what merged tokens and fewer layers save and cost on real media in DATA: perf/results/less_work.json; quiet machine, half an hour
+bench-less-work: $(VENV)/.installed  ## what merged tokens, fewer layers and smaller input save and cost on real media in DATA: perf/results/less_*.json; quiet machine, half an hour
 	$(BIN)/python -m cmt_perf.real.less_work .cmt/real $(or $(DATA),../shared/data)
+	$(BIN)/python -m cmt_perf.real.less_input .cmt/real $(or $(DATA),../shared/data)
 
 bench-ablation: $(VENV)/.installed  ## what each trick of training is worth, with MELD's words in DATA: training/results/ablation*.json; 4 hours, 2 cores
 	$(BIN)/python -m cmt_training.ablation .cmt/ablation

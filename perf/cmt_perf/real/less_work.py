@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cmt_engine.engine import ENGINES, Build, Precision, Runner, open_engine
@@ -100,7 +100,7 @@ def rows_of(case: Case, trial: Trial) -> list[Row]:
     with TemporaryDirectory() as work:
         folders = [Path(work, asked) for asked in case.asked]
         errors = [
-            _error(checkpoint, stage, case.precision, folder) for checkpoint, folder in zip(made, folders, strict=True)
+            built(checkpoint, stage, case.precision, folder) for checkpoint, folder in zip(made, folders, strict=True)
         ]
         times = _in_turns(stage, [open_engine(folder / "engine", threads=1) for folder in folders])
     f1 = [(None, None)] * len(made) if case.preset else _f1(case.modality, made, trial)
@@ -110,8 +110,8 @@ def rows_of(case: Case, trial: Trial) -> list[Row]:
     ]
 
 
-def _error(checkpoint: Checkpoint, stage: Stage, precision: Precision, folder: Path) -> float:
-    """Builds the engine; how far it is from PyTorch."""
+def built(checkpoint: Checkpoint, stage: Stage, precision: Precision, folder: Path) -> float:
+    """Builds FOLDER/engine, of OpenVINO; how far it is from PyTorch."""
     (folder / "engine").mkdir(parents=True)
     preprocessors = make_preprocessors(checkpoint.config.preprocess, checkpoint.tokenizer)
     graph = onnx_from_checkpoint(checkpoint.model, STAGES[stage.name], folder / "onnx")
@@ -173,13 +173,16 @@ def _folds(ready: Prepared) -> list[Array]:
     return [np.array([held_out(item, speaker) for item in ready.items]) for speaker in speakers]
 
 
+def regression() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000))
+
+
 def cross_validated(folds: Sequence[Array], labels: Array, learnt: Array, asked: Array) -> float:
     """Weighted F1 of the answers of all folds together. learnt: what the regressions are fitted on; asked: what they
     are asked of."""
     answers = np.empty_like(labels)
     for test in folds:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000))
-        answers[test] = model.fit(learnt[~test], labels[~test]).predict(asked[test])
+        answers[test] = regression().fit(learnt[~test], labels[~test]).predict(asked[test])
     tested = np.any(folds, axis=0)
     return round(float(f1_score(labels[tested], answers[tested], average="weighted")), 4)
 
