@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import struct
 import tarfile
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from cmt_engine.engine import ENGINES
-from cmt_perf.real import less_work, weights
+from cmt_perf.real import less_input, less_work, weights
 from cmt_perf.real.less_work import CASES, cross_validated
 from cmt_perf.real.tables import leave_one_out, sampled, unpacked
 from cmt_perf.real.trial import figures, over_seeds
@@ -194,3 +196,32 @@ def test_the_page_shows_what_doing_less_was_measured_to_cost() -> None:
             told = {("int8", "merged_tokens=8"): 0.91, ("int8", "merged_tokens=16"): 1.14}
             told["fp32", "merged_tokens=16"] = 1.48
             assert row["times_as_fast"] == told.get((precision, asked), row["times_as_fast"])
+
+
+def test_the_page_shows_what_smaller_input_was_measured_to_save() -> None:
+    rows = json.loads((ROOT / "perf/results/less_input.json").read_text())["rows"]
+    page = (ROOT / "docs/performance.md").read_text()
+    assert less_input.table(rows) in page
+    found = {row["asked"]: row for row in rows}
+    own, again, bucket = (found[way] for way in (less_input.OWN, less_input.AGAIN, less_input.BUCKET))
+    assert {row["f1"] for row in (own, again, bucket, found[less_input.LONGEST])} == {own["f1"]}
+    assert f"cost {bucket['ms'] / own['ms'] - 1:.0%} beside".replace("%", " %") in page
+    assert f"{bucket['ms'] / again['ms'] - 1:.0%} where".replace("%", " %") in page
+    whole, small = found[less_input.WHOLE], found[less_input.SMALL]
+    assert f"saves {1 - small['ms'] / whole['ms']:.0%}.".replace("%", " %") in page
+    assert abs(small["f1"] - whole["f1"]) < 2 / less_input.PICTURES
+
+
+def test_photographs_are_decoded_smaller_unless_that_is_forbidden() -> None:
+    rng = np.random.default_rng(0)
+    packed = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (300, 400), np.uint8)).save(packed, "JPEG")
+
+    def sides() -> tuple[int, int]:
+        opened = Image.open(io.BytesIO(packed.getvalue()))
+        opened.draft("L", (100, 75))
+        return opened.size
+
+    with less_input.decoded_whole():
+        assert sides() == (400, 300)
+    assert sides() == (100, 75)

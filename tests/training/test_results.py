@@ -79,6 +79,18 @@ def test_tricks_of_training_from_nothing_are_worth_what_the_docs_say() -> None:
     assert max(lost("dropped patches and stretches of sound")) < 0
 
 
+def test_tricks_of_tuning_are_worth_as_little_as_the_docs_say() -> None:
+    runs = {(row["without"], row["seed"]): row for row in json.loads(TUNED.read_text())["rows"]}
+
+    def gained(trick: str, measure: str) -> float:
+        """By leaving it out, on average."""
+        return fmean(runs[trick, seed][measure] - runs[ablation.EVERYTHING, seed][measure] for seed in range(3))
+
+    f1 = {trick: gained(trick, "weighted_f1") for trick in ablation.TUNED.tricks}
+    assert max(f1.values(), key=abs) == f1["warm-up"] == pytest.approx(0.004, abs=5e-4)
+    assert gained("weights of rare labels", "cross_entropy") == pytest.approx(-0.05, abs=5e-3)
+
+
 @pytest.mark.parametrize("path", [ABLATION, TUNED, GENERATED, MELD], ids=lambda path: path.name)
 def test_commands_are_those_of_any_machine(path: Path) -> None:
     told = json.loads(path.read_text())["conditions"]["command"].split()

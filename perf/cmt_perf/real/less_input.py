@@ -108,7 +108,7 @@ def pictures(trial: Trial) -> list[Row]:
     for example in asked:
         picture = _photograph(example, rng)
         for way in times:
-            with _whole() if way == WHOLE else nullcontext():
+            with decoded_whole() if way == WHOLE else nullcontext():
                 start = time.perf_counter()
                 pixels[way].append(prepare(picture)["pixel_values"])
                 times[way].append(1e3 * (time.perf_counter() - start))
@@ -120,7 +120,7 @@ def pictures(trial: Trial) -> list[Row]:
     return _rows("a JPEG of 12 megapixels with a face", times, f1)
 
 
-def _whole() -> AbstractContextManager[Any]:
+def decoded_whole() -> AbstractContextManager[Any]:
     """Meanwhile decoders of JPEG give every pixel."""
     return patch.object(JpegImagePlugin.JpegImageFile, "draft", lambda _self, _mode, _size: None)
 
