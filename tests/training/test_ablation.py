@@ -43,6 +43,7 @@ def test_rows_of_other_options_arent_gone_on_with(tmp_path: Path) -> None:
     assert kept(result, told) == []
     result.write_text(json.dumps({"rows": [{"seed": 0}], "conditions": told}))
     assert kept(result, told) == [{"seed": 0}]
+    assert kept(result, told | {"options": {"epochs": 1, "since": None}}) == [{"seed": 0}]
     with pytest.raises(ValueError, match=r"has rows of options \{'epochs': 1\}; expected \{'epochs': 2\}"):
         kept(result, told | {"options": {"epochs": 2}})
 

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from cmt_export.checkpoint import checkpoint_from_preset, load_checkpoint
+from cmt_pipeline.modality import MODALITIES
 from cmt_pipeline.progress import no_progress
 from cmt_release.durable import replace_file
 from cmt_training.conditions import conditions
@@ -41,7 +42,6 @@ COMMAND = "python -m cmt_training.ablation WORK"
 EVERYTHING = "with all of them"
 ITEMS = 2000  # generated ones
 MEASURES = ("weighted_f1", "cross_entropy")
-SUBSETS = ("image", "audio", "text")
 Job = tuple[str, int]  # a trick that is left out, and a seed
 Row = dict[str, Any]  # "without", "seed", and figures
 
@@ -109,7 +109,7 @@ def _run(data: Prepared, study: Study, work: Path, job: Job) -> Row:
         shutil.rmtree(folder)
     figures = {measure: found.calibrated[measure] for measure in MEASURES}
     if options.model == "cmt":
-        figures |= {f"{m}_weighted_f1": found.subsets[m]["weighted_f1"] for m in SUBSETS}
+        figures |= {f"{m}_weighted_f1": found.subsets[m]["weighted_f1"] for m in MODALITIES}
     figures |= {"seconds": sum(epoch["seconds"] for epoch in state.history)}
     return {"without": trick, "seed": seed} | {name: round(value, 4) for name, value in figures.items()}
 
@@ -117,7 +117,7 @@ def _run(data: Prepared, study: Study, work: Path, job: Job) -> Row:
 def table(study: Study, rows: Sequence[Row]) -> str:
     """Markdown: means over the seeds of each trick's absence, and differences from everything with 95 % intervals."""
     runs = {(row["without"], row["seed"]): row for row in rows}
-    alone = [m for m in SUBSETS if f"{m}_weighted_f1" in rows[0]]
+    alone = [m for m in MODALITIES if f"{m}_weighted_f1" in rows[0]]
     lines = []
     for trick in study.tricks:
         seeds = sorted({seed for name, seed in runs if name == trick} & {s for name, s in runs if name == EVERYTHING})
@@ -172,15 +172,18 @@ def _corpus(folder: Path) -> DataSet:
 
 
 def kept(result: Path, told: Mapping[str, Any]) -> list[Row]:
-    """Rows of an earlier run of the same data and options. ValueError where it was of others."""
+    """Rows of an earlier run of the same data and options; one that came since is at its default. ValueError where it
+    was of others."""
     if not result.is_file():
         return []
     earlier = json.loads(result.read_text())
+    now = json.loads(json.dumps(told))
+    now["options"] = {name: now["options"].get(name) for name in earlier["conditions"]["options"]}
     for what in ("data", "items", "options"):
-        now = json.loads(json.dumps(told[what]))
-        if earlier["conditions"][what] != now:
-            was = earlier["conditions"][what]
-            raise ValueError(f"{result} has rows of {what} {was}; expected {now}: move the file away to begin anew")
+        if (was := earlier["conditions"][what]) != now[what]:
+            raise ValueError(
+                f"{result} has rows of {what} {was}; expected {now[what]}: move the file away to begin anew"
+            )
     rows: list[Row] = earlier["rows"]
     return rows
 
