@@ -149,7 +149,7 @@ def main() -> None:
     data = prepare(made, checkpoint.config.preprocess, checkpoint.tokenizer, given.work / "prepared", no_progress)
     told = conditions(
         command=COMMAND + (" --tuned MELD" if given.tuned else ""),
-        data=data.folder.name,
+        data=made.name,
         items={split: len(data.of(split)) for split in ("train", "validation", "test")},
         options=asdict(study.options),
     )
